@@ -1,0 +1,195 @@
+"""Every knob of a pretraining run, as frozen dataclasses. No torch here, so that `--help` stays quick.
+
+`None` in a field means "derived from the data and the machine when the run is planned"; `fgssl pretrain --dry-run`
+shows what each such value became and why. How recipes, flags and `--set` are merged is in `fgssl.resolve`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+
+def knob(default: Any, text: str) -> Any:
+    """A dataclass field with its one-line description (shown by --dry-run and the docs)."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the pictures are. Also stored in the encoder file, so that evaluation finds the same data again."""
+
+    source: str = knob("demo", "preset name, hub id owner/name, folder, text file of paths, parquet, or demo")
+    train_split: str | None = knob(None, "split to train on (default: the source's own)")
+    test_split: str | None = knob(None, "split to evaluate on (default: the source's own)")
+    subset: str | None = knob(None, "hub data set configuration name")
+    revision: str | None = knob(None, "hub data set revision")
+    image_column: str | None = knob(None, "column with the image (default: found by type)")
+    label_column: str | None = knob(None, "column with the class (default: found by type)")
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    """The random views of an image; defaults are MoCo v2's (paper section 4)."""
+
+    preset: Literal["mocov2", "colour", "geometric"] = knob("mocov2", "named set of the values below")
+    crop_min: float = knob(0.2, "smallest area of a random crop, as a fraction of the image")
+    crop_max: float = knob(1.0, "largest area of a random crop")
+    flip: float = knob(0.5, "probability of a horizontal flip")
+    jitter: float = knob(0.8, "probability of colour jitter")
+    brightness: float = knob(0.4, "brightness factor drawn from 1 -/+ this")
+    contrast: float = knob(0.4, "contrast factor drawn from 1 -/+ this")
+    saturation: float = knob(0.4, "saturation factor drawn from 1 -/+ this")
+    hue: float = knob(0.1, "hue shift drawn from -/+ this, in turns of the colour circle (at most 0.5)")
+    grayscale: float = knob(0.2, "probability of dropping the colour")
+    blur: float = knob(0.5, "probability of Gaussian blur")
+    blur_sigma_min: float = knob(0.1, "smallest blur, in pixels of a 224-pixel crop")
+    blur_sigma_max: float = knob(2.0, "largest blur, in pixels of a 224-pixel crop")
+    solarize: float = knob(0.0, "probability of inverting bright pixels")
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The encoder: any timm model."""
+
+    name: str = knob("resnet50", "timm model name")
+    pretrained: bool | None = knob(None, "start from timm's pretrained weights (default: yes, but not for demo)")
+    init: str | None = knob(None, "start from this file: a run, an encoder, or a timm state dict")
+    image_size: int | None = knob(None, "side of the square input in pixels (default: the model's own)")
+    output_stride: int | None = knob(None, "reduce the stride of a CNN for a finer map (8 or 16, where supported)")
+    drop_path: float | None = knob(None, "stochastic depth rate, where the model has it")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The self-supervised objective; defaults are MoCo v2's."""
+
+    name: Literal["mocov2"] = knob("mocov2", "self-supervised objective")
+    projector_hidden: int | None = knob(None, "hidden width of the projector (default: the map's channels)")
+    projector_dim: int = knob(256, "width of the projection")
+    temperature: float = knob(0.2, "temperature of InfoNCE")
+    momentum: float | None = knob(None, "momentum of the key encoder (default: averages a fifth of the run)")
+    queue_size: int | None = knob(None, "number of stored keys (default: half an epoch, at most 65,536)")
+    key_norm: Literal["running", "batch"] = knob(
+        "running", "BatchNorm of the key encoder: averaged statistics (no leak between images) or the batch's"
+    )
+
+
+@dataclass(frozen=True)
+class RationaleConfig:
+    """GradCAM of the loss fitted by a branch of limited capacity (paper section 3; see `fgssl.rationale`)."""
+
+    enabled: bool = knob(True, "fit the rationale beside the objective")
+    preset: Literal["normalized", "official"] = knob("normalized", "named set of the values below")
+    sign: Literal["raise", "lower"] = knob("raise", "GradCAM of places that raise (+dL/dF) or lower (-dL/dF) the loss")
+    target: Literal["softmax", "probability", "standardized"] = knob("probability", "GradCAM map to distribution")
+    axis: Literal["all", "row"] = knob("all", "distributions over all places, or one for each row of the map")
+    temperature: float = knob(1.0, "temperature of the target (below 1 sharpens)")
+    prediction_temperature: float = knob(1.0, "temperature of the softmax over the branch's map")
+    detach_target: bool = knob(True, "no gradient through the target")
+    stop_gradient: bool = knob(True, "the fit does not train the backbone")
+    normalization: Literal["none", "image", "batch"] = knob("none", "map normalisation (a - min) / max before the fit")
+    projections: int = knob(32, "K, the number of 1x1 projections")
+    branch_norm: Literal["batch", "none"] = knob("batch", "normalisation after the projections")
+    combine: Literal["max", "mean"] = knob("max", "how K maps become one")
+    reduction: Literal["mean", "sum"] = knob("mean", "fit loss over images (and rows)")
+    weight: float = knob(1.0, "weight of the fit in the total loss")
+    warmup_epochs: float = knob(0.0, "epochs over which the weight rises from 0")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser and its schedule: linear warm-up, then cosine to zero."""
+
+    name: Literal["sgd", "adamw"] = knob("sgd", "optimiser")
+    lr: float | None = knob(None, "peak learning rate (default: by optimiser and init, scaled with the batch)")
+    weight_decay: float | None = knob(None, "weight decay, not applied to norms and biases with adamw")
+    momentum: float = knob(0.9, "momentum of sgd")
+    warmup_epochs: float = knob(0.0, "epochs of linear warm-up")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Length, batch and machine."""
+
+    epochs: int = knob(100, "passes over the training split")
+    max_steps: int | None = knob(None, "stop after this many optimiser steps")
+    batch_size: int = knob(128, "images per step over all processes")
+    seed: int = knob(0, "seed of everything random")
+    workers: int | None = knob(None, "loader processes per process (default: by machine)")
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = knob("auto", "autocast precision")
+    device: str | None = knob(None, "cpu, cuda, cuda:1, mps (default: the best at hand)")
+    save_every: float = knob(10.0, "minutes between saved states (one is also kept at each epoch's end)")
+    log_every: int = knob(10, "steps between lines of metrics.jsonl")
+    evaluate: bool = knob(True, "retrieval and overview.png at the end of the run")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A whole run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    rationale: RationaleConfig = field(default_factory=RationaleConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+# A preset gives values for its section; whatever the user sets explicitly wins over it.
+VIEW_PRESETS: dict[str, dict[str, Any]] = {
+    "mocov2": {},
+    # keeps hue and saturation, for classes told apart by colour
+    "colour": {"saturation": 0.1, "hue": 0.0, "grayscale": 0.0},
+    "geometric": {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0},
+}
+RATIONALE_PRESETS: dict[str, dict[str, Any]] = {
+    # one distribution per image, detached, mean per image: the defaults above
+    "normalized": {},
+    # what the authors' code computes for MoCo (reference in recipes/cub-resnet50-official.yaml)
+    "official": {
+        "sign": "raise",
+        "target": "softmax",
+        "axis": "row",
+        "temperature": 1.0,
+        "prediction_temperature": 1.0,
+        "detach_target": False,
+        "stop_gradient": False,
+        "normalization": "batch",
+        "branch_norm": "batch",
+        "combine": "max",
+        "reduction": "sum",
+        "weight": 0.01,
+    },
+}
+# What a run on the built-in demo set uses unless told otherwise: minutes on two cores, offline.
+DEMO_PROFILE: dict[str, Any] = {
+    "backbone.name": "resnet18",
+    "backbone.pretrained": False,
+    "backbone.image_size": 96,
+    "training.epochs": 14,
+    "training.batch_size": 64,
+}
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A config as flat `section.key` -> value."""
+    flat: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        name = f"{prefix}{item.name}"
+        flat.update(flatten(value, f"{name}.") if is_dataclass(value) else {name: value})
+    return flat
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """Flat `section.key` -> value as nested dicts (what YAML and JSON files hold)."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *sections, key = name.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[key] = value
+    return tree

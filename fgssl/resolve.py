@@ -1,0 +1,204 @@
+"""Recipe YAML + flags + `--set a.b=value` -> PretrainConfig, remembering where every value came from.
+
+Later wins: default < demo profile < preset < recipe < flag < --set. Unknown keys and impossible values are one clear
+line. Values that depend on the data or the machine are derived later, in `fgssl.plan`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from fgssl.config import DEMO_PROFILE, RATIONALE_PRESETS, VIEW_PRESETS, PretrainConfig, flatten
+from fgssl.errors import FgsslError
+
+MAX_RECIPE_BYTES = 1_000_000
+
+
+class Resolved(NamedTuple):
+    """A config and, for each `section.key`, where its value came from."""
+
+    config: PretrainConfig
+    origins: dict[str, str]
+
+
+def load_config(
+    recipe: Path | None = None, *, flags: Mapping[str, Any] | None = None, sets: Sequence[str] = ()
+) -> Resolved:
+    """Merge a recipe, command-line flags and `--set` pairs into a checked config.
+
+    Args:
+        recipe: YAML file with sections as in `PretrainConfig`.
+        flags: `section.key` -> value of the flags the user gave (None = not given); origin is the flag's value.
+        sets: `section.key=value` strings; the value is read as YAML.
+
+    Raises:
+        FgsslError: unreadable recipe, unknown key, value of the wrong type, contradiction.
+    """
+    given: dict[str, tuple[Any, str]] = {}
+    if recipe is not None:
+        given |= {k: (v, f"recipe {recipe.name}") for k, v in _read_recipe(recipe).items()}
+    given |= {k: (v, "flag") for k, v in (flags or {}).items() if v is not None}
+    given |= {k: (v, "--set") for k, v in map(_parse_set, sets)}
+    return _assemble(given)
+
+
+def config_from_flat(flat: Mapping[str, Any], origin: str = "saved run") -> Resolved:
+    """Rebuild a config from saved `section.key` -> value pairs (every key optional)."""
+    return _assemble({k: (v, origin) for k, v in flat.items()})
+
+
+def _assemble(given: dict[str, tuple[Any, str]]) -> Resolved:
+    defaults = flatten(PretrainConfig())
+    for key in given:
+        if key not in defaults:
+            near = difflib.get_close_matches(key, defaults, n=1, cutoff=0.5)
+            raise FgsslError(f"unknown setting '{key}'", f"did you mean '{near[0]}'?" if near else "see --dry-run")
+    hints = _hints(PretrainConfig)
+    values = {k: (_coerce(k, v, hints[k]), origin) for k, (v, origin) in given.items()}
+
+    def chosen(key: str) -> Any:
+        return values.get(key, (defaults[key], ""))[0]
+
+    layers = [
+        ({f"views.{k}": v for k, v in VIEW_PRESETS[chosen("views.preset")].items()}, f"preset {chosen('views.preset')}"),
+        (
+            {f"rationale.{k}": v for k, v in RATIONALE_PRESETS[chosen("rationale.preset")].items()},
+            f"preset {chosen('rationale.preset')}",
+        ),
+    ]
+    if chosen("data.source") == "demo":
+        layers.append((DEMO_PROFILE, "demo default"))
+    for layer, origin in layers:
+        for key, value in layer.items():
+            values.setdefault(key, (value, origin))
+    flat = {k: values.get(k, (v, "default")) for k, v in defaults.items()}
+    config = build({k: v for k, (v, _) in flat.items()})
+    _reject_contradictions(config)
+    return Resolved(config, {k: origin for k, (_, origin) in flat.items()})
+
+
+def build(flat: Mapping[str, Any]) -> PretrainConfig:
+    """A config from a complete flat mapping."""
+    hints = get_type_hints(PretrainConfig)
+    sections = {}
+    for item in fields(PretrainConfig):
+        start = f"{item.name}."
+        sections[item.name] = hints[item.name](**{k[len(start) :]: v for k, v in flat.items() if k.startswith(start)})
+    return PretrainConfig(**sections)
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise FgsslError(f"recipe '{path}' is larger than 1 MB", "is it a recipe?")
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise FgsslError(f"cannot read recipe '{path}': {error}", "give the path of a YAML file") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise FgsslError(f"recipe '{path}' is not valid YAML: {str(error).splitlines()[0]}", "mend it") from error
+    if not isinstance(tree, dict):
+        raise FgsslError(f"recipe '{path}' holds no settings", "write sections such as 'training:' with keys below")
+    flat: dict[str, Any] = {}
+    for section, values in tree.items():
+        if not isinstance(values, dict):
+            raise FgsslError(f"recipe '{path}': '{section}' is not a section", "write 'section:' with keys below it")
+        flat |= {f"{section}.{key}": value for key, value in values.items()}
+    return flat
+
+
+def _parse_set(pair: str) -> tuple[str, Any]:
+    key, equals, text = pair.partition("=")
+    if not equals or "." not in key:
+        raise FgsslError(f"--set {pair!r} is not section.key=value", "write e.g. --set rationale.projections=16")
+    try:
+        return key.strip(), yaml.safe_load(text) if text.strip() else None
+    except yaml.YAMLError as error:
+        raise FgsslError(f"--set {pair!r}: the value is not valid YAML", "quote it") from error
+
+
+def _hints(cls: type, prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(cls).items():
+        found |= _hints(hint, f"{prefix}{name}.") if is_dataclass(hint) else {f"{prefix}{name}": hint}  # type: ignore[arg-type]
+    return found
+
+
+def _coerce(key: str, value: Any, hint: Any) -> Any:
+    """The value as the field's type, or one line saying what the field takes."""
+    if get_origin(hint) in (Union, types.UnionType):
+        if value is None:
+            return None
+        hint = next(h for h in get_args(hint) if h is not type(None))
+    if get_origin(hint) is Literal:
+        value = "no" if value is False and "no" in get_args(hint) else value  # YAML reads a bare `no` as false
+        if value not in get_args(hint):
+            raise FgsslError(f"{key} cannot be {value!r}", f"choose one of {', '.join(map(str, get_args(hint)))}")
+        return value
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return str(value)
+    if hint in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            number = float(value)  # YAML 1.1 reads 1e-4 as a string
+            if number == number and abs(number) != float("inf") and (hint is float or number == int(number)):
+                return hint(number)
+        except ValueError:
+            pass
+    raise FgsslError(f"{key} cannot be {value!r}", f"it takes a value of type {hint.__name__}")
+
+
+_AT_LEAST: dict[str, float] = {
+    "training.epochs": 1, "training.batch_size": 2, "training.max_steps": 1, "training.workers": 0,
+    "training.log_every": 1, "training.seed": 0, "training.save_every": 0, "objective.queue_size": 1,
+    "objective.projector_dim": 1, "objective.projector_hidden": 1, "rationale.projections": 1, "rationale.weight": 0,
+    "rationale.warmup_epochs": 0, "optimizer.warmup_epochs": 0, "optimizer.weight_decay": 0,
+    "backbone.image_size": 8, "views.brightness": 0, "views.contrast": 0, "views.saturation": 0,
+    "views.blur_sigma_min": 0,
+}  # fmt: skip
+_POSITIVE = (
+    "optimizer.lr", "objective.temperature", "rationale.temperature", "rationale.prediction_temperature",
+    "views.crop_min", "views.blur_sigma_max",
+)  # fmt: skip
+_FRACTION = (
+    "views.crop_max", "views.flip", "views.jitter", "views.grayscale", "views.blur", "views.solarize", "views.crop_min",
+    "objective.momentum", "backbone.drop_path",
+)  # fmt: skip
+
+
+def _reject_contradictions(config: PretrainConfig) -> None:
+    flat = flatten(config)
+    for key, least in _AT_LEAST.items():
+        if flat[key] is not None and flat[key] < least:
+            raise FgsslError(f"{key} is {flat[key]}", f"it must be at least {least:g}")
+    for key in _POSITIVE:
+        if flat[key] is not None and flat[key] <= 0:
+            raise FgsslError(f"{key} is {flat[key]}", "it must be above 0")
+    for key in _FRACTION:
+        if flat[key] is not None and not 0 <= flat[key] <= 1:
+            raise FgsslError(f"{key} is {flat[key]}", "it must lie between 0 and 1")
+    views = config.views
+    if views.crop_min > views.crop_max:
+        raise FgsslError(f"views.crop_min {views.crop_min} is above views.crop_max {views.crop_max}", "swap them")
+    if views.blur_sigma_min > views.blur_sigma_max:
+        raise FgsslError(
+            f"views.blur_sigma_min {views.blur_sigma_min} is above views.blur_sigma_max {views.blur_sigma_max}",
+            "swap them",
+        )
+    if abs(views.hue) > 0.5:
+        raise FgsslError(f"views.hue is {views.hue}", "it must lie between 0 and 0.5")
+    queue, batch = config.objective.queue_size, config.training.batch_size
+    if queue is not None and queue < batch:
+        raise FgsslError(
+            f"objective.queue_size {queue} is smaller than --batch-size {batch}",
+            "make the queue at least one batch long, or leave it out",
+        )
+    if config.backbone.init is not None and config.backbone.pretrained:
+        raise FgsslError("--pretrained and backbone.init are both given", "choose one")
