@@ -1,0 +1,79 @@
+"""The seam between objectives and everything else: two views in, a loss and the feature maps it came from out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fgssl.backbone import Backbone
+from fgssl.config import ObjectiveConfig
+
+
+class ObjectiveOutput(NamedTuple):
+    """What one step of an objective yields.
+
+    The embedding must be pooled FROM `feature_maps[0]`: GradCAM differentiates the loss with respect to it.
+    """
+
+    loss: Tensor  # scalar, mean over the images of this process
+    feature_maps: tuple[Tensor, ...]  # each (N, C, H, W), of the views that carry gradient, the first view first
+    metrics: dict[str, Tensor]  # detached scalars to log
+
+
+class Objective(nn.Module):
+    """Base class: owns the trained backbone and projector; knows nothing of the rationale.
+
+    Args:
+        backbone: The encoder to train.
+        config: Objective settings with every derived value filled in.
+    """
+
+    def __init__(self, backbone: Backbone, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.config = config
+        self.projector = build_projector(backbone.channels, config.projector_hidden, config.projector_dim)
+
+    def forward(self, views: Tensor, index: Tensor) -> ObjectiveOutput:
+        """One step.
+
+        Args:
+            views: (2, N, 3, S, S) normalised float images.
+            index: (N,) int64, the images' positions in the split.
+        """
+        raise NotImplementedError
+
+    def chance_level(self) -> float:
+        """The loss of an encoder that knows nothing, in nats."""
+        raise NotImplementedError
+
+    def sample_keys(self, count: int) -> Tensor:
+        """Up to `count` l2-normalised projections of training images, (M, projector_dim), kept with the encoder."""
+        raise NotImplementedError
+
+
+def build_projector(channels: int, hidden: int | None, width: int) -> nn.Sequential:
+    """MoCo v2's projector: two linear layers, no BatchNorm (paper section 4: 2048-2048-256)."""
+    hidden = hidden or channels
+    return nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, width))
+
+
+def project(feature_map: Tensor, projector: nn.Module) -> Tensor:
+    """Global average pooling, projector, l2: (N, C, H, W) -> (N, D) float32."""
+    return functional.normalize(projector(feature_map.mean((2, 3))).float(), dim=1)
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """A detached (N, ...) tensor of every process, in the order the images have in the global batch.
+
+    Processes take every world-th image (`StepSampler`), so the stacked shares are interleaved.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return tensor
+    world = torch.distributed.get_world_size()
+    shares = [torch.empty_like(tensor) for _ in range(world)]
+    torch.distributed.all_gather(shares, tensor.contiguous())
+    return torch.stack(shares, 1).flatten(0, 1)

@@ -1,0 +1,144 @@
+"""MoCo v2: a query against the key of its other view and a queue of older keys (He et al. 2020, Chen et al. 2020).
+
+Two departures, both because fine-grained sets are small. The queue is sized from the data and remembers which image each
+key came from: keys of the query's own image are no negatives (with the usual 65,536 keys on 6,000 images each image is
+its own negative ten times). And BatchNorm of the key encoder uses averaged statistics (Cai et al. 2021, "Exponential
+Moving Average Normalization") where MoCo shuffles images between GPUs: with the statistics of the batch a query could
+find its key by them, and shuffling is void on one process; averaged ones leak nothing on any number of processes.
+`objective.key_norm: batch` gives plain batch statistics.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fgssl.backbone import Backbone
+from fgssl.config import ObjectiveConfig
+from fgssl.objectives.base import Objective, ObjectiveOutput, gather, project
+
+
+class MoCo(Objective):
+    """MoCo v2 with a data-sized ring buffer of keys.
+
+    Args:
+        backbone: The query encoder; a frozen copy becomes the key encoder.
+        config: `momentum` and `queue_size` must be filled in.
+    """
+
+    queue: Tensor
+    queue_index: Tensor
+    queue_pointer: Tensor
+
+    def __init__(self, backbone: Backbone, config: ObjectiveConfig) -> None:
+        super().__init__(backbone, config)
+        assert config.queue_size is not None and config.momentum is not None  # filled in by the plan
+        self.momentum, self.temperature = config.momentum, config.temperature
+        self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
+        self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        keys = torch.randn(config.queue_size, config.projector_dim)
+        self.register_buffer("queue", functional.normalize(keys, dim=1))
+        self.register_buffer("queue_index", torch.full((config.queue_size,), -1))  # -1: a random start, of no image
+        self.register_buffer("queue_pointer", torch.zeros(1, dtype=torch.int64))
+
+    def train(self, mode: bool = True) -> MoCo:
+        """Key encoder: in train mode as a whole (some models cache weights in eval mode), its norms and dropout not."""
+        super().train(mode)
+        if mode:
+            for module in (*self.key_backbone.modules(), *self.key_projector.modules()):
+                is_norm = isinstance(module, _BatchNorm) and self.config.key_norm == "running"
+                if is_norm or "drop" in type(module).__name__.lower():
+                    module.eval()
+        return self
+
+    def forward(self, views: Tensor, index: Tensor) -> ObjectiveOutput:
+        """InfoNCE of view 0 (query) against view 1 (key) and the queue, which then takes in the keys."""
+        feature_map = self.backbone(views[0])  # (N, C, H, W)
+        query = project(feature_map, self.projector)  # (N, D)
+        with torch.no_grad():
+            if self.training:
+                self._update_key_encoder()
+            key = project(self.key_backbone(views[1]), self.key_projector)  # (N, D)
+        own = index[:, None] == self.queue_index  # (N, K)
+        loss, positive = info_nce(query, key, self.queue.clone(), own, temperature=self.temperature)
+        if self.training:
+            self._enqueue(gather(key.detach()), gather(index))
+        return ObjectiveOutput(loss, (feature_map,), {"positive_similarity": positive})
+
+    def chance_level(self) -> float:
+        """log(K + 1): every key equally similar."""
+        return math.log(len(self.queue) + 1)
+
+    def sample_keys(self, count: int) -> Tensor:
+        """The newest keys of the queue that stem from images."""
+        order = (self.queue_pointer - 1 - torch.arange(len(self.queue), device=self.queue.device)) % len(self.queue)
+        order = order[self.queue_index[order] >= 0]
+        return self.queue[order[:count]].detach().clone()
+
+    @torch.no_grad()
+    def _update_key_encoder(self) -> None:
+        update_momentum(self.backbone, self.key_backbone, self.momentum, buffers=self.config.key_norm == "running")
+        update_momentum(self.projector, self.key_projector, self.momentum)
+
+    @torch.no_grad()
+    def _enqueue(self, keys: Tensor, index: Tensor) -> None:
+        """Overwrite the oldest keys, wrapping around; no host synchronisation."""
+        size = len(self.queue)
+        keys, index = keys[:size], index[:size]
+        places = (self.queue_pointer + torch.arange(len(keys), device=keys.device)) % size
+        self.queue.index_copy_(0, places, keys)
+        self.queue_index.index_copy_(0, places, index)
+        self.queue_pointer.add_(len(keys)).remainder_(size)
+
+
+def info_nce(
+    query: Tensor, key: Tensor, negatives: Tensor, own: Tensor | None = None, *, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """InfoNCE (MoCo eq. 1): -log softmax of the positive among positive and negatives, mean over the queries.
+
+    Args:
+        query: (N, D) l2-normalised.
+        key: (N, D) l2-normalised, the positives.
+        negatives: (K, D) l2-normalised.
+        own: (N, K) bool, negatives that stem from the query's own image and are left out.
+        temperature: Divides the similarities.
+
+    Returns:
+        The scalar loss and the mean similarity of the positives (detached).
+    """
+    positive = (query * key).sum(1, keepdim=True)  # (N, 1)
+    negative = query @ negatives.T  # (N, K)
+    if own is not None:
+        negative = negative.masked_fill(own, -torch.inf)
+    logits = torch.cat([positive, negative], 1) / temperature
+    loss = (torch.logsumexp(logits, 1) - logits[:, 0]).mean()
+    return loss, positive.detach().mean()
+
+
+@torch.no_grad()
+def update_momentum(source: nn.Module, target: nn.Module, momentum: float, *, buffers: bool = False) -> None:
+    """target <- momentum * target + (1 - momentum) * source, in place, parameters and optionally float buffers."""
+    _lerp(list(target.parameters()), list(source.parameters()), 1 - momentum)
+    if buffers:
+        pairs = [(t, s) for t, s in zip(target.buffers(), source.buffers(), strict=True) if t.is_floating_point()]
+        # each process has seen its own images: the average keeps the key encoders of all processes equal
+        sources = [_process_mean(s) for _, s in pairs]
+        _lerp([t for t, _ in pairs], sources, 1 - momentum)
+
+
+def _lerp(targets: list[Tensor], sources: list[Tensor], weight: float) -> None:
+    if targets:
+        torch._foreach_lerp_(targets, sources, weight)
+
+
+def _process_mean(buffer: Tensor) -> Tensor:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        buffer = buffer.clone()
+        torch.distributed.all_reduce(buffer)
+        buffer /= torch.distributed.get_world_size()
+    return buffer

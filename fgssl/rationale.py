@@ -1,0 +1,162 @@
+"""The common rationale: GradCAM of the self-supervised loss, the branch that fits it, and pooling with its map.
+
+Paper: Shu, van den Hengel, Liu, CVPR 2023, section 3. Every choice that the authors' code makes, and its alternative, is
+an option of `RationaleConfig`. Two rules hold for all of them: the gradient in GradCAM is a constant (first order
+only), and at test time an image's map never depends on the images beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fgssl.config import RationaleConfig
+
+EPSILON = 1e-12
+
+
+class RationaleHead(nn.Module):
+    """The branch of limited capacity: K shared 1x1 projections, norm, ReLU, and a max (or mean) over the K maps.
+
+    Args:
+        channels: C of the feature map.
+        config: Number of projections, norm, and how they are combined.
+    """
+
+    def __init__(self, channels: int, config: RationaleConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.project = nn.Conv2d(channels, config.projections, 1, bias=False)
+        self.norm: nn.Module = nn.BatchNorm2d(config.projections) if config.branch_norm == "batch" else nn.Identity()
+
+    def projections(self, feature_map: Tensor) -> Tensor:
+        """The K maps: (N, C, H, W) -> (N, K, H, W), none negative."""
+        # outside autocast: a 1x1 convolution costs nothing, and small maps need their precision
+        with torch.autocast(feature_map.device.type, enabled=False):
+            out: Tensor = torch.relu(self.norm(self.project(feature_map.float())))
+        return out
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """The branch's map a: (N, C, H, W) -> (N, H, W) float32."""
+        maps = self.projections(feature_map)
+        return maps.amax(1) if self.config.combine == "max" else maps.mean(1)
+
+
+class RationaleOutput(NamedTuple):
+    """The fit of one step."""
+
+    loss: Tensor  # scalar, unweighted
+    target_entropy: Tensor  # entropy of the target relative to uniform: 1 means that it says nothing
+
+
+def gradcam(loss: Tensor, feature_map: Tensor, *, sign: str = "raise") -> Tensor:
+    """GradCAM of a loss (section 3.2): ReLU(+-sum_c F_c * dL/dF_c), with dL/dF a constant.
+
+    Args:
+        loss: Scalar that depends on `feature_map`; its graph is kept.
+        feature_map: F, (N, C, H, W).
+        sign: "raise" takes +dL/dF (places whose growth raises the loss), "lower" takes -dL/dF.
+
+    Returns:
+        (N, H, W) float32; gradient flows through F but not through dL/dF.
+    """
+    # The mean over images and places makes dL/dF tiny; a power of two keeps float16 from losing it and is exact.
+    scale = 2.0 ** round(math.log2(feature_map.numel() / feature_map.shape[1]))
+    (gradient,) = torch.autograd.grad(loss * scale, feature_map, retain_graph=True)
+    raised = (feature_map.float() * gradient.detach().float()).sum(1) / scale
+    return torch.relu(raised if sign == "raise" else -raised)
+
+
+def normalize_map(maps: Tensor, mode: str) -> Tensor:
+    """Shift the least value to 0 and scale the largest to 1, over the batch ("batch") or each image ("image")."""
+    if mode == "none":
+        return maps
+    places = (0, 1, 2) if mode == "batch" else (1, 2)
+    shifted = maps - maps.amin(places, keepdim=True)
+    return shifted / shifted.amax(places, keepdim=True).clamp(min=EPSILON)
+
+
+def target_distribution(cam: Tensor, config: RationaleConfig) -> Tensor:
+    """The GradCAM map as distributions: (N, H, W) -> (N, P, Q), summing to 1 over the last axis.
+
+    "softmax": of the raw map over the temperature. "probability": the map divided by its sum, to the power of one over
+    the temperature. "standardized": softmax of the map at mean 0 and deviation 1 per image. A map of zeros is uniform.
+    """
+    if config.target == "standardized":
+        deviation = cam.std((1, 2), correction=0, keepdim=True)
+        cam = (cam - cam.mean((1, 2), keepdim=True)) / deviation.clamp(min=EPSILON)
+    rows = _rows(cam, config.axis)
+    if config.target != "probability":
+        return torch.softmax(rows / config.temperature, -1)
+    # scaled to a maximum of 1 first, so that neither the power nor the sum underflows
+    peak = rows.amax(-1, keepdim=True)
+    powered = (rows / peak.clamp(min=1e-30)).pow(1 / config.temperature)
+    share = powered / powered.sum(-1, keepdim=True).clamp(min=EPSILON)
+    return torch.where(peak > 1e-30, share, torch.full_like(rows, 1 / rows.shape[-1]))
+
+
+def rationale_loss(cam: Tensor, prediction: Tensor, config: RationaleConfig) -> RationaleOutput:
+    """KL(target || prediction) between the spatial distributions of GradCAM and of the branch (section 3.2).
+
+    Args:
+        cam: (N, H, W), from `gradcam`.
+        prediction: (N, H, W), from `RationaleHead`.
+        config: Target, axis, temperatures, normalisation, detach and reduction.
+    """
+    if config.detach_target:
+        cam = cam.detach()
+    target = target_distribution(cam, config)
+    logits = _rows(normalize_map(prediction, config.normalization), config.axis) / config.prediction_temperature
+    log_target = target.clamp(min=EPSILON).log()  # the clamp keeps an undetached log from giving NaN at 0
+    divergence = (target * (log_target - torch.log_softmax(logits, -1))).sum(-1)  # (N, P)
+    loss = divergence.sum() if config.reduction == "sum" else divergence.mean()
+    entropy = -(target * log_target).sum(-1).mean() / math.log(target.shape[-1])
+    return RationaleOutput(loss, entropy.detach())
+
+
+def fit_rationale(head: RationaleHead, loss: Tensor, feature_map: Tensor, config: RationaleConfig) -> RationaleOutput:
+    """GradCAM of `loss` on `feature_map`, fitted by the branch; the one call of a training step."""
+    cam = gradcam(loss, feature_map, sign=config.sign)
+    prediction = head(feature_map.detach() if config.stop_gradient else feature_map)
+    return rationale_loss(cam, prediction, config)
+
+
+def attention_map(head: RationaleHead, feature_map: Tensor, config: RationaleConfig) -> Tensor:
+    """The test-time map, per image: (N, C, H, W) -> (N, H, W), not negative, summing to 1.
+
+    The distribution that was fitted: a softmax where the fit was one over the whole unnormalised map, otherwise the map
+    itself, normalised per image. A branch that is dead on an image gives uniform weights.
+    """
+    prediction = head(feature_map)
+    if config.normalization == "none" and config.axis == "all":
+        weights = torch.softmax(prediction.flatten(1) / config.prediction_temperature, -1)
+    else:
+        weights = normalize_map(prediction, "image").flatten(1)
+        total = weights.sum(-1, keepdim=True)
+        uniform = torch.full_like(weights, 1 / weights.shape[-1])
+        weights = torch.where(total > EPSILON, weights / total.clamp(min=EPSILON), uniform)
+    return weights.view_as(prediction)
+
+
+def attention_pool(feature_map: Tensor, attention: Tensor | None = None) -> Tensor:
+    """Mean of the feature map over places weighted by the attention, l2-normalised (section 3.3).
+
+    Args:
+        feature_map: (N, C, H, W).
+        attention: (N, H, W), or None for global average pooling.
+
+    Returns:
+        (N, C) float32 of unit length.
+    """
+    features = feature_map.float()
+    pooled = features.mean((2, 3)) if attention is None else torch.einsum("nchw,nhw->nc", features, attention)
+    return functional.normalize(pooled, dim=1)
+
+
+def _rows(maps: Tensor, axis: str) -> Tensor:
+    """(N, H, W) -> (N, 1, H * W) for one distribution over all places, (N, H, W) for one a row."""
+    return maps.flatten(1).unsqueeze(1) if axis == "all" else maps
