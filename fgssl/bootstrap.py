@@ -1,0 +1,116 @@
+"""Bootstrap intervals over queries or images: how far a number could move with other photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fgssl.errors import FgsslError
+
+
+class Interval(NamedTuple):
+    """A mean with its interval, in the unit of the values."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Comparison(NamedTuple):
+    """How much better one encoder is than another on the same queries.
+
+    Attributes:
+        difference: Mean of a - b.
+        low: Lower end of the interval of the difference.
+        high: Upper end.
+        p: Two-sided: twice the share of resamples whose difference has the other sign, at most 1.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def bootstrap_interval(
+    values: Tensor | npt.ArrayLike, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Percentile bootstrap interval of a mean (Efron 1979).
+
+    The values are taken as independent; queries of one class are not quite, so real intervals are a little wider.
+
+    Args:
+        values: (N,) one value a query, such as its average precision or whether its first hit is at rank 1.
+        resamples: Number of resamples of N values with replacement.
+        seed: Of the resampling.
+        level: Share of the resampled means inside the interval.
+
+    Returns:
+        The mean with its interval.
+
+    Raises:
+        FgsslError: No values, NaN among them, or a level or number of resamples out of range.
+    """
+    array = _checked(values, resamples, level)
+    means = np.concatenate(list(_resampled_means(array, resamples, seed)))
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(array.mean()), float(low), float(high))
+
+
+def paired_bootstrap(
+    a: Tensor | npt.ArrayLike,
+    b: Tensor | npt.ArrayLike,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Comparison:
+    """Is `a` better than `b` on the same queries? Resamples queries, so what both find hard cancels.
+
+    Args:
+        a: (N,) one value a query.
+        b: (N,) the other encoder's values of the same queries in the same order.
+        resamples: Number of resamples; the smallest p is 2 / (resamples + 1).
+        seed: Of the resampling.
+        level: Of the interval.
+
+    Returns:
+        Difference of the means with its interval and p.
+
+    Raises:
+        FgsslError: Different numbers of queries, and as in `bootstrap_interval`.
+    """
+    first, second = _checked(a, resamples, level), _checked(b, resamples, level)
+    if len(first) != len(second):
+        raise FgsslError(
+            f"{len(first)} queries against {len(second)}", "compare two encoders on the same queries in the same order"
+        )
+    difference = first - second
+    means = np.concatenate(list(_resampled_means(difference, resamples, seed)))
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    # the observed sample counts as one resample: p is never 0
+    tail = min(int((means <= 0).sum()), int((means >= 0).sum())) + 1
+    return Comparison(float(difference.mean()), float(low), float(high), min(1.0, 2 * tail / (resamples + 1)))
+
+
+def _checked(values: Tensor | npt.ArrayLike, resamples: int, level: float) -> npt.NDArray[np.float64]:
+    raw = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+    array = np.asarray(raw, dtype=np.float64).ravel()
+    if len(array) == 0 or not np.isfinite(array).all():
+        raise FgsslError("a bootstrap over no values, or over NaN", "give one finite value a query")
+    if resamples < 1 or not 0 < level < 1:
+        raise FgsslError(f"bootstrap of {resamples} resamples at level {level}", "use at least 1 and a level in (0, 1)")
+    return array
+
+
+def _resampled_means(array: npt.NDArray[np.float64], resamples: int, seed: int) -> Iterator[npt.NDArray[np.float64]]:
+    generator = np.random.default_rng(seed)
+    rows = max(1, 2_000_000 // len(array))  # draws held at once
+    for first in range(0, resamples, rows):
+        drawn = generator.integers(len(array), size=(min(rows, resamples - first), len(array)))
+        yield array[drawn].mean(axis=1)

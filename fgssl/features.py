@@ -1,0 +1,86 @@
+"""Checks on features and labels, shared by every evaluation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fgssl.errors import FgsslError
+
+
+def check_features(features: Tensor, name: str = "features") -> Tensor:
+    """Features as float32 (float64 stays float64), each row known to be finite.
+
+    Args:
+        features: (N, D) floating point.
+        name: What to call them in an error.
+
+    Returns:
+        (N, D) features, on the device they came from, detached.
+
+    Raises:
+        FgsslError: Not a matrix, empty, or a row with NaN or infinity (the first such row is named).
+    """
+    if features.ndim != 2:
+        raise FgsslError(f"{name} have shape {tuple(features.shape)}", "give one row for each image: (N, D)")
+    if features.shape[0] == 0 or features.shape[1] == 0:
+        raise FgsslError(f"{name} are empty: shape {tuple(features.shape)}", "give at least one image")
+    features = features.detach()
+    if features.dtype != torch.float64:
+        features = features.float()
+    # a norm is finite exactly when its row is (short of overflow), and is far cheaper than a mask of N x D
+    bad = ~torch.isfinite(torch.linalg.vector_norm(features, dim=1))
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0, 0])
+        more = int(bad.sum()) - 1
+        also = f" (and {more} more)" if more else ""
+        raise FgsslError(
+            f"{name}: row {row}{also} holds NaN, infinity or values beyond the range of {features.dtype}".replace(
+                "torch.", ""
+            ),
+            "look at that image, or at the encoder's precision",
+        )
+    return features
+
+
+def check_labels(labels: Tensor, rows: int, name: str = "labels") -> Tensor:
+    """Labels as int64, one for each row.
+
+    Args:
+        labels: (N,) integers.
+        rows: How many there must be.
+        name: What to call them in an error.
+
+    Returns:
+        (N,) int64 labels.
+
+    Raises:
+        FgsslError: Another shape or count, or not integers.
+    """
+    if labels.ndim != 1 or len(labels) != rows:
+        raise FgsslError(f"{name} have shape {tuple(labels.shape)} for {rows} rows of features", "give one label a row")
+    if labels.is_floating_point() or labels.is_complex():
+        raise FgsslError(f"{name} are {labels.dtype}, not integers".replace("torch.", ""), "give class indices")
+    return labels.detach().long()
+
+
+def check_widths(first: Tensor, second: Tensor, names: tuple[str, str]) -> None:
+    """Raise `FgsslError` unless both (N, D) and (M, D) have the same width D."""
+    if first.shape[1] != second.shape[1]:
+        raise FgsslError(
+            f"{names[0]} are {first.shape[1]} wide and {names[1]} {second.shape[1]}",
+            "take both from the same encoder with the same pooling",
+        )
+
+
+def unit_rows(features: Tensor) -> Tensor:
+    """Rows scaled to length 1; a row of zeros stays zero.
+
+    Args:
+        features: (N, D).
+
+    Returns:
+        (N, D), a new tensor.
+    """
+    lengths: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    return features / lengths.clamp_min(torch.finfo(features.dtype).tiny)
