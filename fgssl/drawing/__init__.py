@@ -1,0 +1,44 @@
+"""Pictures for people: maps over photographs, captioned sheets, and the figures of a run. Pillow and NumPy only."""
+
+from __future__ import annotations
+
+from fgssl.drawing.bands import GREEN, GREY, RED, Key, Panel, fit_image
+from fgssl.drawing.figures import (
+    ExplainRow,
+    Neighbour,
+    OverviewRow,
+    SearchRow,
+    explain_sheet,
+    overview_sheet,
+    search_sheet,
+    view_pairs_sheet,
+)
+from fgssl.drawing.maps import colormap, colour_bar, heat, is_flat, overlay
+from fgssl.drawing.save import check_picture_path, save_png
+from fgssl.drawing.sheets import contact_sheet, sheet
+
+__all__ = [
+    "GREEN",
+    "GREY",
+    "RED",
+    "ExplainRow",
+    "Key",
+    "Neighbour",
+    "OverviewRow",
+    "Panel",
+    "SearchRow",
+    "check_picture_path",
+    "colormap",
+    "colour_bar",
+    "contact_sheet",
+    "explain_sheet",
+    "fit_image",
+    "heat",
+    "is_flat",
+    "overlay",
+    "overview_sheet",
+    "save_png",
+    "search_sheet",
+    "sheet",
+    "view_pairs_sheet",
+]

@@ -1,0 +1,152 @@
+"""Text on pictures: Pillow's own embedded font, measured, wrapped and shortened so that nothing is ever clipped.
+
+The embedded font knows ASCII and little more. Everything else is brought down to it: accents are dropped, a few
+signs are spelled out, and what remains (other scripts, emoji, control characters) appears as its escape.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from functools import lru_cache
+
+from PIL import ImageFont
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+_SPELLED = {
+    "–": "-", "—": "-", "−": "-", "×": "x", "→": "->", "←": "<-", "≥": ">=", "≤": "<=", "ß": "ss", "æ": "ae",  # noqa: RUF001
+    "Æ": "AE", "ø": "o", "Ø": "O", "œ": "oe", "Œ": "OE", "ł": "l", "Ł": "L", "đ": "d", "ð": "d", "þ": "th", "ı": "i",  # noqa: RUF001
+}  # fmt: skip
+_MISSING = "\uffff"  # no font has it: what the font draws for it is what it draws for every character it lacks
+_LONGEST = 1000  # characters; more never fit on a sheet, and measuring them costs time
+_BREAK_AFTER = re.compile(r"(?<=[ \-_/\\.,])")
+
+
+@lru_cache(maxsize=32)
+def font(size: int) -> Font:
+    """The embedded font at `size` pixels (at a fixed small size where Pillow lacks FreeType)."""
+    try:
+        return ImageFont.load_default(size)
+    except (ImportError, OSError):  # a Pillow built without FreeType
+        return ImageFont.load_default()
+
+
+@lru_cache(maxsize=4096)
+def _drawable(character: str) -> bool:
+    if character == " ":
+        return True
+    if unicodedata.category(character).startswith("C"):  # control, surrogate, unassigned
+        return False
+    face = font(24)
+    if not isinstance(face, ImageFont.FreeTypeFont):
+        return character.isascii()
+    return bytes(face.getmask(character)) != bytes(face.getmask(_MISSING))
+
+
+@lru_cache(maxsize=4096)
+def _printable_character(character: str) -> str:
+    if _drawable(character):
+        return character
+    if character in _SPELLED:
+        return _SPELLED[character]
+    plain = "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c))
+    if plain and all(_drawable(c) for c in plain):
+        return plain
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def printable(text: str) -> str:
+    """The text in characters the font has; line breaks stay, everything else it lacks is escaped (never an error)."""
+    composed = unicodedata.normalize("NFC", text)
+    return "".join(c if c == "\n" else _printable_character(c) for c in composed)
+
+
+def text_width(text: str, face: Font) -> int:
+    """Width in pixels that `text` (one line) takes when drawn at x = 0."""
+    if not text:
+        return 0
+    left, _, right, _ = face.getbbox(text)
+    return math.ceil(max(right, face.getlength(text)) - min(left, 0))
+
+
+def line_height(face: Font) -> int:
+    """Distance in pixels from one line of text to the next."""
+    if isinstance(face, ImageFont.FreeTypeFont):
+        ascent, descent = face.getmetrics()
+        return ascent + descent
+    return math.ceil(face.getbbox("Ag")[3]) + 2
+
+
+def _fits(text: str, face: Font, width: int) -> bool:
+    # no character is narrower than a pixel, and measuring a long text is slow
+    return len(text) <= width and text_width(text, face) <= width
+
+
+def _longest_prefix(text: str, face: Font, width: int) -> int:
+    """Number of leading characters (at least 1) that fit in `width`."""
+    low, high = 1, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if _fits(text[:middle], face, width) else (low, middle - 1)
+    return low
+
+
+def wrap(text: str, face: Font, width: int, *, limit: int | None = None) -> list[str]:
+    """Breaks printable text into lines of at most `width` pixels, after spaces and the joints of file names.
+
+    A stretch without a joint that is wider than a line is cut where the line ends. A single character wider than
+    `width` stands alone. After `limit` lines the rest is not looked at: one line too many says that it does not fit.
+    """
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        line = ""
+        for piece in _BREAK_AFTER.split(paragraph):
+            if line and not _fits((line + piece).rstrip(), face, width):
+                lines.append(line.rstrip())
+                line = ""
+            line += piece
+            while len(line) > 1 and not _fits(line.rstrip(), face, width):
+                cut = _longest_prefix(line, face, width)
+                lines.append(line[:cut])
+                line = line[cut:]
+                if limit is not None and len(lines) > limit:
+                    return lines
+        lines.append(line.rstrip())
+    return lines
+
+
+def fit_lines(text: str, face: Font, width: int, *, lines: int = 1) -> list[str]:
+    """The text in at most `lines` lines of `width` pixels, shortened in the middle by an ellipsis where it must be.
+
+    The middle goes because both ends of a file name tell something: the class in front, the number behind.
+
+    Args:
+        text: Any text; characters the font lacks are escaped first.
+        face: The font to measure with.
+        width: Pixels a line may take.
+        lines: The most lines to return.
+
+    Returns:
+        The lines; none for an empty text, or where not even the ellipsis fits.
+    """
+    text = printable(text).strip("\n")
+    if not text.strip():
+        return []
+    if len(text) <= _LONGEST:
+        whole = wrap(text, face, width, limit=lines)
+        if len(whole) <= lines and all(_fits(line, face, width) for line in whole):
+            return whole
+    mark = "…" if _drawable("…") else "..."
+    best: list[str] = []
+    low, high = 0, min(len(text), _LONGEST, lines * width)
+    while low <= high:
+        kept = (low + high) // 2
+        head, tail = text[: (kept + 1) // 2], text[len(text) - kept // 2 :]
+        tried = wrap(head.rstrip() + mark + tail.lstrip(), face, width, limit=lines)
+        if len(tried) <= lines and all(_fits(line, face, width) for line in tried):
+            best, low = tried, kept + 1
+        else:
+            high = kept - 1
+    return best
