@@ -2,7 +2,8 @@
 
 A picture is drawn in two steps. `draw_nuisance` draws from a random generator everything that does NOT depend on the
 class (pose, scale, place, colours, scene); `paint` draws the picture of a nuisance and a class, and takes no random
-number that depends on the class. So two classes painted from one nuisance differ in the class-telling parts and nowhere else.
+number that depends on the class. So two classes painted from one nuisance differ in the class-telling parts and nowhere
+else.
 
 Shapes are polygons in three nested frames (x forward, y down): the body's, whose half-length is 1; the wing's, about
 the shoulder; the head's, whose radius is 1.
