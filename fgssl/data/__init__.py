@@ -1,0 +1,90 @@
+"""Where images come from: presets, hub data sets, folders, lists, parquet and the drawn demo set.
+
+Three functions cover every source; what they need is imported when they are called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from fgssl.data.presets import PRESETS, DatasetPreset
+from fgssl.data.sources import open_source
+from fgssl.errors import FgsslError
+
+if TYPE_CHECKING:
+    from fgssl.config import DataConfig
+    from fgssl.data.images import ImageSet
+
+__all__ = ["PRESETS", "DatasetPreset", "available_splits", "default_split", "load_images"]
+
+_TRAIN_NAMES = ("train", "training")
+_TEST_NAMES = ("test", "testing", "validation", "val", "valid", "dev")
+
+
+def load_images(data: DataConfig, split: str) -> ImageSet:
+    """Opens one split of a source.
+
+    Args:
+        data: Where the images are.
+        split: A split of the source, or several joined by "+" ("train+validation").
+
+    Returns:
+        The images; class ids mean the same in every split of the source.
+
+    Raises:
+        FgsslError: No such source or split, no image in it, or the hub cannot give it; one line with the remedy.
+    """
+    source = open_source(data)
+    known = source.splits()
+    names = [split] if split in known else split.split("+")
+    by_lower = {name.lower(): name for name in reversed(known)}
+    for name in names:
+        if name.lower() not in by_lower:
+            raise FgsslError(f"{data.source} has no split {name!r}", f"its splits are: {', '.join(known)}")
+    parts = [source.load(name if name in known else by_lower[name.lower()]) for name in names]
+    if len(parts) == 1:
+        return parts[0]
+    from fgssl.data.images import Concatenated
+
+    return Concatenated(parts)
+
+
+def available_splits(data: DataConfig) -> tuple[str, ...]:
+    """Names of the splits of a source; ("all",) where it has none.
+
+    Raises:
+        FgsslError: As `load_images`.
+    """
+    return open_source(data).splits()
+
+
+def default_split(data: DataConfig, role: Literal["train", "test"]) -> str | None:
+    """The split to train on, or to evaluate on, where the user names none.
+
+    In this order: what `data` says; the preset's; train or training, respectively test or testing, then a validation
+    split; "all" for training where the source has no splits.
+
+    Args:
+        data: Where the images are.
+        role: "train" or "test".
+
+    Returns:
+        The split's name, or None where the source has none for that role.
+
+    Raises:
+        FgsslError: As `load_images`.
+    """
+    asked = data.train_split if role == "train" else data.test_split
+    if asked is not None:
+        return asked
+    if data.source in PRESETS:
+        preset = PRESETS[data.source]
+        return preset.train_split if role == "train" else preset.test_split
+    known = available_splits(data)
+    by_lower = {name.lower(): name for name in reversed(known)}
+    for name in _TRAIN_NAMES if role == "train" else _TEST_NAMES:
+        if name in by_lower:
+            return by_lower[name]
+    # a single split of another name ("all", "full", "images") is all there is to train on; a lone test split is not
+    alone = len(known) == 1 and known[0].lower() not in _TEST_NAMES
+    return known[0] if role == "train" and alone else None

@@ -1,0 +1,135 @@
+"""Walks folders for image files: the same order on every file system, and nothing in a folder can break it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from fgssl.data.names import printable
+
+EXTENSIONS = frozenset(
+    b".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .apng .tif .tiff .ppm .pgm .pbm .pnm .mpo .avif .avifs"
+    b" .jp2 .j2k .jpx .heic .heif".split()
+)
+"""File extensions taken for images, in lower case. HEIC is listed so that it is named as unreadable, not overlooked."""
+
+_MAX_NOTED = 100
+
+
+@dataclass
+class WalkReport:
+    """What a walk saw besides images.
+
+    Attributes:
+        others: Number of other files by extension ("" for none).
+        skipped: "path: reason" of folders and special files that were passed over; the first hundred.
+        skipped_count: How many there were in all.
+    """
+
+    others: Counter[str] = field(default_factory=Counter)
+    skipped: list[str] = field(default_factory=list)
+    skipped_count: int = 0
+
+    def skip(self, path: bytes, reason: str) -> None:
+        """Notes a path that was passed over."""
+        self.skipped_count += 1
+        if len(self.skipped) < _MAX_NOTED:
+            self.skipped.append(f"{printable(path)}: {reason}")
+
+    def kinds(self) -> str:
+        """The other files in words, most frequent first: "12 .txt, 3 without extension"."""
+        return ", ".join(f"{count} {kind or 'without extension'}" for kind, count in self.others.most_common(5))
+
+
+@dataclass
+class FolderEntries:
+    """One folder: names of its image files and of its subfolders, both sorted by their bytes."""
+
+    images: list[bytes]
+    folders: list[bytes]
+
+
+def is_image_name(name: bytes) -> bool:
+    """Whether a file name carries the extension of an image."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def scan(folder: bytes, report: WalkReport | None = None) -> FolderEntries:
+    """Lists one folder.
+
+    Hidden files, `__MACOSX` and thumbnail folders are left out. Links count as what they lead to; a broken link with
+    an image's name counts as an image, so that a run names it as unreadable rather than losing it in silence.
+
+    Args:
+        folder: Path as bytes.
+        report: Where to note what is neither image nor folder.
+
+    Raises:
+        OSError: The folder cannot be listed.
+    """
+    images: list[bytes] = []
+    folders: list[tuple[bool, bytes]] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith(b".") or name in (b"__MACOSX", b"@eaDir"):
+                continue
+            if _is(entry, folder=True):
+                folders.append((entry.is_symlink(), name))
+            elif not is_image_name(name):
+                if report is not None:
+                    report.others[printable(os.path.splitext(name)[1].lower())] += 1
+            elif entry.is_symlink() or _is(entry, folder=False):
+                images.append(name)
+            elif report is not None:
+                report.skip(os.path.join(folder, name), "not a regular file")
+    images.sort()
+    folders.sort()  # real folders before links, so that content reached twice keeps its real place
+    return FolderEntries(images, [name for _, name in folders])
+
+
+def _is(entry: os.DirEntry[bytes], *, folder: bool) -> bool:
+    try:
+        return entry.is_dir() if folder else entry.is_file()
+    except OSError:  # a link to itself, or no permission to look
+        return False
+
+
+def walk_images(root: bytes, report: WalkReport | None = None) -> Iterator[bytes]:
+    """All image files below a folder, as paths relative to it.
+
+    Within a folder files come first, then subfolders, each sorted by bytes: the order does not depend on the file
+    system or locale. A folder reached twice through links is listed once, which also ends every loop.
+
+    Args:
+        root: Folder to walk, as bytes.
+        report: Where to note other files and folders that could not be listed.
+
+    Yields:
+        Relative paths as bytes.
+    """
+    seen: set[tuple[int, int]] = set()
+    waiting = [b""]
+    while waiting:
+        relative = waiting.pop()
+        folder = os.path.join(root, relative) if relative else root
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            entries = scan(folder, report)
+        except OSError as error:
+            if report is not None:
+                report.skip(folder, error.strerror or "cannot be listed")
+            continue
+        for name in entries.images:
+            yield os.path.join(relative, name)
+        waiting.extend(os.path.join(relative, name) for name in reversed(entries.folders))
+
+
+def holds_image(root: bytes) -> bool:
+    """Whether there is any image file in or below a folder."""
+    return next(walk_images(root), None) is not None
