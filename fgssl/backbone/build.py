@@ -1,0 +1,84 @@
+"""Backbones from a name or from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from fgssl.backbone.export import load_strictly
+from fgssl.backbone.initial import no_published_weights, weights_unavailable
+from fgssl.backbone.module import Backbone
+from fgssl.backbone.names import resolve_source
+from fgssl.backbone.offline import hub_or_cache
+from fgssl.backbone.plan import plan_backbone
+from fgssl.backbone.trial import run_trial
+
+
+def build_backbone(
+    name: str,
+    *,
+    pretrained: bool = False,
+    image_size: int | None = None,
+    output_stride: int | None = None,
+    drop_path: float | None = None,
+) -> Backbone:
+    """Build any timm model as a backbone.
+
+    Args:
+        name: A timm name, with a tag or without (``resnet50.a1_in1k``), ``hf-hub:owner/model`` or ``local-dir:FOLDER``.
+        pretrained: Load the published weights.
+        image_size: Side of the square input in pixels; None for the model's own.
+        output_stride: Input pixels a cell of the map, where the model offers the choice (ResNet, RegNet, EfficientNet).
+        drop_path: Probability of dropping a residual branch in training (stochastic depth).
+
+    Returns:
+        The backbone in train mode, on the CPU, in float32.
+
+    Raises:
+        FgsslError: The name is unknown, the model cannot take the size or the options, its map would be smaller than
+            2x2, or its weights cannot be had.
+    """
+    with hub_or_cache():
+        source = resolve_source(name)
+    if pretrained and not source.has_weights:
+        raise no_published_weights(name)
+    plan = plan_backbone(source, image_size, output_stride=output_stride, drop_path=drop_path)
+    try:
+        with hub_or_cache():
+            model = timm.create_model(name, pretrained=pretrained, **plan.model_args)
+    except Exception as error:  # the trial run built it, so what fails now are the weights
+        if not pretrained:
+            raise
+        raise weights_unavailable(name, error) from error
+    return Backbone(model, plan, name=name, architecture=source.architecture)
+
+
+def rebuild_backbone(description: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Backbone:
+    """Build a backbone from a checkpoint, without a network.
+
+    Args:
+        description: From ``Backbone.description``.
+        state_dict: timm's keys to weights, from ``backbone.model.state_dict()``.
+
+    Returns:
+        The backbone in train mode.
+
+    Raises:
+        FgsslError: This timm does not know the architecture, or keys are missing, unexpected or of other shapes.
+    """
+    architecture, model_args = description["architecture"], dict(description["model_args"])
+    size = int(description["image_size"])
+    resolve_source(architecture)
+    try:
+        plan = run_trial(architecture, model_args, size, torch.device("meta"))
+    except Exception:  # a few models need real numbers
+        plan = run_trial(architecture, model_args, size, torch.device("cpu"))
+    model = timm.create_model(architecture, **model_args)
+    load_strictly(model, state_dict, description["name"])
+    return Backbone(
+        model, plan, name=description["name"], architecture=architecture, data_config=description["data_config"]
+    )
