@@ -106,9 +106,9 @@ class _Handler(BaseHTTPRequestHandler):
         if repository.refuse:
             return self._error(repository.refuse, "GatedRepo", "Access to this repository is restricted")
         rest = steps[2:]
-        if len(rest) > 1 and rest[0] in ("resolve", "revision", "tree", "paths-info"):
-            if rest[1] not in ("main", repository.commit):
-                return self._error(404, "RevisionNotFound", f"Invalid rev id: {rest[1]}")
+        at_revision = len(rest) > 1 and rest[0] in ("resolve", "revision", "tree", "paths-info")
+        if at_revision and rest[1] not in ("main", repository.commit):
+            return self._error(404, "RevisionNotFound", f"Invalid rev id: {rest[1]}")
         if is_api:
             return self._api("/".join(steps[:2]), repository, rest, body)
         if rest[:1] == ["resolve"]:

@@ -53,7 +53,7 @@ _KNOWN_STARTS: tuple[tuple[bytes, str], ...] = (
 
 
 def decode_image(
-    data: bytes | bytearray | memoryview | str | os.PathLike[str],
+    data: bytes | str | os.PathLike[str],
     min_side: int | None = None,
     *,
     name: str | None = None,
@@ -73,7 +73,7 @@ def decode_image(
         UnreadableImage: Missing, empty, cut off, not an image, too large, or broken in any other way.
     """
     try:
-        if isinstance(data, (bytes, bytearray, memoryview)):
+        if isinstance(data, bytes):
             name = name or f"image of {len(data)} bytes"
             return _decode(io.BytesIO(data), len(data), min_side)
         name = name or printable(os.fspath(data))

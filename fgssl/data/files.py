@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgssl.data.decode import decode_image
-from fgssl.data.names import PackedNames, printable
+from fgssl.data.names import printable
+from fgssl.data.packed import PackedNames
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgssl.data.files import FileImages
-from fgssl.data.listing import WalkReport, holds_image, scan, walk_images
-from fgssl.data.names import PackedNames, printable
+from fgssl.data.listing import FolderKey, WalkReport, folder_key, holds_image, lies_flat, scan, walk_images
+from fgssl.data.names import printable
+from fgssl.data.packed import PackedNames
 from fgssl.errors import FgsslError
 
 SPLIT_NAMES = frozenset(["train", "training", "test", "testing", "val", "valid", "validation", "dev"])
@@ -56,7 +57,14 @@ class FolderSource:
         Raises:
             FgsslError: The split holds no image.
         """
-        chosen = next(folder for folder in self._folders if folder.name == split)
+        try:
+            return self._list(next(folder for folder in self._folders if folder.name == split))
+        except OSError as error:  # a folder went away, or was closed, since its splits were found
+            raise FgsslError(
+                f"cannot list {self._source} ({error.strerror}: {printable(str(error.filename))})", "check the folder"
+            ) from error
+
+    def _list(self, chosen: SplitFolder) -> FileImages:
         report = WalkReport()
         classes = self._classes()
         own = _class_folders(chosen.path)
@@ -71,7 +79,7 @@ class FolderSource:
             raise _no_image(self._source if len(self._folders) == 1 else printable(chosen.path), report)
         return FileImages(
             self._source,
-            split,
+            chosen.name,
             folder=chosen.path,
             names=names,
             labels=labels,
@@ -89,28 +97,33 @@ def _walk_classes(
     folder: bytes, own: list[bytes], classes: list[bytes], ids: list[NDArray[np.int64]], report: WalkReport
 ) -> Iterator[bytes]:
     number = {name: index for index, name in enumerate(classes)}
+    keys = {name: folder_key(os.path.join(folder, name)) for name in own}
+    seen = {folder_key(folder), *keys.values()}  # a link inside a class to another class must not relabel its images
+    walked: set[FolderKey] = set()
     for name in own:
         count = 0
-        for relative in walk_images(os.path.join(folder, name), report):
-            count += 1
-            yield os.path.join(name, relative)
+        if keys[name] not in walked:
+            walked.add(keys[name])
+            seen.discard(keys[name])
+            for relative in walk_images(os.path.join(folder, name), report, seen=seen):
+                count += 1
+                yield os.path.join(name, relative)
         ids.append(np.full(count, number[name], dtype=np.int64))
 
 
 def _class_folders(folder: bytes) -> list[bytes] | None:
     """Subfolders with images, sorted; None where images lie directly in the folder."""
-    entries = scan(folder)
-    if entries.images:
+    if lies_flat(folder):
         return None
-    return sorted(name for name in entries.folders if holds_image(os.path.join(folder, name)))
+    return sorted(name for name in scan(folder).folders if holds_image(os.path.join(folder, name)))
 
 
 def _find_splits(source: str, folder: bytes) -> tuple[SplitFolder, ...]:
-    seen: set[tuple[int, int]] = set()
+    seen: set[FolderKey] = set()
     while True:
         try:
             filled = _class_folders(folder)
-            status = os.stat(folder)
+            key = folder_key(folder)
         except OSError as error:
             raise FgsslError(
                 f"cannot list the folder {printable(folder)} ({error.strerror})", "check its permissions"
@@ -118,14 +131,13 @@ def _find_splits(source: str, folder: bytes) -> tuple[SplitFolder, ...]:
         named = [name for name in filled or () if printable(name).lower() in SPLIT_NAMES]
         if named and (len(named) > 1 or named == filled):
             return tuple(SplitFolder(printable(name), os.path.join(folder, name)) for name in named)
-        looped = (status.st_dev, status.st_ino) in seen
-        if filled is None or len(filled) != 1 or looped:
+        if filled is None or len(filled) != 1 or key in seen:
             if filled == []:
                 report = WalkReport()
                 list(walk_images(folder, report))
                 raise _no_image(source, report)
             return (SplitFolder("all", folder),)
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(key)
         folder = os.path.join(folder, filled[0])
 
 

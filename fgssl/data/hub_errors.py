@@ -11,17 +11,7 @@ from fgssl.data.names import printable
 from fgssl.data.presets import PRESETS
 from fgssl.errors import FgsslError
 
-_OFFLINE_TYPES = frozenset(
-    [
-        "ConnectionError",
-        "OfflineModeIsEnabled",
-        "ConnectError",
-        "ConnectTimeout",
-        "ReadTimeout",
-        "TimeoutException",
-        "MaxRetryError",
-    ]
-)
+_OFFLINE_TYPES = frozenset({"ConnectionError", "OfflineModeIsEnabled", "ConnectError", "TimeoutException"})
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 

@@ -51,11 +51,6 @@ class FolderEntries:
     folders: list[bytes]
 
 
-def is_image_name(name: bytes) -> bool:
-    """Whether a file name carries the extension of an image."""
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
 def scan(folder: bytes, report: WalkReport | None = None) -> FolderEntries:
     """Lists one folder.
 
@@ -73,31 +68,53 @@ def scan(folder: bytes, report: WalkReport | None = None) -> FolderEntries:
     folders: list[tuple[bool, bytes]] = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            name = entry.name
-            if name.startswith(b".") or name in (b"__MACOSX", b"@eaDir"):
-                continue
-            if _is(entry, folder=True):
-                folders.append((entry.is_symlink(), name))
-            elif not is_image_name(name):
-                if report is not None:
-                    report.others[printable(os.path.splitext(name)[1].lower())] += 1
-            elif entry.is_symlink() or _is(entry, folder=False):
+            kind, name = _kind(entry), entry.name
+            if kind == "image":
                 images.append(name)
-            elif report is not None:
+            elif kind == "folder":
+                folders.append((entry.is_symlink(), name))
+            elif kind == "other" and report is not None:
+                report.others[printable(os.path.splitext(name)[1].lower())] += 1
+            elif kind == "special" and report is not None:
                 report.skip(os.path.join(folder, name), "not a regular file")
     images.sort()
     folders.sort()  # real folders before links, so that content reached twice keeps its real place
     return FolderEntries(images, [name for _, name in folders])
 
 
-def _is(entry: os.DirEntry[bytes], *, folder: bool) -> bool:
+_IGNORED = frozenset({b"__MACOSX", b"@eaDir"})
+
+
+def _kind(entry: os.DirEntry[bytes]) -> str:
+    """ "folder", "image", "other", "special" (a pipe, say) or "ignored"."""
+    name = entry.name
+    if name.startswith(b".") or name in _IGNORED:
+        return "ignored"
     try:
-        return entry.is_dir() if folder else entry.is_file()
+        if entry.is_dir():
+            return "folder"
+        is_file = entry.is_file()
     except OSError:  # a link to itself, or no permission to look
-        return False
+        is_file = False
+    # a full test of the extension only where the quick one does not settle it: a million names pass here
+    if not (name.endswith(b".jpg") or os.path.splitext(name)[1].lower() in EXTENSIONS):
+        return "other"
+    return "image" if is_file or entry.is_symlink() else "special"
 
 
-def walk_images(root: bytes, report: WalkReport | None = None) -> Iterator[bytes]:
+FolderKey = tuple[int, int]
+"""What a folder is, whatever path led to it: device and number."""
+
+
+def folder_key(folder: bytes) -> FolderKey:
+    """The key of a folder; raises OSError where it cannot be reached."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def walk_images(
+    root: bytes, report: WalkReport | None = None, *, seen: set[FolderKey] | None = None
+) -> Iterator[bytes]:
     """All image files below a folder, as paths relative to it.
 
     Within a folder files come first, then subfolders, each sorted by bytes: the order does not depend on the file
@@ -106,20 +123,21 @@ def walk_images(root: bytes, report: WalkReport | None = None) -> Iterator[bytes
     Args:
         root: Folder to walk, as bytes.
         report: Where to note other files and folders that could not be listed.
+        seen: Folders to leave out; those listed are added.
 
     Yields:
         Relative paths as bytes.
     """
-    seen: set[tuple[int, int]] = set()
+    seen = set() if seen is None else seen
     waiting = [b""]
     while waiting:
         relative = waiting.pop()
         folder = os.path.join(root, relative) if relative else root
         try:
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in seen:
+            key = folder_key(folder)
+            if key in seen:
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            seen.add(key)
             entries = scan(folder, report)
         except OSError as error:
             if report is not None:
@@ -130,6 +148,30 @@ def walk_images(root: bytes, report: WalkReport | None = None) -> Iterator[bytes
         waiting.extend(os.path.join(relative, name) for name in reversed(entries.folders))
 
 
+def lies_flat(folder: bytes) -> bool:
+    """Whether image files lie directly in a folder; stops at the first one. Raises OSError where it cannot look."""
+    with os.scandir(folder) as entries:
+        return any(_kind(entry) == "image" for entry in entries)
+
+
 def holds_image(root: bytes) -> bool:
-    """Whether there is any image file in or below a folder."""
-    return next(walk_images(root), None) is not None
+    """Whether there is any image file in or below a folder; stops at the first one, without sorting."""
+    seen: set[FolderKey] = set()
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            key = folder_key(folder)
+            if key in seen:
+                continue
+            seen.add(key)
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    kind = _kind(entry)
+                    if kind == "image":
+                        return True
+                    if kind == "folder":
+                        waiting.append(os.path.join(folder, entry.name))
+        except OSError:
+            continue
+    return False

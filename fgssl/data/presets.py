@@ -36,7 +36,7 @@ _ENTRIES = (
     DatasetPreset(
         "cub", "bentrevett/caltech-ucsd-birds-200-2011", "train", "test", "image", "label", 200,
         "Wah et al., The Caltech-UCSD Birds-200-2011 Dataset, 2011",
-        "5,994 train and 5,794 test images, as in papers; no licence on the card, non-commercial research at the source",
+        "5,994 train and 5,794 test images, as in papers; no licence on the card",
     ),
     DatasetPreset(
         "cars", "tanganke/stanford_cars", "train", "test", "image", "label", 196,

@@ -76,7 +76,7 @@ def _open_folder(data: DataConfig, path: str) -> Source:
     from fgssl.data.folder import FolderSource
     from fgssl.data.listing import holds_image
 
-    if parquet_files(path) and not holds_image(os.fsencode(path)):
+    if not holds_image(os.fsencode(path)) and parquet_files(path):
         from fgssl.data.parquet import ParquetSource
 
         return ParquetSource(data, path)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fgssl.config import DataConfig
 from fgssl.data.columns import find_image_column, find_label_column, read_labels
 from fgssl.data.decode import decode_image
+from fgssl.data.names import printable
 from fgssl.errors import FgsslError, UnreadableImage
 
 if TYPE_CHECKING:
@@ -62,9 +63,8 @@ class TableImages:
         except IndexError:
             raise
         except Exception as error:  # the table's file was cut off or has vanished
-            raise UnreadableImage(
-                f"unreadable image {name}: its row cannot be read ({error})", "load it anew"
-            ) from error
+            reason = f"its row cannot be read ({printable(str(error))})"
+            raise UnreadableImage(f"unreadable image {name}: {reason}", "load the data set anew") from error
         content = None if stored is None else stored["bytes"] if stored["bytes"] is not None else stored["path"]
         if content is None:
             raise UnreadableImage(f"unreadable image {name}: the row holds no image", "replace or remove it")

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgssl.data.files import FileImages
-from fgssl.data.names import PackedNames, printable
+from fgssl.data.names import printable
+from fgssl.data.packed import PackedNames
 from fgssl.errors import FgsslError
 
 _EXAMPLE = "write one image path a line, optionally followed by a tab and a label"
