@@ -37,11 +37,11 @@ class Objective(nn.Module):
         self.config = config
         self.projector = build_projector(backbone.channels, config.projector_hidden, config.projector_dim)
 
-    def forward(self, views: Tensor, index: Tensor) -> ObjectiveOutput:
+    def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
         """One step.
 
         Args:
-            views: (2, N, 3, S, S) normalised float images.
+            views: Two of (N, 3, S, S), normalised float images.
             index: (N,) int64, the images' positions in the split.
         """
         raise NotImplementedError

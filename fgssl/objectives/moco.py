@@ -56,7 +56,7 @@ class MoCo(Objective):
                     module.eval()
         return self
 
-    def forward(self, views: Tensor, index: Tensor) -> ObjectiveOutput:
+    def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
         """InfoNCE of view 0 (query) against view 1 (key) and the queue, which then takes in the keys."""
         feature_map = self.backbone(views[0])  # (N, C, H, W)
         query = project(feature_map, self.projector)  # (N, D)

@@ -1,0 +1,5 @@
+"""python -m fgssl"""
+
+from fgssl.cli import main
+
+main()

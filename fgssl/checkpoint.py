@@ -1,0 +1,136 @@
+"""The encoder file: backbone, rationale, projector, sample of keys, config and data source in one safetensors.
+
+    RUN/encoder.safetensors   what probe, retrieve, embed and visualize read; works alone, copied anywhere
+    RUN/timm/                 the backbone alone, for timm.create_model("local-dir:RUN/timm", pretrained=True)
+
+Only safetensors are read, never pickles; the settings are JSON in the metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fgssl import __version__
+from fgssl.backbone import build_backbone, rebuild_backbone
+from fgssl.config import DataConfig, PretrainConfig, flatten
+from fgssl.encoder import Encoder
+from fgssl.errors import FgsslError
+from fgssl.files import atomic_path
+from fgssl.objectives.base import build_projector
+from fgssl.rationale import RationaleHead
+from fgssl.resolve import config_from_flat
+
+FORMAT = "fgssl-encoder-1"
+ENCODER_FILE = "encoder.safetensors"
+TIMM_PREFIX = "timm:"
+
+
+def save_encoder(path: Path, encoder: Encoder) -> None:
+    """Write one self-contained encoder file, atomically."""
+    config = encoder.config
+    metadata = {
+        "format": FORMAT,
+        "fgssl": __version__,
+        "timm": timm.__version__,
+        "backbone": encoder.backbone.description(),
+        "config": None if config is None else flatten(config),
+    }
+    parts = {"backbone": encoder.backbone.model, "rationale": encoder.rationale, "projector": encoder.projector}
+    tensors: dict[str, Tensor] = {} if encoder.keys is None else {"keys": encoder.keys}
+    for name, module in parts.items():
+        if module is not None:
+            tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+    # own copies: safetensors refuses tensors that share memory (coat)
+    tensors = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"fgssl": json.dumps(metadata)})
+
+
+def load_encoder(checkpoint: str) -> Encoder:
+    """The encoder of a run folder, an encoder file, or `timm:NAME` (timm's pretrained weights, no rationale).
+
+    Returns:
+        The encoder in eval mode on the CPU.
+
+    Raises:
+        FgsslError: nothing there, cut off, not an fgssl file, or of a newer version.
+    """
+    if checkpoint.startswith(TIMM_PREFIX):
+        return Encoder(build_backbone(checkpoint[len(TIMM_PREFIX) :], pretrained=True)).eval()
+    path = encoder_path(checkpoint)
+    metadata, tensors = _read(path)
+    try:
+        saved = metadata["config"]
+        config = None if saved is None else config_from_flat(saved, f"saved in {path.name}").config
+        backbone = rebuild_backbone(metadata["backbone"], _part(tensors, "backbone"))
+        encoder = Encoder(backbone, config=config, keys=tensors.get("keys"))
+        if config is not None:
+            _attach_head(encoder, config, tensors)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise FgsslError(
+            f"'{path}' is damaged: {type(error).__name__} {error}", "use another copy, or train again"
+        ) from error
+    return encoder.eval()
+
+
+def encoder_path(checkpoint: str) -> Path:
+    """The encoder file a checkpoint argument names. Raises FgsslError when there is none."""
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        path = path / ENCODER_FILE
+        if not path.is_file():
+            raise FgsslError(
+                f"folder '{checkpoint}' holds no {ENCODER_FILE}",
+                "give a finished run's folder; an unfinished one goes on with fgssl pretrain --resume",
+            )
+    if not path.is_file():
+        raise FgsslError(
+            f"no checkpoint '{checkpoint}'", "give a run folder, a .safetensors file of fgssl, or timm:NAME"
+        )
+    return path
+
+
+def data_of(encoder: Encoder) -> DataConfig | None:
+    """The data an encoder was trained on, None for `timm:NAME`."""
+    return None if encoder.config is None else encoder.config.data
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    remedy = f"give an {ENCODER_FILE} written by fgssl pretrain"
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+        if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+            raise FgsslError(f"'{path}' is a pickle (.pth), which fgssl does not open", remedy)
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("fgssl")
+            if header is None:
+                raise FgsslError(f"'{path}' was not written by fgssl pretrain", f"{remedy}, or use timm:NAME")
+            metadata = json.loads(header)
+            if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+                raise FgsslError(f"'{path}' is not an encoder this version of fgssl reads", "update fgssl")
+            return metadata, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FgsslError(f"'{path}' is cut off or not a safetensors file ({reason})", "use another copy") from error
+
+
+def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
+
+def _attach_head(encoder: Encoder, config: PretrainConfig, tensors: dict[str, Tensor]) -> None:
+    channels = encoder.backbone.channels
+    if config.rationale.enabled:
+        encoder.rationale = RationaleHead(channels, config.rationale)
+        encoder.rationale.load_state_dict(_part(tensors, "rationale"))
+    encoder.projector = build_projector(channels, config.objective.projector_hidden, config.objective.projector_dim)
+    encoder.projector.load_state_dict(_part(tensors, "projector"))

@@ -1,0 +1,81 @@
+"""The command line: verbs parse, call one function, print. Only this package prints.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a problem said in one line, 2 wrong usage,
+130 and 143 stopped by Ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from fgssl import __version__
+from fgssl.cli.console import print_error
+from fgssl.cli.evaluate import embed, probe, retrieve
+from fgssl.cli.pretrain import pretrain
+from fgssl.cli.visualize import visualize
+from fgssl.errors import FgsslError
+
+app = typer.Typer(
+    name="fgssl",
+    help="Learn representations of fine-grained images without labels, and see what they look at.",
+    epilog="Start with: fgssl pretrain (the built-in demo, offline, minutes). Manual: README.md",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (pretrain, probe, retrieve, embed, visualize):
+    app.command()(verb)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fgssl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
+) -> None:
+    """Learn representations of fine-grained images without labels, and see what they look at."""
+
+
+def main() -> None:
+    """Entry point: every known problem is one line on stderr."""
+    try:
+        app()
+    except FgsslError as error:
+        print_error(error.problem, error.remedy)
+        code = 1
+    except KeyboardInterrupt:
+        print_error("interrupted", "")
+        code = 130
+    except BrokenPipeError:  # e.g. `fgssl ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        code = _unexpected(error)
+    else:
+        code = 0
+    sys.exit(code)
+
+
+def _unexpected(error: Exception) -> int:
+    """Stop signals and resource problems in one line; anything else is a bug, shown as one line unless debugging."""
+    signal_number = getattr(error, "signal_number", None)
+    if signal_number is not None:
+        print_error(str(error), "")
+        return 128 + int(signal_number)
+    if os.environ.get("FGSSL_DEBUG"):
+        raise error
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        print_error("out of memory", "use a smaller --batch-size or --image-size")
+        return 1
+    reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+    print_error(f"{type(error).__name__}: {reason}", "set FGSSL_DEBUG=1 to see where, and please report it")
+    return 1

@@ -1,0 +1,190 @@
+"""How things look on a terminal, and how they read in a log file."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fgssl.reporting import Reporter, StepReport
+
+err = Console(stderr=True, highlight=False)
+out = Console(highlight=False)
+PLAIN_SECONDS = 5.0  # between progress lines where there is no terminal
+
+
+def print_error(problem: str, remedy: str) -> None:
+    """One line: what is wrong, and what to do."""
+    text = " ".join(f"{problem}; {remedy}".split("\n") if remedy else problem.split("\n"))
+    err.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """A JSON document on stdout."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None, text_columns: int = 1
+) -> None:
+    """A table on stdout: aligned text; numbers with two decimals, to the right."""
+    table = Table(title=escape(title) if title else None, title_justify="left", title_style="bold")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place < text_columns else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*[escape(cell(value)) for value in row])
+    # a pipe gets the whole width: no cell may be cut off because nobody looks
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def cell(value: Any) -> str:
+    """A value as a table shows it."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return str(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def step_line(report: StepReport) -> str:
+    """One line about a training run."""
+    parts = [
+        f"epoch {report.epoch}/{report.epochs}",
+        f"step {report.step}/{report.total_steps}",
+        f"loss {report.loss:.3f} (chance {report.chance:.2f})",
+    ]
+    if report.fit is not None and report.target_entropy is not None:
+        parts += [f"fit {report.fit:.4f}", f"target entropy {report.target_entropy:.3f}"]
+    parts += [
+        f"rank {report.effective_rank:.1f}",
+        f"{report.images_per_second:.0f} images/s",
+        f"waiting {100 * report.wait_share:.0f} %",
+        f"{duration(report.seconds_left)} left",
+    ]
+    return "  ".join(parts)
+
+
+class PlainReporter(Reporter):
+    """Lines on stderr, not too many of them."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def note(self, text: str) -> None:
+        err.print(escape(text), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        err.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        if self._due() and done < total:
+            self.note(f"{task}: {done}/{total}")
+
+    def step(self, report: StepReport) -> None:
+        if self._due() or report.step == report.total_steps:
+            self.note(step_line(report))
+
+    def planned(self, description: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        self.note(plan_line(description, facts))
+
+    def close(self) -> None:
+        """Nothing is left on the screen."""
+
+    def _due(self) -> bool:
+        now = time.monotonic()
+        due = now - self._last >= PLAIN_SECONDS
+        if due:
+            self._last = now
+        return due
+
+
+class QuietReporter(PlainReporter):
+    """Warnings only."""
+
+    def note(self, text: str) -> None:
+        """Not of interest."""
+
+
+class LiveReporter(PlainReporter):
+    """A bar for the task at hand, and one line of numbers above it while training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=err, transient=True)
+        self._bar.start()
+        self._task: tuple[str, Any] | None = None
+
+    def note(self, text: str) -> None:
+        self._bar.console.print(escape(text), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        self._bar.console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        self._show(task, task, done, total)
+        if done >= total:
+            self._drop()
+
+    def step(self, report: StepReport) -> None:
+        self._show("training", escape(step_line(report)), report.step, report.total_steps)
+        if report.step == report.total_steps:
+            self._drop()
+            self.note(step_line(report))
+
+    def close(self) -> None:
+        self._bar.stop()
+
+    def _show(self, key: str, text: str, done: int, total: int) -> None:
+        if self._task is None or self._task[0] != key:
+            self._drop()
+            self._task = (key, self._bar.add_task(text, total=total))
+        self._bar.update(self._task[1], description=text, completed=done, total=total)
+
+    def _drop(self) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task[1])
+            self._task = None
+
+
+def make_reporter(*, quiet: bool) -> PlainReporter:
+    """The reporter for this terminal, log file or silence; only the first of several processes speaks."""
+    import os
+
+    if int(os.environ.get("RANK", "0")) > 0:
+        return QuietReporter()
+    if quiet:
+        return QuietReporter()
+    return LiveReporter() if err.is_terminal and not err.is_dumb_terminal else PlainReporter()
+
+
+def plan_line(description: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """What is about to run, in one line."""
+
+    def value(key: str) -> Any:
+        return description[key]["value"]
+
+    height, width = facts["map_size"]
+    rationale = value("rationale.preset") if value("rationale.enabled") else "off"
+    start = "pretrained" if value("backbone.pretrained") else value("backbone.init") or "from scratch"
+    return (
+        f"{value('backbone.name')} ({start}) on {value('data.source')}: {facts['train_images']} images, "
+        f"{value('backbone.image_size')} px, map {height}x{width}, {value('objective.name')}, rationale {rationale}, "
+        f"{facts['total_steps']} steps of {value('training.batch_size')}, {value('training.device')}, "
+        f"precision {value('training.mixed_precision')}"
+    )

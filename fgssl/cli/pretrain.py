@@ -1,0 +1,170 @@
+"""fgssl pretrain"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from fgssl.cli.console import PlainReporter, make_reporter, out, print_json, print_table
+from fgssl.errors import FgsslError
+
+RUNS = Path("runs")
+# what --resume may change: the machine, not the run
+MACHINE_FLAGS = ("training.workers", "training.device")
+
+
+def pretrain(
+    data: Annotated[
+        Optional[str],
+        typer.Option(help="Preset (cub, cars, ...), hub id, folder, text file of paths, parquet, or demo. [demo]"),
+    ] = None,
+    backbone: Annotated[Optional[str], typer.Option(help="Any timm model name. [resnet50; demo: resnet18]")] = None,
+    objective: Annotated[Optional[str], typer.Option(help="Self-supervised objective: mocov2. [mocov2]")] = None,
+    rationale: Annotated[
+        Optional[bool], typer.Option("--rationale/--no-rationale", help="Fit the common rationale. [on]")
+    ] = None,
+    pretrained: Annotated[
+        Optional[bool],
+        typer.Option("--pretrained/--no-pretrained", help="Start from timm's weights. [on; demo: off]"),
+    ] = None,
+    recipe: Annotated[Optional[Path], typer.Option(help="YAML file of settings; flags win over it.")] = None,
+    sets: Annotated[
+        Optional[list[str]],
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. rationale.projections=16. Repeatable."),
+    ] = None,
+    epochs: Annotated[Optional[int], typer.Option(help="Passes over the training images. [100; demo: fewer]")] = None,
+    max_steps: Annotated[Optional[int], typer.Option(help="Stop after this many steps.")] = None,
+    batch_size: Annotated[Optional[int], typer.Option(help="Images per step over all processes. [128]")] = None,
+    lr: Annotated[Optional[float], typer.Option(help="Peak learning rate. [by optimiser and batch]")] = None,
+    image_size: Annotated[Optional[int], typer.Option(help="Side of the input in pixels. [the model's own]")] = None,
+    output: Annotated[
+        Optional[Path], typer.Option("--output", "-o", help="Run folder. [runs/DATA-BACKBONE]")
+    ] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Seed of everything random. [0]")] = None,
+    workers: Annotated[Optional[int], typer.Option(help="Loader processes. [by machine]")] = None,
+    mixed_precision: Annotated[
+        Optional[str], typer.Option(help="auto, no, bf16 or fp16. [auto]", metavar="auto|no|bf16|fp16")
+    ] = None,
+    device: Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1, mps. [best at hand]")] = None,
+    resume: Annotated[Optional[Path], typer.Option(help="Continue this run folder, with its own settings.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only warnings and results.")] = False,
+) -> None:
+    """Train an encoder without labels. Without options: the built-in demo, offline."""
+    flags = {
+        "data.source": data,
+        "backbone.name": backbone,
+        "objective.name": objective,
+        "rationale.enabled": rationale,
+        "backbone.pretrained": pretrained,
+        "training.epochs": epochs,
+        "training.max_steps": max_steps,
+        "training.batch_size": batch_size,
+        "optimizer.lr": lr,
+        "backbone.image_size": image_size,
+        "training.seed": seed,
+        "training.workers": workers,
+        "training.mixed_precision": mixed_precision,
+        "training.device": device,
+    }
+    if resume is not None:
+        given = [k for k, v in flags.items() if v is not None and k not in MACHINE_FLAGS]
+        if given or recipe or sets or output or overwrite:
+            raise typer.BadParameter(
+                "--resume continues a run with its own settings; only --device, --workers, --json and --quiet go with it"
+            )
+        flags = {k: flags[k] for k in MACHINE_FLAGS}
+        recipe = resume / "config.yaml"
+        if not recipe.is_file():
+            raise FgsslError(f"'{resume}' is not a run folder (no config.yaml)", "give the folder of an unfinished run")
+
+    from fgssl.resolve import load_config
+
+    resolved = load_config(recipe, flags=flags, sets=sets or ())
+    if dry_run:
+        _dry_run(resolved, as_json=json_output)
+        return
+    target = resume or output or default_output(resolved.config.data.source, resolved.config.backbone.name)
+    reporter = make_reporter(quiet=quiet)
+    try:
+        result = _run(resolved, target, reporter, resume=resume is not None, overwrite=overwrite)
+    finally:
+        reporter.close()
+    if result is not None and int(os.environ.get("RANK", "0")) == 0:
+        _print_result(result, as_json=json_output)
+
+
+def default_output(source: str, backbone: str) -> Path:
+    """runs/DATA-BACKBONE, numbered where that is taken."""
+    name = "".join(c if c.isalnum() or c in "._" else "-" for c in f"{Path(source).name}-{backbone}").strip("-.")
+    path, number = RUNS / name, 2
+    while path.exists() and (path.is_file() or any(path.iterdir())):
+        path, number = RUNS / f"{name}-{number}", number + 1
+    return path
+
+
+def _run(resolved: Any, target: Path, reporter: PlainReporter, *, resume: bool, overwrite: bool) -> Any:
+    from fgssl.plan import describe, make_plan
+    from fgssl.pretrain import pretrain as train
+    from fgssl.runfolder import prepare_output
+    from fgssl.stopping import Interrupted
+
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    plan = make_plan(resolved, world=world)
+    if rank == 0 and not resume:
+        prepare_output(target, overwrite=overwrite)
+    reporter.planned(describe(plan), plan.facts())
+    reporter.note(f"run folder: {target}")
+    try:
+        return train(plan, target, reporter=reporter, resume=resume)
+    except Interrupted as stop:
+        reporter.close()
+        reporter.warn(f"{stop}; go on with: fgssl pretrain --resume {target}")
+        sys.exit(128 + stop.signal_number)
+
+
+def _dry_run(resolved: Any, *, as_json: bool) -> None:
+    from fgssl.plan import describe, make_plan
+
+    plan = make_plan(resolved)
+    description, facts = describe(plan), plan.facts()
+    if as_json:
+        print_json({"settings": description, "facts": facts})
+        return
+    rows = [(key, _shown(item["value"]), item["origin"]) for key, item in description.items()]
+    print_table(["setting", "value", "from"], rows, text_columns=3)
+    print_table(["fact", "value"], [(k, _shown(v)) for k, v in facts.items()], text_columns=2)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return " x ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _print_result(result: Any, *, as_json: bool) -> None:
+    folder: Path = result.folder
+    if as_json:
+        print_json({"run": str(folder), **result.summary})
+        return
+    if result.rows:
+        columns = ("encoder", "pool", "rank1", "rank5", "mAP")
+        rows = [[row[c] for c in columns] for row in result.rows]
+        queries = result.rows[0]["queries"]
+        print_table(
+            columns, rows, title=f"Leave-one-out retrieval, {queries} test images (percent)", text_columns=2
+        )
+    faults = result.summary.get("unreadable", [])
+    for reason in faults:
+        out.print(f"unreadable: {reason}", markup=False, soft_wrap=True)
+    for label, name in (("encoder", "encoder.safetensors"), ("overview", "overview.png"), ("views", "views.png")):
+        if (folder / name).exists():
+            out.print(f"{label + ':':9} {folder / name}", markup=False, soft_wrap=True)

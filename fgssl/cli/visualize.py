@@ -1,0 +1,41 @@
+"""fgssl visualize"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from fgssl.cli.console import out, print_json
+from fgssl.cli.pretrain import RUNS
+
+
+def visualize(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures to explain.", show_default=False)],
+    checkpoint: Annotated[
+        Optional[str], typer.Option(help="Run folder or encoder file. [the newest run in runs/]")
+    ] = None,
+    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="PNG to write. [IMAGE-rationale.png]")] = None,
+    device: Annotated[Optional[str], typer.Option(help="cpu, cuda, mps. [best at hand]")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the path and the map sizes as JSON.")] = False,
+) -> None:
+    """Draw image, GradCAM of the self-supervised loss, and fitted rationale side by side."""
+    target = output or Path(f"{images[0].stem}-rationale.png")
+
+    from fgssl.checkpoint import load_encoder
+    from fgssl.drawing import check_picture_path, save_png
+    from fgssl.machine import resolve_device
+    from fgssl.runfolder import newest_run
+    from fgssl.visualize import visualize as draw
+
+    check_picture_path(target)
+    source = checkpoint or str(newest_run(RUNS))
+    encoder = load_encoder(source).to(resolve_device(device))
+    sheet = draw(encoder, images, title=f"{encoder.backbone.name}, {source}")
+    save_png(sheet, target)
+    if json_output:
+        print_json({"output": str(target), "checkpoint": source, "images": [str(path) for path in images],
+                    "map_size": list(encoder.backbone.map_size)})  # fmt: skip
+    else:
+        out.print(str(target), markup=False, soft_wrap=True)

@@ -1,0 +1,156 @@
+"""Encoder x images -> embeddings, in the order of the split, each image exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fgssl.data.cache import Fault, PixelStore, open_pixels
+from fgssl.data.images import ImageSet
+from fgssl.encoder import Encoder, Pool
+from fgssl.errors import FgsslError, UnreadableImage
+from fgssl.machine import automatic_workers
+from fgssl.views import EvaluationView
+
+Progress = Callable[[int, int], None]
+MAX_UNREADABLE = 0.1  # of a split; above it something is wrong with the split, not with an image
+
+
+class Embeddings(NamedTuple):
+    """Features of the readable images of a split, all of the same rows."""
+
+    features: Tensor  # (N, D) float32, l2-normalised, on the CPU
+    labels: Tensor | None  # (N,) int64
+    identifiers: tuple[str, ...]
+    class_names: tuple[str, ...] | None
+    faults: tuple[Fault, ...]  # images of the split that could not be read and have no row
+
+    def require_labels(self, split: str) -> Tensor:
+        """The labels, or one clear line."""
+        if self.labels is None:
+            raise FgsslError(
+                f"{split} has no labels, and this needs them",
+                "use class folders or a labelled data set; fgssl embed and visualize work without labels",
+            )
+        return self.labels
+
+
+class ImageBatch(NamedTuple):
+    """Evaluation views of some images of a split."""
+
+    images: Tensor  # (N, 3, S, S) uint8
+    index: np.ndarray  # (N,)
+    faults: tuple[Fault, ...]
+
+
+def evaluation_view(encoder: Encoder) -> EvaluationView:
+    """The one deterministic view of the encoder's own size, crop and interpolation."""
+    backbone = encoder.backbone
+    return EvaluationView(backbone.image_size, backbone.crop_pct, backbone.interpolation)
+
+
+@torch.inference_mode()
+def embed(
+    encoder: Encoder,
+    images: ImageSet,
+    *,
+    pools: Sequence[Pool],
+    batch_size: int = 64,
+    device: torch.device | None = None,
+    workers: int | None = None,
+    cache: str = "auto",
+    progress: Progress | None = None,
+) -> dict[Pool, Embeddings]:
+    """Embed a split once and pool it in each of the asked ways.
+
+    Args:
+        encoder: In any mode; it is used in eval mode and restored.
+        images: The split.
+        pools: Poolings, all made from the same feature maps.
+        batch_size: Images per forward; the result does not depend on it.
+        device: Where to compute (default: where the encoder is).
+        workers: Loader processes (default: by machine).
+        cache: See `open_pixels`.
+        progress: Called with (done, total).
+
+    Raises:
+        FgsslError: more than a tenth of the images is unreadable, or the encoder lacks the rationale.
+    """
+    device = device or encoder.mean.device
+    training = encoder.training
+    encoder.to(device).eval()
+    workers = automatic_workers() if workers is None else workers
+    pixels = open_pixels(images, evaluation_view(encoder), cache=cache, workers=workers)
+    features: dict[Pool, list[Tensor]] = {pool: [] for pool in pools}
+    kept: list[np.ndarray] = []
+    faults: list[Fault] = []
+    try:
+        for batch in image_batches(pixels, batch_size, workers=workers):
+            faults.extend(batch.faults)
+            kept.append(batch.index)
+            if len(batch.index):
+                feature_map = encoder.backbone(encoder.normalize(batch.images.to(device)))
+                for pool in pools:
+                    features[pool].append(encoder.pool(feature_map, pool).cpu())
+            if progress is not None:
+                progress(sum(map(len, kept)) + len(faults), len(images))
+    finally:
+        encoder.train(training)
+    reject_unreadable(faults, len(images), f"{images.source}[{images.split}]")
+    index = np.concatenate(kept)
+    labels = None if images.labels is None else torch.from_numpy(images.labels[index])
+    identifiers = tuple(images.identifier(int(i)) for i in index)
+    return {
+        pool: Embeddings(torch.cat(features[pool]), labels, identifiers, images.class_names, tuple(faults))
+        for pool in pools
+    }
+
+
+def reject_unreadable(faults: Sequence[Fault], total: int, name: str) -> None:
+    """Raise when more than a tenth of a split cannot be read, naming the first few."""
+    if len(faults) > MAX_UNREADABLE * total:
+        shown = "; ".join(f.reason.rstrip(".") for f in faults[:3])
+        raise FgsslError(
+            f"{len(faults)} of {total} images of {name} cannot be read: {shown}{' ...' if len(faults) > 3 else ''}",
+            "remove or replace them",
+        )
+
+
+def image_batches(pixels: PixelStore, batch_size: int, *, workers: int = 0) -> Iterator[ImageBatch]:
+    """Batches of evaluation views in order; unreadable images are left out and reported."""
+    loader = DataLoader(
+        _Indexed(pixels),
+        batch_size=batch_size,
+        collate_fn=_collate,
+        # from the cache a batch is a copy: processes would only add to its cost
+        num_workers=0 if pixels.path is not None or len(pixels) <= batch_size else workers,
+    )
+    yield from loader
+
+
+class _Indexed(torch.utils.data.Dataset["tuple[int, np.ndarray | str]"]):
+    def __init__(self, pixels: PixelStore) -> None:
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> tuple[int, np.ndarray | str]:
+        try:
+            return index, self.pixels[index]
+        except UnreadableImage as error:
+            return index, str(error)
+
+
+def _collate(rows: list[tuple[int, np.ndarray | str]]) -> ImageBatch:
+    readable = [(i, p) for i, p in rows if not isinstance(p, str)]
+    faults = tuple(Fault(i, p) for i, p in rows if isinstance(p, str))
+    if not readable:
+        return ImageBatch(torch.empty(0, 3, 1, 1, dtype=torch.uint8), np.empty(0, np.int64), faults)
+    stacked = torch.from_numpy(np.stack([p for _, p in readable]))  # (N, S, S, 3)
+    return ImageBatch(stacked.permute(0, 3, 1, 2), np.array([i for i, _ in readable]), faults)

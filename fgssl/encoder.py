@@ -1,0 +1,99 @@
+"""The encoder that is saved and evaluated: a backbone, and with it the rationale and what GradCAM needs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fgssl.backbone import Backbone
+from fgssl.config import PretrainConfig
+from fgssl.errors import FgsslError
+from fgssl.objectives.base import project
+from fgssl.objectives.moco import info_nce
+from fgssl.rationale import RationaleHead, attention_map, attention_pool, gradcam
+
+Pool = Literal["gap", "rationale", "concat"]
+POOLS: tuple[Pool, ...] = ("gap", "rationale", "concat")
+
+
+class Encoder(nn.Module):
+    """Images to embeddings and maps; nothing of the training loop.
+
+    Args:
+        backbone: Images to feature maps.
+        rationale: The fitted branch, if there is one.
+        projector: The objective's projector, needed for GradCAM only.
+        keys: (M, D) l2-normalised projections of training images, GradCAM's negatives.
+        config: The run's config (rationale options, temperature, data); None for an encoder not trained by fgssl.
+    """
+
+    keys: Tensor | None
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        rationale: RationaleHead | None = None,
+        *,
+        projector: nn.Module | None = None,
+        keys: Tensor | None = None,
+        config: PretrainConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.rationale, self.projector, self.config = backbone, rationale, projector, config
+        self.register_buffer("keys", keys)
+        self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(N, 3, S, S) uint8 to the floats the backbone expects, in its memory format."""
+        floats = images.to(dtype=torch.float32).div_(255).sub_(self.mean).div_(self.std)
+        return floats.contiguous(memory_format=torch.channels_last) if self.backbone.channels_last else floats
+
+    def default_pool(self) -> Pool:
+        """What probe, retrieve and embed use unless told otherwise."""
+        return "gap" if self.rationale is None else "rationale"
+
+    def attention(self, feature_map: Tensor) -> Tensor:
+        """The rationale's map: (N, C, H, W) -> (N, H, W), summing to 1. Raises FgsslError where there is none."""
+        if self.rationale is None:
+            raise FgsslError(
+                f"the encoder {self.backbone.name} has no rationale branch",
+                "use --pool gap, or pretrain without --no-rationale",
+            )
+        return attention_map(self.rationale, feature_map, self.rationale.config)
+
+    def pool(self, feature_map: Tensor, pool: Pool) -> Tensor:
+        """(N, C, H, W) -> (N, C) l2-normalised; concat: (N, 2C), gap beside rationale, each of equal weight."""
+        if pool == "gap":
+            return attention_pool(feature_map)
+        weighted = attention_pool(feature_map, self.attention(feature_map))
+        if pool == "rationale":
+            return weighted
+        return torch.cat([attention_pool(feature_map), weighted], 1) / 2**0.5
+
+    def forward(self, images: Tensor, pool: Pool = "gap") -> Tensor:
+        """Embeddings of (N, 3, S, S) uint8 images: (N, C), or (N, 2C) for concat, l2-normalised."""
+        return self.pool(self.backbone(self.normalize(images)), pool)
+
+    def loss_gradcam(self, images: Tensor) -> Tensor:
+        """GradCAM of the contrastive loss for any pictures: (N, 3, S, S) uint8 -> (N, H, W), not negative.
+
+        Positive: the projection of the picture's mirror image. Negatives: the sample of training keys in the file.
+        Both are constants. The loss is summed over pictures, so a picture's map does not depend on the others.
+        """
+        if self.projector is None or self.keys is None or self.config is None or len(self.keys) == 0:
+            raise FgsslError(
+                f"the encoder {self.backbone.name} holds no projection head and keys",
+                "GradCAM of the loss needs an encoder trained by fgssl pretrain",
+            )
+        with torch.no_grad():
+            positive = project(self.backbone(self.normalize(images.flip(-1))), self.projector)
+            feature_map = self.backbone(self.normalize(images))
+        with torch.enable_grad():
+            feature_map = feature_map.detach().requires_grad_()  # only the head is differentiated
+            query = project(feature_map, self.projector)
+            loss, _ = info_nce(query, positive, self.keys, temperature=self.config.objective.temperature)
+            cam = gradcam(loss * len(images), feature_map, sign=self.config.rationale.sign)
+        return cam.detach()

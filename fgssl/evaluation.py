@@ -1,0 +1,150 @@
+"""Checkpoint + data set -> embeddings of a split: the common first half of probe, retrieve and embed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save_file
+
+from fgssl import __version__
+from fgssl.checkpoint import data_of, load_encoder
+from fgssl.config import DataConfig
+from fgssl.data import available_splits, default_split, load_images
+from fgssl.data.images import ImageSet, Subset
+from fgssl.embed import Embeddings, embed
+from fgssl.encoder import POOLS, Encoder, Pool
+from fgssl.errors import FgsslError
+from fgssl.files import atomic_path
+from fgssl.machine import resolve_device
+from fgssl.reporting import Reporter
+
+BATCH_SIZE = 64
+
+
+class Subject(NamedTuple):
+    """What is evaluated: an encoder with its pooling, and where the images come from."""
+
+    encoder: Encoder
+    data: DataConfig
+    pool: Pool
+    batch_size: int
+    device: torch.device
+    reporter: Reporter
+
+    def embed(self, images: ImageSet) -> Embeddings:
+        """Embeddings of a split in its order."""
+        title = f"embedding {images.split}"
+        return embed(
+            self.encoder,
+            images,
+            pools=(self.pool,),
+            batch_size=self.batch_size,
+            device=self.device,
+            progress=lambda done, total: self.reporter.progress(title, done, total),
+        )[self.pool]
+
+
+def open_subject(
+    checkpoint: str,
+    *,
+    data: str | None = None,
+    pool: str | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    reporter: Reporter | None = None,
+) -> Subject:
+    """Load the encoder and settle data and pooling.
+
+    Args:
+        checkpoint: Run folder, encoder file or `timm:NAME`.
+        data: A source other than the one the encoder remembers.
+        pool: gap, rationale or concat (default: rationale where there is a branch).
+        batch_size: Images per forward.
+        device: Where to compute.
+        reporter: Told of progress.
+
+    Raises:
+        FgsslError: bad checkpoint, unknown pooling, no rationale to pool with, or no data named anywhere.
+    """
+    if pool is not None and pool not in POOLS:
+        raise FgsslError(f"unknown --pool '{pool}'", f"choose one of {', '.join(POOLS)}")
+    if batch_size is not None and batch_size < 1:
+        raise FgsslError(f"--batch-size is {batch_size}", "it must be at least 1")
+    where = resolve_device(device)
+    encoder = load_encoder(checkpoint)
+    chosen = encoder.default_pool() if pool is None else next(p for p in POOLS if p == pool)
+    if chosen != "gap" and encoder.rationale is None:
+        raise FgsslError(
+            f"'{checkpoint}' has no rationale branch to pool with", "use --pool gap, or pretrain with --rationale"
+        )
+    remembered = data_of(encoder)
+    if data is None and remembered is None:
+        raise FgsslError(f"'{checkpoint}' remembers no data set", "name one with --data")
+    source = DataConfig(source=data) if data is not None else remembered
+    assert source is not None
+    return Subject(encoder.to(where), source, chosen, batch_size or BATCH_SIZE, where, reporter or Reporter())
+
+
+def open_split(data: DataConfig, split: str | None, role: str) -> ImageSet:
+    """A named split, or the source's own for "train" or "test"; a source without a test split gives its only one."""
+    if split is None:
+        split = default_split(data, "train" if role == "train" else "test") or default_split(data, "train")
+    if split is None:
+        raise FgsslError(
+            f"'{data.source}' has no {role} split", f"name one with --split: {', '.join(available_splits(data))}"
+        )
+    return load_images(data, split)
+
+
+class ProbeSplits(NamedTuple):
+    """Labelled images to fit the probe on and to score it on."""
+
+    train: ImageSet
+    test: ImageSet
+    protocol: str  # in words
+
+
+def probe_splits(data: DataConfig, split: str | None, *, seed: int = 0) -> ProbeSplits:
+    """Train and test split for the probe; a source with a single split is divided, stratified, 80 to 20.
+
+    Raises:
+        FgsslError: no labels.
+    """
+    from fgssl.classifiers import stratified_split
+
+    test = open_split(data, split, "test")
+    train = open_split(data, None, "train")
+    for images in (train, test):
+        if images.labels is None:
+            raise FgsslError(
+                f"{images.source} [{images.split}] has no labels, and the probe needs them",
+                "use class folders or a labelled data set; fgssl embed and visualize work without labels",
+            )
+    if train.split != test.split:
+        return ProbeSplits(train, test, f"fitted on {train.split}, scored on {test.split}")
+    assert train.labels is not None
+    kept, held = stratified_split(torch.from_numpy(train.labels), 0.2, seed)
+    words = f"{train.split} divided 80 to 20 by class (seed {seed})"
+    return ProbeSplits(Subset(train, kept.numpy()), Subset(train, held.numpy()), words)
+
+
+def save_embeddings(path: Path, embeddings: Embeddings, *, checkpoint: str, pool: str, images: ImageSet) -> None:
+    """One safetensors file: `features` (N, D), `labels` (N,) where there are any; names as JSON in the metadata."""
+    tensors = {"features": embeddings.features.contiguous()}
+    if embeddings.labels is not None:
+        tensors["labels"] = embeddings.labels.contiguous()
+    metadata = {
+        "format": "fgssl-features-1",
+        "fgssl": __version__,
+        "checkpoint": checkpoint,
+        "pool": pool,
+        "source": images.source,
+        "split": images.split,
+        "paths": json.dumps(embeddings.identifiers),
+        "class_names": json.dumps(embeddings.class_names),
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)

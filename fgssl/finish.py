@@ -1,0 +1,183 @@
+"""The end of a run: retrieval beside the untrained encoder, the overview picture, the timm folder, the summary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from fgssl.backbone import save_timm
+from fgssl.data.cache import PixelStore
+from fgssl.data.feed import epoch_order
+from fgssl.data.images import ImageSet
+from fgssl.drawing import Neighbour, OverviewRow, overview_sheet, save_png, view_pairs_sheet
+from fgssl.embed import Embeddings, embed
+from fgssl.encoder import Encoder, Pool
+from fgssl.errors import FgsslError, UnreadableImage
+from fgssl.plan import Plan
+from fgssl.reporting import Reporter
+from fgssl.nearest import search
+from fgssl.retrieval import evaluate_retrieval
+from fgssl.runfolder import versions, write_summary
+from fgssl.views import apply_view, draw_view
+from fgssl.visualize import explain, shown
+
+OVERVIEW_ROWS, OVERVIEW_NEIGHBOURS, VIEW_PAIRS = 6, 5, 8
+
+
+class RunResult(NamedTuple):
+    """What a finished run leaves."""
+
+    folder: Path
+    summary: dict[str, Any]
+    rows: list[dict[str, Any]]  # of the retrieval table
+
+
+def run_pools(encoder: Encoder) -> tuple[Pool, ...]:
+    """The poolings a run reports."""
+    return ("gap",) if encoder.rationale is None else ("gap", "rationale")
+
+
+def retrieval_rows(plan: Plan, encoder: Encoder, name: str, reporter: Reporter) -> list[dict[str, Any]]:
+    """Leave-one-out retrieval in the test split, one row a pooling; none where there is no labelled test split."""
+    if plan.test is None or plan.test.labels is None:
+        return []
+    found = _embed(plan, plan.test, encoder, f"embedding ({name})", reporter)
+    return _rows(found, name)
+
+
+def _embed(
+    plan: Plan, images: ImageSet, encoder: Encoder, title: str, reporter: Reporter
+) -> dict[Pool, Embeddings]:
+    return embed(
+        encoder,
+        images,
+        pools=run_pools(encoder),
+        device=plan.device,
+        progress=lambda done, total: reporter.progress(title, done, total),
+    )
+
+
+def _rows(found: dict[Pool, Embeddings], name: str) -> list[dict[str, Any]]:
+    rows = []
+    for pool, embeddings in found.items():
+        assert embeddings.labels is not None
+        try:
+            metrics = evaluate_retrieval(embeddings.features, embeddings.labels).to_dict()
+        except FgsslError:  # every class has one image: nothing to retrieve
+            return []
+        rows.append({"encoder": name, "pool": pool, **metrics})
+    return rows
+
+
+def finish_run(
+    plan: Plan,
+    encoder: Encoder,
+    output: Path,
+    progress: dict[str, Any],
+    last: dict[str, float],
+    reporter: Reporter,
+) -> RunResult:
+    """Write timm/, summary.json and overview.png of the last epoch's weights; nothing is selected on the test split.
+
+    Args:
+        plan: Of the run.
+        encoder: As trained.
+        output: The run folder.
+        progress: Steps, seconds, initial retrieval rows and unreadable images of the run.
+        last: Means of the last logged steps.
+        reporter: Told of progress.
+    """
+    encoder.eval()
+    save_timm(encoder.backbone, output / "timm")
+    rows = list(progress["initial_rows"])
+    if plan.config.training.evaluate:
+        images = plan.test if plan.test is not None else plan.train
+        found = _embed(plan, images, encoder, "embedding (trained)", reporter)
+        if plan.test is not None and images.labels is not None:
+            rows += _rows(found, "trained")
+        overview = draw_overview(encoder, images, found[encoder.default_pool()])
+        if overview is not None:
+            save_png(overview, output / "overview.png")
+    summary = {
+        "backbone": encoder.backbone.name,
+        **plan.facts(),
+        "steps": progress["step"],
+        "train_seconds": round(progress["seconds"], 1),
+        "last": last,
+        "retrieval": rows,
+        "retrieval_protocol": "leave-one-out in the test split" if rows else None,
+        "unreadable": list(progress["faults"].values()),
+        "seed": plan.config.training.seed,
+        "versions": versions(),
+    }
+    write_summary(output, summary)
+    return RunResult(output, summary, rows)
+
+
+def save_view_pairs(output: Path, plan: Plan, pixels: PixelStore) -> None:
+    """views.png: a few training images and two views of each, as the first epoch draws them."""
+    import torch
+
+    config, size = plan.config, plan.backbone.image_size
+    pairs, names = [], []
+    for index in epoch_order(len(pixels), config.training.seed, 0):
+        try:
+            original = np.array(pixels[int(index)])
+        except UnreadableImage:
+            continue
+        rng = np.random.default_rng([config.training.seed, 0, int(index)])
+        image = torch.from_numpy(original).permute(2, 0, 1)
+        views = []
+        for _ in range(2):
+            view = draw_view(rng, config.views, height=image.shape[1], width=image.shape[2], size=size)
+            views.append(Image.fromarray(apply_view(image, view, size).permute(1, 2, 0).numpy()))
+        pairs.append((Image.fromarray(original), *views))
+        names.append(_name(plan.train, int(index)))
+        if len(pairs) == VIEW_PAIRS:
+            break
+    sheet = view_pairs_sheet(pairs, names, title=f"Two random views of a training image ({config.views.preset})")
+    save_png(sheet, output / "views.png")
+
+
+def draw_overview(encoder: Encoder, images: ImageSet, embeddings: Embeddings) -> Image.Image | None:
+    """A few images evenly spread over the split, their maps, and their nearest neighbours in it."""
+    total = len(embeddings.identifiers)
+    if total < 2:
+        return None
+    places = {name: row for row, name in enumerate(embeddings.identifiers)}
+    index = [i for i in range(len(images)) if images.identifier(i) in places]  # row -> position in the split
+    queries = np.unique(np.linspace(0, total - 1, OVERVIEW_ROWS + 2)[1:-1].round().astype(int))
+    features = embeddings.features
+    top = min(OVERVIEW_NEIGHBOURS, total - 1)
+    indices = search(features[queries], features, top=top + 1).indices.tolist()
+    pictures = [images.load(index[q]) for q in queries]
+    rows = []
+    for place, (query, maps) in enumerate(zip(queries.tolist(), explain(encoder, pictures), strict=True)):
+        others = [i for i in indices[place] if i != query][:top]
+        neighbours = [
+            Neighbour(
+                shown(encoder, images.load(index[i]), size=224),
+                _caption(embeddings, i),
+                None if embeddings.labels is None else bool(embeddings.labels[i] == embeddings.labels[query]),
+            )
+            for i in others
+        ]
+        picture = shown(encoder, pictures[place], size=224)
+        rows.append(OverviewRow(picture, _caption(embeddings, query), maps.gradcam, maps.rationale, neighbours))
+    title = f"{encoder.backbone.name} on {images.source} [{images.split}]"
+    return overview_sheet(rows, title=title)
+
+
+def _caption(embeddings: Embeddings, row: int) -> str:
+    if embeddings.labels is not None and embeddings.class_names is not None:
+        return embeddings.class_names[int(embeddings.labels[row])]
+    return embeddings.identifiers[row].rsplit("/", 1)[-1]
+
+
+def _name(images: ImageSet, index: int) -> str:
+    if images.labels is not None and images.class_names is not None:
+        return images.class_names[int(images.labels[index])]
+    return images.identifier(index).rsplit("/", 1)[-1]

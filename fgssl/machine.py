@@ -1,0 +1,60 @@
+"""What this machine offers: device, precision, loader processes."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from fgssl.errors import FgsslError
+
+
+def automatic_workers(device: torch.device | None = None, world: int = 1) -> int:
+    """Loader processes per training process: all cores beside a GPU (at most 16), one beside a CPU that also trains."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    if device is not None and device.type != "cpu":
+        return max(1, min(16, cores // world - 1))
+    return max(1, min(8, cores // (2 * world)))
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """The asked device, or the best at hand. Raises FgsslError when it is not here."""
+    if name is None or name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise FgsslError(f"unknown device '{name}'", "use cpu, cuda, cuda:1 or mps") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        raise FgsslError(f"device '{name}' is not on this machine ({here} CUDA devices)", "use --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise FgsslError(f"device '{name}' is not on this machine", "use --device cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise FgsslError(f"device '{name}' is not supported", "use cpu, cuda, cuda:1 or mps")
+    return device
+
+
+def resolve_precision(asked: str, device: torch.device) -> tuple[str, str]:
+    """The autocast precision and why: bf16 where the hardware multiplies it natively, otherwise none.
+
+    Returns:
+        ("no" | "bf16" | "fp16", reason).
+    """
+    if asked == "fp16" and device.type != "cuda":
+        raise FgsslError(f"--mixed-precision fp16 has no gradient scaler on {device.type}", "use bf16, auto or no")
+    if asked != "auto":
+        return asked, "asked for"
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16", "native on this GPU") if native else ("no", "this GPU has no native bf16")
+    if device.type == "cpu" and _cpu_has_bf16():
+        return "bf16", "native on this CPU"
+    return "no", f"no native bf16 on this {device.type}"
+
+
+def _cpu_has_bf16() -> bool:
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)

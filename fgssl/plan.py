@@ -1,0 +1,166 @@
+"""From a config to a run that can start: data opened, backbone built, every derived value filled in and explained."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+
+from fgssl.backbone import Backbone, build_backbone, load_initial_weights
+from fgssl.config import PretrainConfig, flatten
+from fgssl.data import PRESETS, available_splits, default_split, load_images
+from fgssl.data.images import ImageSet
+from fgssl.errors import FgsslError
+from fgssl.machine import automatic_workers, resolve_device, resolve_precision
+from fgssl.resolve import Resolved, build
+
+LARGEST_QUEUE = 65_536
+
+
+class Plan(NamedTuple):
+    """Everything a run needs, and why each value is what it is."""
+
+    config: PretrainConfig  # nothing derived is left open
+    origins: dict[str, str]
+    train: ImageSet
+    test: ImageSet | None
+    backbone: Backbone
+    device: torch.device
+    steps_per_epoch: int
+    total_steps: int
+
+    def facts(self) -> dict[str, Any]:
+        """What the config does not say: sizes and steps."""
+        return {
+            "train_images": len(self.train),
+            "test_images": None if self.test is None else len(self.test),
+            "labels": self.train.labels is not None,
+            "channels": self.backbone.channels,
+            "map_size": list(self.backbone.map_size),
+            "parameters": self.backbone.parameters_total,
+            "steps_per_epoch": self.steps_per_epoch,
+            "total_steps": self.total_steps,
+        }
+
+
+def make_plan(resolved: Resolved, *, world: int = 1) -> Plan:
+    """Open the data, build the backbone and derive what was left open.
+
+    Args:
+        resolved: From `load_config`.
+        world: Number of processes.
+
+    Raises:
+        FgsslError: for anything the run would stumble over.
+    """
+    values, origins = dict(flatten(resolved.config)), dict(resolved.origins)
+
+    def derive(key: str, value: Any, reason: str) -> None:
+        if values[key] is None:
+            values[key], origins[key] = value, f"derived: {reason}"
+
+    device = resolve_device(values["training.device"])
+    train, test = _open_splits(resolved.config, derive)
+    if _is_local(values["data.source"]):  # the encoder file remembers it, wherever it is copied
+        values["data.source"] = os.path.abspath(os.path.expanduser(values["data.source"]))
+    _fit_batch(values, origins, len(train), world)
+    steps_per_epoch = len(train) // values["training.batch_size"]
+    total_steps = min(values["training.epochs"] * steps_per_epoch, values["training.max_steps"] or 2**62)
+
+    derive("backbone.pretrained", values["backbone.init"] is None, "timm's weights unless told otherwise")
+    torch.manual_seed(values["training.seed"])  # the random init of the model is part of the seed
+    backbone = _build(values)
+    derive("backbone.image_size", backbone.image_size, "the model's own size")
+    derive("backbone.output_stride", None, "the model's own")
+    _derive_objective(values, derive, backbone, len(train), total_steps)
+    _derive_optimizer(values, derive)
+    origins["training.device"] = origins["training.device"] if values["training.device"] else "derived: best at hand"
+    values["training.device"] = str(device)
+    derive("training.workers", automatic_workers(device, world), "cores of this machine")
+    precision, reason = resolve_precision(values["training.mixed_precision"], device)
+    if values["training.mixed_precision"] == "auto":
+        values["training.mixed_precision"], origins["training.mixed_precision"] = precision, f"derived: {reason}"
+    return Plan(build(values), origins, train, test, backbone, device, steps_per_epoch, total_steps)
+
+
+def _open_splits(config: PretrainConfig, derive: Any) -> tuple[ImageSet, ImageSet | None]:
+    data = config.data
+    train_split, test_split = default_split(data, "train"), default_split(data, "test")
+    if train_split is None:
+        raise FgsslError(
+            f"'{data.source}' has no training split",
+            f"name one with --set data.train_split=...: {', '.join(available_splits(data))}",
+        )
+    train = load_images(data, train_split)
+    if len(train) < 2:
+        raise FgsslError(
+            f"'{data.source}' holds one image in its split {train_split}", "self-supervised training needs at least 2"
+        )
+    derive("data.train_split", train_split, "the source's own")
+    if test_split is not None:
+        derive("data.test_split", test_split, "the source's own")
+    return train, None if test_split is None else load_images(data, test_split)
+
+
+def _fit_batch(values: dict[str, Any], origins: dict[str, str], images: int, world: int) -> None:
+    batch, origin = values["training.batch_size"], origins["training.batch_size"]
+    if batch > images:
+        if origin not in ("default", "demo default"):
+            raise FgsslError(
+                f"--batch-size {batch} is larger than the data ({images} images)", f"use at most {images}"
+            )
+        values["training.batch_size"], origins["training.batch_size"] = images, f"derived: only {images} images"
+        batch = images
+    if batch % world or batch // world < 2:
+        raise FgsslError(
+            f"--batch-size {batch} cannot be shared by {world} processes",
+            f"use a multiple of {world}, at least {2 * world}",
+        )
+
+
+def _build(values: dict[str, Any]) -> Backbone:
+    backbone = build_backbone(
+        values["backbone.name"],
+        pretrained=values["backbone.pretrained"],
+        image_size=values["backbone.image_size"],
+        output_stride=values["backbone.output_stride"],
+        drop_path=values["backbone.drop_path"],
+    )
+    if values["backbone.init"] is not None:
+        load_initial_weights(backbone, values["backbone.init"])
+    return backbone
+
+
+def _derive_objective(
+    values: dict[str, Any], derive: Any, backbone: Backbone, images: int, total_steps: int
+) -> None:
+    derive("objective.projector_hidden", backbone.channels, "the map's channels")
+    batch = values["training.batch_size"]
+    queue = max(batch, min(LARGEST_QUEUE, images // 2))
+    derive("objective.queue_size", queue, "half an epoch of keys")
+    # the paper's 0.999 averages over a fifth of its 4,600 steps on CUB; shorter runs need a quicker average
+    horizon = min(1000.0, max(10.0, total_steps / 5))
+    derive("objective.momentum", round(1 - 1 / horizon, 5), "averages over a fifth of the run, at most 1,000 steps")
+
+
+def _derive_optimizer(values: dict[str, Any], derive: Any) -> None:
+    batch, started = values["training.batch_size"], values["backbone.pretrained"] or values["backbone.init"]
+    if values["optimizer.name"] == "sgd":
+        base, why = (0.03, "paper") if started else (0.06, "twice the paper's, from scratch")
+        derive("optimizer.lr", base * batch / 128, f"{base} x batch / 128 ({why})")
+        derive("optimizer.weight_decay", 1e-4, "paper")
+    else:
+        base = 1e-4 if started else 1e-3
+        derive("optimizer.lr", base * batch / 256, f"{base} x batch / 256")
+        derive("optimizer.weight_decay", 0.05, "usual for adamw")
+
+
+def describe(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Each `section.key` with its value and origin, for --dry-run and the run's summary."""
+    flat = flatten(plan.config)
+    return {key: {"value": value, "origin": plan.origins.get(key, "default")} for key, value in flat.items()}
+
+
+def _is_local(source: str) -> bool:
+    return source != "demo" and source not in PRESETS and os.path.exists(os.path.expanduser(source))

@@ -1,0 +1,296 @@
+"""The pretraining loop, to be read top to bottom.
+
+    plan -> pixels decoded once -> model, optimiser -> steps (views, loss, GradCAM, fit) -> encoder file, table, overview
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
+from accelerate.utils import gather_object
+
+from fgssl.checkpoint import ENCODER_FILE, save_encoder
+from fgssl.data.cache import PixelStore, Shrunk, open_pixels
+from fgssl.data.feed import StepSampler, ViewBatch, ViewDataset, build_feed
+from fgssl.embed import reject_unreadable
+from fgssl.errors import TrainingFault
+from fgssl.finish import RunResult, finish_run, retrieval_rows, save_view_pairs
+from fgssl.plan import Plan
+from fgssl.reporting import Reporter, StepReport
+from fgssl.runfolder import METRICS_FILE, truncate_metrics, write_config
+from fgssl.state import load_state, random_state, restore_random_state, save_state
+from fgssl.stopping import Interrupted, StopRequest, listen_for_stop
+from fgssl.training import (
+    KEYS_KEPT,
+    LogWindow,
+    PretrainModel,
+    build_model,
+    build_optimizer,
+    fit_weight,
+    learning_rate,
+)
+
+SHRINK = 1.3  # short side of the decoded training pictures, relative to the view: keeps small crops sharp
+
+
+class Progress(NamedTuple):
+    """What a resumed run must know beside the weights."""
+
+    step: int  # done so far
+    seconds: float
+    initial_rows: list[dict[str, Any]]  # retrieval of the untrained encoder
+    faults: dict[int, str]  # unreadable training images and why
+
+
+def pretrain(plan: Plan, output: Path, *, reporter: Reporter | None = None, resume: bool = False) -> RunResult:
+    """Train an encoder.
+
+    Args:
+        plan: From `make_plan`.
+        output: The run folder, already checked by the caller.
+        reporter: Told how it goes.
+        resume: Continue from the state saved in `output`.
+
+    Returns:
+        Paths and results of the run.
+
+    Raises:
+        FgsslError: bad data; TrainingFault: the loss is no longer finite.
+        Interrupted: a signal asked for a stop; the state is saved.
+    """
+    config, reporter = plan.config, reporter or Reporter()
+    accelerator = _accelerator(plan)
+    is_main = accelerator.is_main_process
+    if is_main:
+        write_config(output, plan)
+    pixels = _training_pixels(plan, accelerator, reporter)
+
+    torch.manual_seed(config.training.seed)
+    model = build_model(plan)
+    optimizer = build_optimizer(model, config.optimizer, plan.device)
+    saved = load_state(output) if resume else None
+    if saved is not None:
+        for warning in saved.warnings:
+            reporter.warn(warning)
+        model.load_state_dict(saved.state["model"])
+        model.to(plan.device)
+        optimizer.load_state_dict(saved.state["optimizer"])
+        progress = Progress(**saved.state["progress"])
+        reporter.note(f"resuming after step {progress.step} of {plan.total_steps}")
+    else:
+        model.to(plan.device)
+        rows = retrieval_rows(plan, model.encoder, "init", reporter) if is_main and config.training.evaluate else []
+        progress = Progress(0, 0.0, rows, {})
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    if saved is not None:
+        restore_random_state(saved.state["random"][accelerator.process_index])
+    if is_main:
+        truncate_metrics(output, progress.step)
+        if saved is None:
+            save_view_pairs(output, plan, pixels)
+
+    run = _Run(plan, output, accelerator, model, wrapped, optimizer, pixels, reporter)
+    with listen_for_stop() as stop:
+        progress = run.train(progress, stop)
+    accelerator.wait_for_everyone()
+    result = RunResult(output, {}, [])
+    if is_main:
+        model.encoder.keys = model.objective.sample_keys(KEYS_KEPT)
+        save_encoder(output / ENCODER_FILE, model.encoder)
+        result = finish_run(plan, model.encoder, output, progress._asdict(), run.last_means, reporter)
+    accelerator.wait_for_everyone()
+    return result
+
+
+def _accelerator(plan: Plan) -> Accelerator:
+    if plan.device.type != "cuda":
+        os.environ["ACCELERATE_USE_CPU"] = "true" if plan.device.type == "cpu" else "false"
+    elif int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        torch.cuda.set_device(plan.device)
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(plan.device)
+    return Accelerator(
+        mixed_precision=plan.config.training.mixed_precision,
+        cpu=plan.device.type == "cpu",
+        dataloader_config=DataLoaderConfiguration(),
+        # the key encoder and the queue are kept equal by the objective itself
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def _training_pixels(plan: Plan, accelerator: Accelerator, reporter: Reporter) -> PixelStore:
+    """Decode the training split once; the first process builds the cache, the others open it."""
+    prepare = Shrunk(round(plan.backbone.image_size * SHRINK))
+    workers = max(1, os.cpu_count() or 1)
+
+    def show(done: int, total: int) -> None:
+        reporter.progress("decoding", done, total)
+
+    with accelerator.main_process_first():
+        pixels = open_pixels(plan.train, prepare, workers=workers, progress=show)
+    _check_faults(pixels.faults, plan)
+    return pixels
+
+
+def _check_faults(faults: dict[int, str], plan: Plan) -> None:
+    from fgssl.data.cache import Fault
+
+    rows = [Fault(index, reason) for index, reason in faults.items()]
+    reject_unreadable(rows, len(plan.train), f"{plan.train.source}[{plan.train.split}]")
+
+
+class _Run:
+    """The steps of one process."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        output: Path,
+        accelerator: Accelerator,
+        model: PretrainModel,
+        wrapped: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        pixels: PixelStore,
+        reporter: Reporter,
+    ) -> None:
+        self.plan, self.output, self.accelerator, self.reporter = plan, output, accelerator, reporter
+        self.model, self.wrapped, self.optimizer, self.pixels = model, wrapped, optimizer, pixels
+        self.last_means: dict[str, float] = {}
+
+    def train(self, progress: Progress, stop: StopRequest) -> Progress:
+        """All remaining steps."""
+        plan, training = self.plan, self.plan.config.training
+        self.model.train()
+        window, faults = LogWindow(), dict(progress.faults)
+        started = last_saved = time.monotonic()
+        step, mark = progress.step, time.perf_counter()
+        batches = self._batches(progress.step)
+
+        def now() -> Progress:
+            return Progress(step, progress.seconds + time.monotonic() - started, progress.initial_rows, faults)
+
+        for batch in batches:
+            arrived = time.perf_counter()
+            self._note_faults(batch, faults)
+            output = self._step(step, batch)
+            step += 1
+            done = time.perf_counter()
+            window.add(step, output, seconds=done - mark, waited=arrived - mark)
+            mark = done
+            if step % training.log_every == 0 or step == plan.total_steps:
+                self._check_finite(window)
+                self._log(step, window, now().seconds - progress.seconds, progress.step)
+                window = LogWindow()
+            signal_number = stop.agreed(plan.device)
+            if signal_number or time.monotonic() - last_saved > 60 * training.save_every:
+                self._check_finite(window)
+                self._save(now())
+                last_saved = time.monotonic()
+                if signal_number:
+                    raise Interrupted(signal_number, step)
+        if step > progress.step:
+            self._save(now())
+        return now()
+
+    def _batches(self, start: int) -> Iterator[ViewBatch]:
+        plan, config = self.plan, self.plan.config
+        training = config.training
+        assert training.workers is not None
+        dataset = ViewDataset(self.pixels, config.views, size=plan.backbone.image_size, seed=training.seed)
+        sampler = StepSampler(
+            len(plan.train),
+            training.batch_size,
+            seed=training.seed,
+            start=start,
+            stop=plan.total_steps,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
+        return iter(build_feed(dataset, sampler, workers=training.workers, pin=plan.device.type == "cuda"))
+
+    def _step(self, step: int, batch: ViewBatch) -> Any:
+        plan, config = self.plan, self.plan.config
+        rate = learning_rate(
+            step, config.optimizer, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        views = batch.views.to(plan.device, non_blocking=True)
+        index = batch.index.to(plan.device, non_blocking=True)
+        weight = fit_weight(step, config, steps_per_epoch=plan.steps_per_epoch)
+        output = self.wrapped(views, index, weight)
+        self.accelerator.backward(output.total)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return output
+
+    def _note_faults(self, batch: ViewBatch, faults: dict[int, str]) -> None:
+        for fault in batch.faults:
+            if fault.index not in faults:
+                faults[fault.index] = fault.reason
+                self.reporter.warn(f"unreadable image replaced by another: {fault.reason}")
+                _check_faults(faults, self.plan)
+
+    def _check_finite(self, window: LogWindow) -> None:
+        bad = window.first_bad_step()
+        if bad is not None:
+            raise TrainingFault(
+                f"the loss is not finite since step {bad}",
+                "the last saved state is kept; lower --lr or use --mixed-precision no, and start again",
+            )
+
+    def _log(self, step: int, window: LogWindow, seconds: float, first: int) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        plan, config = self.plan, self.plan.config
+        means = self.last_means = window.means()
+        epoch = (step - 1) // plan.steps_per_epoch + 1
+        speed = len(window.steps) * config.training.batch_size / max(window.seconds, 1e-9)
+        with_rationale = config.rationale.enabled
+        report = StepReport(
+            epoch=epoch,
+            epochs=-(-plan.total_steps // plan.steps_per_epoch),
+            step=step,
+            total_steps=plan.total_steps,
+            loss=means["loss"],
+            chance=self.model.objective.chance_level(),
+            fit=means["fit"] if with_rationale else None,
+            target_entropy=means["target_entropy"] if with_rationale else None,
+            effective_rank=means["effective_rank"],
+            images_per_second=speed,
+            wait_share=means["wait_share"],
+            seconds_left=seconds / (step - first) * (plan.total_steps - step),
+        )
+        row = {
+            **report._asdict(),
+            "positive_similarity": means["positive_similarity"],
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
+        with (self.output / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.reporter.step(report)
+
+    def _save(self, progress: Progress) -> None:
+        randoms = gather_object([random_state()])
+        if self.accelerator.is_main_process:
+            state = {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "progress": progress._asdict(),
+                "random": randoms,
+            }
+            save_state(self.output, progress.step, state)
+        self.accelerator.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def quiet_accelerate() -> Iterator[None]:
+    """Accelerate logs through its own root; nothing of it belongs on the user's terminal."""
+    yield

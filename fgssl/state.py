@@ -1,0 +1,95 @@
+"""The resume state of a run: written whole, checked by a checksum, the previous one kept.
+
+    RUN/resume/000001234.pt       what is needed to go on after step 1234 (torch's weights-only format)
+    RUN/resume/000001234.sha256   its checksum, written after it: a state without a matching one was cut off
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import random
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fgssl.errors import FgsslError
+from fgssl.files import atomic_path, write_text
+
+STATES_KEPT = 2
+
+
+class Loaded(NamedTuple):
+    """A state and what was wrong with newer ones."""
+
+    state: dict[str, Any]
+    step: int
+    warnings: tuple[str, ...]
+
+
+def save_state(run: Path, step: int, state: dict[str, Any]) -> None:
+    """Write the state after `step` steps and drop all but the last two."""
+    folder = run / "resume"
+    path = folder / f"{step:09d}.pt"
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+        digest = _digest(temporary)
+    write_text(path.with_suffix(".sha256"), digest)
+    for old in sorted(folder.glob("*.pt"))[:-STATES_KEPT]:
+        old.unlink(missing_ok=True)
+        old.with_suffix(".sha256").unlink(missing_ok=True)
+
+
+def load_state(run: Path) -> Loaded | None:
+    """The newest undamaged state, or None where none was saved yet.
+
+    Raises:
+        FgsslError: states are there but all are damaged.
+    """
+    paths = sorted((run / "resume").glob("*.pt"), reverse=True)
+    warnings = []
+    for path in paths:
+        checksum = path.with_suffix(".sha256")
+        try:
+            if checksum.read_text().strip() != _digest(path):
+                raise ValueError("checksum differs")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            return Loaded(state, int(path.stem), tuple(warnings))
+        except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            warnings.append(f"state {path.name} is damaged ({error}): using the one before")
+    if paths:
+        raise FgsslError(f"every saved state in '{run}/resume' is damaged", "start the run again with --overwrite")
+    return None
+
+
+def random_state() -> dict[str, Any]:
+    """Of this process: torch, CUDA, numpy and Python, in types the weights-only loader takes."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Undo of `random_state`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

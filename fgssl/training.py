@@ -1,0 +1,139 @@
+"""The trained module, its optimiser and its schedule: what the loop in `fgssl.pretrain` steps through."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import timm.optim
+import torch
+from torch import Tensor, nn
+
+from fgssl.config import OptimizerConfig, PretrainConfig
+from fgssl.encoder import Encoder
+from fgssl.metrics import effective_rank
+from fgssl.objectives import OBJECTIVES, Objective
+from fgssl.plan import Plan
+from fgssl.rationale import RationaleHead, fit_rationale
+
+KEYS_KEPT = 512  # of the training images, in the encoder file, as GradCAM's negatives
+
+
+class StepOutput(NamedTuple):
+    """Scalars of one step; everything but `total` is detached."""
+
+    total: Tensor
+    loss: Tensor
+    fit: Tensor
+    target_entropy: Tensor
+    positive_similarity: Tensor
+    features: Tensor  # (N, C) pooled, for the effective rank
+
+
+class PretrainModel(nn.Module):
+    """Objective and rationale in ONE forward: outside it, distributed gradients would not be synchronised.
+
+    Args:
+        objective: Yields the loss and the feature maps.
+        encoder: Shares the objective's backbone and projector; owns the rationale branch and the normalisation.
+        config: The run.
+    """
+
+    def __init__(self, objective: Objective, encoder: Encoder, config: PretrainConfig) -> None:
+        super().__init__()
+        self.objective, self.encoder, self.config = objective, encoder, config
+
+    def forward(self, views: Tensor, index: Tensor, fit_weight: float) -> StepOutput:
+        """One step: (2, N, 3, S, S) uint8 views and their (N,) image positions to scalars."""
+        output = self.objective(tuple(self.encoder.normalize(view) for view in views), index)
+        total, zero = output.loss, output.loss.detach() * 0
+        fit, entropy = zero, zero
+        if self.encoder.rationale is not None:
+            fitted = fit_rationale(
+                self.encoder.rationale, output.loss, output.feature_maps[0], self.config.rationale
+            )
+            total = total + fit_weight * fitted.loss
+            fit, entropy = fitted.loss.detach(), fitted.target_entropy
+        similarity = output.metrics.get("positive_similarity", zero)
+        features = output.feature_maps[0].detach().float().mean((2, 3))
+        return StepOutput(total, output.loss.detach(), fit, entropy, similarity, features)
+
+
+def build_model(plan: Plan) -> PretrainModel:
+    """Objective, rationale branch and encoder of a plan, on the CPU."""
+    config = plan.config
+    objective = OBJECTIVES[config.objective.name](plan.backbone, config.objective)
+    head = RationaleHead(plan.backbone.channels, config.rationale) if config.rationale.enabled else None
+    encoder = Encoder(plan.backbone, head, projector=objective.projector, config=config)
+    model = PretrainModel(objective, encoder, config)
+    if plan.backbone.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
+    """SGD on everything, or AdamW without decay on norms and biases; fused where torch can."""
+    assert config.lr is not None and config.weight_decay is not None  # filled in by the plan
+    fused = device.type in ("cpu", "cuda")
+    if config.name == "sgd":
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return torch.optim.SGD(
+            trained, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
+        )
+    groups = timm.optim.param_groups_weight_decay(model, config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
+
+
+def learning_rate(step: int, config: OptimizerConfig, *, steps_per_epoch: int, total_steps: int) -> float:
+    """Linear warm-up to the peak, then half a cosine to zero at `total_steps`."""
+    assert config.lr is not None
+    warmup = min(round(config.warmup_epochs * steps_per_epoch), total_steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def fit_weight(step: int, config: PretrainConfig, *, steps_per_epoch: int) -> float:
+    """Weight of the rationale's fit, rising linearly over its warm-up."""
+    warmup = config.rationale.warmup_epochs * steps_per_epoch
+    return config.rationale.weight * (min(1.0, (step + 1) / warmup) if warmup > 0 else 1.0)
+
+
+class LogWindow:
+    """Steps since the last line of metrics: kept on the device, read only when a line is due."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self._rows: list[Tensor] = []
+        self._features: Tensor | None = None
+        self.seconds = self.waited = 0.0
+
+    def add(self, step: int, output: StepOutput, *, seconds: float, waited: float) -> None:
+        """Remember a step without waiting for the device."""
+        self.steps.append(step)
+        scalars = [output.loss, output.fit, output.target_entropy, output.positive_similarity]
+        self._rows.append(torch.stack([value.float() for value in scalars]))
+        self._features = output.features
+        self.seconds += seconds
+        self.waited += waited
+
+    def first_bad_step(self) -> int | None:
+        """The first step whose loss or fit is not finite."""
+        if not self._rows:
+            return None
+        finite = torch.isfinite(torch.stack(self._rows)[:, :2]).all(1).tolist()
+        return next((s for s, good in zip(self.steps, finite, strict=True) if not good), None)
+
+    def means(self) -> dict[str, float]:
+        """Means over the window, and the effective rank of the last batch's features."""
+        loss, fit, entropy, similarity = torch.stack(self._rows).mean(0).tolist()
+        assert self._features is not None
+        return {
+            "loss": loss,
+            "fit": fit,
+            "target_entropy": entropy,
+            "positive_similarity": similarity,
+            "effective_rank": float(effective_rank(self._features.cpu())),
+            "wait_share": self.waited / max(self.seconds, 1e-9),
+        }

@@ -1,0 +1,69 @@
+"""What an encoder looks at: GradCAM of the self-supervised loss and the fitted rationale, for any pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from fgssl.data.decode import decode_image
+from fgssl.drawing import ExplainRow, explain_sheet
+from fgssl.embed import evaluation_view
+from fgssl.encoder import Encoder
+
+SHOWN_SIZE = 448  # side of a picture cut for showing, in pixels
+
+
+class Maps(NamedTuple):
+    """The maps of one picture over its evaluation view."""
+
+    gradcam: NDArray[np.float32] | None  # (H, W), not negative; None without projection head and keys
+    rationale: NDArray[np.float32] | None  # (H, W), sums to 1; None without rationale branch
+
+
+def shown(encoder: Encoder, picture: Image.Image, *, size: int = SHOWN_SIZE) -> Image.Image:
+    """The part of a picture that the encoder sees, at a size to look at."""
+    return evaluation_view(encoder)._replace(size=size)(picture)
+
+
+def explain(encoder: Encoder, pictures: Sequence[Image.Image], *, batch_size: int = 16) -> list[Maps]:
+    """GradCAM and rationale of each picture, independent of the others.
+
+    Args:
+        encoder: In eval mode.
+        pictures: Upright RGB, any size.
+        batch_size: Pictures per forward.
+    """
+    view = evaluation_view(encoder)
+    device = encoder.mean.device
+    found: list[Maps] = []
+    for start in range(0, len(pictures), batch_size):
+        stacked = np.stack([np.asarray(view(picture)) for picture in pictures[start : start + batch_size]])
+        images = torch.from_numpy(stacked).permute(0, 3, 1, 2).to(device)  # (N, 3, S, S)
+        cams = rationales = [None] * len(images)
+        if encoder.keys is not None and len(encoder.keys):
+            cams = list(encoder.loss_gradcam(images).cpu().numpy())
+        if encoder.rationale is not None:
+            with torch.no_grad():
+                rationales = list(encoder.attention(encoder.backbone(encoder.normalize(images))).cpu().numpy())
+        found.extend(Maps(cam, rationale) for cam, rationale in zip(cams, rationales, strict=True))
+    return found
+
+
+def visualize(encoder: Encoder, paths: Sequence[Path], *, title: str) -> Image.Image:
+    """A sheet of pictures with their maps side by side.
+
+    Raises:
+        UnreadableImage: a picture cannot be read.
+    """
+    pictures = [decode_image(path) for path in paths]
+    rows = [
+        ExplainRow(shown(encoder, picture), path.name, maps.gradcam, maps.rationale)
+        for picture, path, maps in zip(pictures, paths, explain(encoder, pictures), strict=True)
+    ]
+    return explain_sheet(rows, title=title)
