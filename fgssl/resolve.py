@@ -7,6 +7,7 @@ line. Values that depend on the data or the machine are derived later, in `fgssl
 from __future__ import annotations
 
 import difflib
+import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -19,6 +20,16 @@ from fgssl.config import DEMO_PROFILE, RATIONALE_PRESETS, VIEW_PRESETS, Pretrain
 from fgssl.errors import FgsslError
 
 MAX_RECIPE_BYTES = 1_000_000
+LARGEST_INTEGER = 2**63 - 1  # what torch takes as a seed or a size
+
+
+class _TextLoader(yaml.SafeLoader):
+    """YAML whose plain numbers and dates stay text: a revision 1.10, 0123456 or 2024-01-05 is kept as written."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        start: [(tag, pattern) for tag, pattern in found if tag.rpartition(":")[2] in ("null", "bool", "merge")]
+        for start, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 class Resolved(NamedTuple):
@@ -58,21 +69,18 @@ def _assemble(given: dict[str, tuple[Any, str]]) -> Resolved:
     defaults = flatten(PretrainConfig())
     for key in given:
         if key not in defaults:
-            near = difflib.get_close_matches(key, defaults, n=1, cutoff=0.5)
-            raise FgsslError(f"unknown setting '{key}'", f"did you mean '{near[0]}'?" if near else "see --dry-run")
+            near = _nearest(key, defaults)
+            raise FgsslError(f"unknown setting '{key}'", f"did you mean '{near}'?" if near else "see --dry-run")
     hints = _hints(PretrainConfig)
     values = {k: (_coerce(k, v, hints[k]), origin) for k, (v, origin) in given.items()}
 
     def chosen(key: str) -> Any:
         return values.get(key, (defaults[key], ""))[0]
 
-    layers = [
-        ({f"views.{k}": v for k, v in VIEW_PRESETS[chosen("views.preset")].items()}, f"preset {chosen('views.preset')}"),
-        (
-            {f"rationale.{k}": v for k, v in RATIONALE_PRESETS[chosen("rationale.preset")].items()},
-            f"preset {chosen('rationale.preset')}",
-        ),
-    ]
+    layers = []
+    for section, presets in (("views", VIEW_PRESETS), ("rationale", RATIONALE_PRESETS)):
+        preset = chosen(f"{section}.preset")
+        layers.append(({f"{section}.{k}": v for k, v in presets[preset].items()}, f"preset {preset}"))
     if chosen("data.source") == "demo":
         layers.append((DEMO_PROFILE, "demo default"))
     for layer, origin in layers:
@@ -82,6 +90,13 @@ def _assemble(given: dict[str, tuple[Any, str]]) -> Resolved:
     config = build({k: v for k, (v, _) in flat.items()})
     _reject_contradictions(config)
     return Resolved(config, {k: origin for k, (_, origin) in flat.items()})
+
+
+def _nearest(key: str, known: Mapping[str, Any]) -> str | None:
+    """The known setting meant by a key: of that name in another section, else the most alike."""
+    name = key.rpartition(".")[2]
+    elsewhere = [other for other in known if other.rpartition(".")[2] == name]
+    return next(iter(difflib.get_close_matches(key, elsewhere or known, n=1, cutoff=0.0 if elsewhere else 0.5)), None)
 
 
 def build(flat: Mapping[str, Any]) -> PretrainConfig:
@@ -98,11 +113,10 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise FgsslError(f"recipe '{path}' is larger than 1 MB", "is it a recipe?")
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a zero byte in the path
         raise FgsslError(f"cannot read recipe '{path}': {error}", "give the path of a YAML file") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise FgsslError(f"recipe '{path}' is not valid YAML: {str(error).splitlines()[0]}", "mend it") from error
+    tree = _parse_yaml(text, f"recipe '{path}'", "mend it")
     if not isinstance(tree, dict):
         raise FgsslError(f"recipe '{path}' holds no settings", "write sections such as 'training:' with keys below")
     flat: dict[str, Any] = {}
@@ -117,10 +131,17 @@ def _parse_set(pair: str) -> tuple[str, Any]:
     key, equals, text = pair.partition("=")
     if not equals or "." not in key:
         raise FgsslError(f"--set {pair!r} is not section.key=value", "write e.g. --set rationale.projections=16")
+    return key.strip(), _parse_yaml(text, f"--set {_shown(pair)}: the value", "quote it") if text.strip() else None
+
+
+def _parse_yaml(text: str, name: str, remedy: str) -> Any:
     try:
-        return key.strip(), yaml.safe_load(text) if text.strip() else None
-    except yaml.YAMLError as error:
-        raise FgsslError(f"--set {pair!r}: the value is not valid YAML", "quote it") from error
+        return yaml.load(text, _TextLoader)  # a SafeLoader
+    except Exception as error:  # explicit tags (!!bool x, !!int '') make PyYAML raise nearly anything
+        mark = getattr(error, "problem_mark", None)
+        place = "" if mark is None else f" (line {mark.line + 1})"
+        reason = getattr(error, "problem", None) or " ".join(str(error).split()) or type(error).__name__
+        raise FgsslError(f"{name} is not valid YAML{place}: {reason}", remedy) from error
 
 
 def _hints(cls: type, prefix: str = "") -> dict[str, Any]:
@@ -139,20 +160,44 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
     if get_origin(hint) is Literal:
         value = "no" if value is False and "no" in get_args(hint) else value  # YAML reads a bare `no` as false
         if value not in get_args(hint):
-            raise FgsslError(f"{key} cannot be {value!r}", f"choose one of {', '.join(map(str, get_args(hint)))}")
+            raise FgsslError(f"{key} cannot be {_shown(value)}", f"choose one of {', '.join(map(str, get_args(hint)))}")
         return value
     if hint is bool and isinstance(value, bool):
         return value
-    if hint is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
-        return str(value)
-    if hint in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        if hint is str:
+            return str(value)
+        number = _number(value, hint) if hint in (int, float) else None
+        if number is not None:
+            return number
+    quotes = ", in quotes" if hint is str and isinstance(value, bool) else ""
+    raise FgsslError(f"{key} cannot be {_shown(value)}", f"it takes a value of type {hint.__name__}{quotes}")
+
+
+def _number(value: str | int | float, kind: type) -> int | float | None:
+    """The value as an int or float; None where it is none, not finite, or beyond 64 bits."""
+    try:
+        if kind is float:
+            number = float(value)
+            return number if math.isfinite(number) else None
         try:
-            number = float(value)  # YAML 1.1 reads 1e-4 as a string
-            if number == number and abs(number) != float("inf") and (hint is float or number == int(number)):
-                return hint(number)
-        except ValueError:
-            pass
-    raise FgsslError(f"{key} cannot be {value!r}", f"it takes a value of type {hint.__name__}")
+            whole = int(value) if not isinstance(value, float) else None  # exact, where a float would round
+        except ValueError:  # "1e3" is a whole number as well
+            whole = None
+        if whole is None:
+            number = float(value)
+            whole = int(number) if number.is_integer() else None
+        return whole if whole is not None and abs(whole) <= LARGEST_INTEGER else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: never long, and never the expansion of nested YAML aliases."""
+    if isinstance(value, (dict, list, tuple, set)):
+        return f"a {type(value).__name__}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 _AT_LEAST: dict[str, float] = {
@@ -169,7 +214,7 @@ _POSITIVE = (
 )  # fmt: skip
 _FRACTION = (
     "views.crop_max", "views.flip", "views.jitter", "views.grayscale", "views.blur", "views.solarize", "views.crop_min",
-    "objective.momentum", "backbone.drop_path",
+    "objective.momentum", "optimizer.momentum", "backbone.drop_path",
 )  # fmt: skip
 
 
@@ -192,7 +237,7 @@ def _reject_contradictions(config: PretrainConfig) -> None:
             f"views.blur_sigma_min {views.blur_sigma_min} is above views.blur_sigma_max {views.blur_sigma_max}",
             "swap them",
         )
-    if abs(views.hue) > 0.5:
+    if not 0 <= views.hue <= 0.5:
         raise FgsslError(f"views.hue is {views.hue}", "it must lie between 0 and 0.5")
     queue, batch = config.objective.queue_size, config.training.batch_size
     if queue is not None and queue < batch:
