@@ -19,6 +19,9 @@ from PIL import Image, ImageCms, PngImagePlugin
 from fgssl.data.decode import decode_image
 from fgssl.errors import UnreadableImage
 
+# pytest puts its own filters in place of the one that decode.py sets; test_nothing_is_printed checks that one
+pytestmark = pytest.mark.filterwarnings(r"ignore:(Corrupt EXIF|Truncated File):UserWarning")
+
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     stream = io.BytesIO()
