@@ -51,6 +51,7 @@ class HubServer:
             "HF_HOME": str(cache),
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",  # the other tests run with 1
         }
 
 
