@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +41,8 @@ class Embeddings(NamedTuple):
         return self.labels
 
 
-class ImageBatch(NamedTuple):
+@dataclass(frozen=True)
+class ImageBatch:
     """Evaluation views of some images of a split."""
 
     images: Tensor  # (N, 3, S, S) uint8
@@ -81,7 +83,7 @@ def embed(
     Raises:
         FgsslError: more than a tenth of the images is unreadable, or the encoder lacks the rationale.
     """
-    device = device or encoder.mean.device
+    device = device or encoder.device
     training = encoder.training
     encoder.to(device).eval()
     workers = automatic_workers() if workers is None else workers

@@ -30,6 +30,8 @@ class Encoder(nn.Module):
     """
 
     keys: Tensor | None
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -50,6 +52,11 @@ class Encoder(nn.Module):
         """(N, 3, S, S) uint8 to the floats the backbone expects, in its memory format."""
         floats = images.to(dtype=torch.float32).div_(255).sub_(self.mean).div_(self.std)
         return floats.contiguous(memory_format=torch.channels_last) if self.backbone.channels_last else floats
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder computes."""
+        return self.mean.device
 
     def default_pool(self) -> Pool:
         """What probe, retrieve and embed use unless told otherwise."""

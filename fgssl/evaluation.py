@@ -126,7 +126,7 @@ def probe_splits(data: DataConfig, split: str | None, *, seed: int = 0) -> Probe
     if train.split != test.split:
         return ProbeSplits(train, test, f"fitted on {train.split}, scored on {test.split}")
     assert train.labels is not None
-    kept, held = stratified_split(torch.from_numpy(train.labels), 0.2, seed)
+    kept, held = stratified_split(torch.from_numpy(train.labels), 0.2, seed=seed)
     words = f"{train.split} divided 80 to 20 by class (seed {seed})"
     return ProbeSplits(Subset(train, kept.numpy()), Subset(train, held.numpy()), words)
 

@@ -29,7 +29,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, path)
     except OSError as error:
         raise not_writable(path, error) from error
@@ -48,7 +48,8 @@ def not_writable(path: Path, error: OSError) -> FgsslError:
     return FgsslError(f"cannot write '{path}': {error.strerror or error}", "free the disk or choose another --output")
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permission bits this process takes from new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -16,9 +16,9 @@ from fgssl.drawing import Neighbour, OverviewRow, overview_sheet, save_png, view
 from fgssl.embed import Embeddings, embed
 from fgssl.encoder import Encoder, Pool
 from fgssl.errors import FgsslError, UnreadableImage
+from fgssl.nearest import search
 from fgssl.plan import Plan
 from fgssl.reporting import Reporter
-from fgssl.nearest import search
 from fgssl.retrieval import evaluate_retrieval
 from fgssl.runfolder import versions, write_summary
 from fgssl.views import apply_view, draw_view
@@ -134,7 +134,7 @@ def save_view_pairs(output: Path, plan: Plan, pixels: PixelStore) -> None:
         for _ in range(2):
             view = draw_view(rng, config.views, height=image.shape[1], width=image.shape[2], size=size)
             views.append(Image.fromarray(apply_view(image, view, size).permute(1, 2, 0).numpy()))
-        pairs.append((Image.fromarray(original), *views))
+        pairs.append((Image.fromarray(original), views[0], views[1]))
         names.append(_name(plan.train, int(index)))
         if len(pairs) == VIEW_PAIRS:
             break

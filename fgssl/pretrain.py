@@ -1,11 +1,10 @@
 """The pretraining loop, to be read top to bottom.
 
-    plan -> pixels decoded once -> model, optimiser -> steps (views, loss, GradCAM, fit) -> encoder file, table, overview
+    plan -> pixels decoded once -> model, optimiser -> steps (views, loss, GradCAM, fit) -> encoder, table, overview
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
@@ -18,7 +17,7 @@ from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataPara
 from accelerate.utils import gather_object
 
 from fgssl.checkpoint import ENCODER_FILE, save_encoder
-from fgssl.data.cache import PixelStore, Shrunk, open_pixels
+from fgssl.data.cache import Fault, PixelStore, Shrunk, open_pixels
 from fgssl.data.feed import StepSampler, ViewBatch, ViewDataset, build_feed
 from fgssl.embed import reject_unreadable
 from fgssl.errors import TrainingFault
@@ -26,12 +25,13 @@ from fgssl.finish import RunResult, finish_run, retrieval_rows, save_view_pairs
 from fgssl.plan import Plan
 from fgssl.reporting import Reporter, StepReport
 from fgssl.runfolder import METRICS_FILE, truncate_metrics, write_config
-from fgssl.state import load_state, random_state, restore_random_state, save_state
+from fgssl.state import Loaded, load_state, random_state, restore_random_state, save_state
 from fgssl.stopping import Interrupted, StopRequest, listen_for_stop
 from fgssl.training import (
     KEYS_KEPT,
     LogWindow,
     PretrainModel,
+    StepOutput,
     build_model,
     build_optimizer,
     fit_weight,
@@ -67,47 +67,39 @@ def pretrain(plan: Plan, output: Path, *, reporter: Reporter | None = None, resu
         Interrupted: a signal asked for a stop; the state is saved.
     """
     config, reporter = plan.config, reporter or Reporter()
-    accelerator = _accelerator(plan)
-    is_main = accelerator.is_main_process
-    if is_main:
-        write_config(output, plan)
-    pixels = _training_pixels(plan, accelerator, reporter)
-
-    torch.manual_seed(config.training.seed)
-    model = build_model(plan)
-    optimizer = build_optimizer(model, config.optimizer, plan.device)
+    trainer = build_trainer(plan, output, reporter)
+    model, is_main = trainer.model, trainer.accelerator.is_main_process
     saved = load_state(output) if resume else None
     if saved is not None:
-        for warning in saved.warnings:
-            reporter.warn(warning)
-        model.load_state_dict(saved.state["model"])
-        model.to(plan.device)
-        optimizer.load_state_dict(saved.state["optimizer"])
-        progress = Progress(**saved.state["progress"])
-        reporter.note(f"resuming after step {progress.step} of {plan.total_steps}")
+        progress = trainer.restore(saved)
     else:
-        model.to(plan.device)
         rows = retrieval_rows(plan, model.encoder, "init", reporter) if is_main and config.training.evaluate else []
         progress = Progress(0, 0.0, rows, {})
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    if saved is not None:
-        restore_random_state(saved.state["random"][accelerator.process_index])
     if is_main:
+        write_config(output, plan)
         truncate_metrics(output, progress.step)
         if saved is None:
-            save_view_pairs(output, plan, pixels)
-
-    run = _Run(plan, output, accelerator, model, wrapped, optimizer, pixels, reporter)
+            save_view_pairs(output, plan, trainer.pixels)
     with listen_for_stop() as stop:
-        progress = run.train(progress, stop)
-    accelerator.wait_for_everyone()
+        progress = trainer.train(progress, stop)
     result = RunResult(output, {}, [])
     if is_main:
         model.encoder.keys = model.objective.sample_keys(KEYS_KEPT)
         save_encoder(output / ENCODER_FILE, model.encoder)
-        result = finish_run(plan, model.encoder, output, progress._asdict(), run.last_means, reporter)
-    accelerator.wait_for_everyone()
+        result = finish_run(plan, model.encoder, output, progress._asdict(), trainer.last_means, reporter)
+    trainer.accelerator.wait_for_everyone()
     return result
+
+
+def build_trainer(plan: Plan, output: Path, reporter: Reporter) -> Trainer:
+    """Everything a run steps with, on its device: decoded pixels, model, optimiser."""
+    accelerator = _accelerator(plan)
+    pixels = _training_pixels(plan, accelerator, reporter)
+    torch.manual_seed(plan.config.training.seed)
+    model = build_model(plan).to(plan.device)
+    optimizer = build_optimizer(model, plan.config.optimizer, plan.device)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    return Trainer(plan, output, accelerator, model, wrapped, optimizer, pixels, reporter)
 
 
 def _accelerator(plan: Plan) -> Accelerator:
@@ -140,14 +132,12 @@ def _training_pixels(plan: Plan, accelerator: Accelerator, reporter: Reporter) -
 
 
 def _check_faults(faults: dict[int, str], plan: Plan) -> None:
-    from fgssl.data.cache import Fault
-
     rows = [Fault(index, reason) for index, reason in faults.items()]
     reject_unreadable(rows, len(plan.train), f"{plan.train.source}[{plan.train.split}]")
 
 
-class _Run:
-    """The steps of one process."""
+class Trainer:
+    """The steps of one process: `batches` feeds, `step` learns from one, `train` is the loop around them."""
 
     def __init__(
         self,
@@ -164,6 +154,17 @@ class _Run:
         self.model, self.wrapped, self.optimizer, self.pixels = model, wrapped, optimizer, pixels
         self.last_means: dict[str, float] = {}
 
+    def restore(self, saved: Loaded) -> Progress:
+        """Take over a saved state: weights, queue, optimiser, randomness."""
+        for warning in saved.warnings:
+            self.reporter.warn(warning)
+        self.model.load_state_dict(saved.state["model"])
+        self.optimizer.load_state_dict(saved.state["optimizer"])
+        restore_random_state(saved.state["random"][self.accelerator.process_index])
+        progress = Progress(**saved.state["progress"])
+        self.reporter.note(f"resuming after step {progress.step} of {self.plan.total_steps}")
+        return progress
+
     def train(self, progress: Progress, stop: StopRequest) -> Progress:
         """All remaining steps."""
         plan, training = self.plan, self.plan.config.training
@@ -171,7 +172,7 @@ class _Run:
         window, faults = LogWindow(), dict(progress.faults)
         started = last_saved = time.monotonic()
         step, mark = progress.step, time.perf_counter()
-        batches = self._batches(progress.step)
+        batches = self.batches(progress.step)
 
         def now() -> Progress:
             return Progress(step, progress.seconds + time.monotonic() - started, progress.initial_rows, faults)
@@ -179,7 +180,7 @@ class _Run:
         for batch in batches:
             arrived = time.perf_counter()
             self._note_faults(batch, faults)
-            output = self._step(step, batch)
+            output = self.step(step, batch)
             step += 1
             done = time.perf_counter()
             window.add(step, output, seconds=done - mark, waited=arrived - mark)
@@ -199,7 +200,8 @@ class _Run:
             self._save(now())
         return now()
 
-    def _batches(self, start: int) -> Iterator[ViewBatch]:
+    def batches(self, start: int) -> Iterator[ViewBatch]:
+        """This process's share of every step from `start` to the end of the run."""
         plan, config = self.plan, self.plan.config
         training = config.training
         assert training.workers is not None
@@ -215,7 +217,8 @@ class _Run:
         )
         return iter(build_feed(dataset, sampler, workers=training.workers, pin=plan.device.type == "cuda"))
 
-    def _step(self, step: int, batch: ViewBatch) -> Any:
+    def step(self, step: int, batch: ViewBatch) -> StepOutput:
+        """One optimiser step, the `step`-th of the run."""
         plan, config = self.plan, self.plan.config
         rate = learning_rate(
             step, config.optimizer, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
@@ -225,7 +228,7 @@ class _Run:
         views = batch.views.to(plan.device, non_blocking=True)
         index = batch.index.to(plan.device, non_blocking=True)
         weight = fit_weight(step, config, steps_per_epoch=plan.steps_per_epoch)
-        output = self.wrapped(views, index, weight)
+        output: StepOutput = self.wrapped(views, index, weight)
         self.accelerator.backward(output.total)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -288,9 +291,3 @@ class _Run:
             }
             save_state(self.output, progress.step, state)
         self.accelerator.wait_for_everyone()
-
-
-@contextlib.contextmanager
-def quiet_accelerate() -> Iterator[None]:
-    """Accelerate logs through its own root; nothing of it belongs on the user's terminal."""
-    yield

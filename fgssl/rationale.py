@@ -1,7 +1,7 @@
 """The common rationale: GradCAM of the self-supervised loss, the branch that fits it, and pooling with its map.
 
-Paper: Shu, van den Hengel, Liu, CVPR 2023, section 3. Every choice that the authors' code makes, and its alternative, is
-an option of `RationaleConfig`. Two rules hold for all of them: the gradient in GradCAM is a constant (first order
+Paper: Shu, van den Hengel, Liu, CVPR 2023, section 3. Every choice that the authors' code makes, and its alternative,
+is an option of `RationaleConfig`. Two rules hold for all of them: the gradient in GradCAM is a constant (first order
 only), and at test time an image's map never depends on the images beside it.
 """
 

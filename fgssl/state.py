@@ -49,7 +49,7 @@ def load_state(run: Path) -> Loaded | None:
         FgsslError: states are there but all are damaged.
     """
     paths = sorted((run / "resume").glob("*.pt"), reverse=True)
-    warnings = []
+    warnings: list[str] = []
     for path in paths:
         checksum = path.with_suffix(".sha256")
         try:

@@ -15,7 +15,7 @@ SIGNALS = tuple(
 )
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop and saved its state
+class Interrupted(Exception):
     """The run stopped on a signal after saving its state."""
 
     def __init__(self, signal_number: int, step: int) -> None:

@@ -67,7 +67,7 @@ def build_model(plan: Plan) -> PretrainModel:
     encoder = Encoder(plan.backbone, head, projector=objective.projector, config=config)
     model = PretrainModel(objective, encoder, config)
     if plan.backbone.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     return model
 
 

@@ -40,7 +40,7 @@ def explain(encoder: Encoder, pictures: Sequence[Image.Image], *, batch_size: in
         batch_size: Pictures per forward.
     """
     view = evaluation_view(encoder)
-    device = encoder.mean.device
+    device = encoder.device
     found: list[Maps] = []
     for start in range(0, len(pictures), batch_size):
         stacked = np.stack([np.asarray(view(picture)) for picture in pictures[start : start + batch_size]])

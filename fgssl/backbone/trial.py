@@ -193,7 +193,11 @@ def run_trial(architecture: str, model_args: dict[str, Any], image_size: int, de
     Raises:
         Exception: Whatever the model raises for a size or an argument it cannot take.
     """
-    with torch.random.fork_rng(devices=[]):  # the real model's initial weights must not depend on trials
+    # the gradient is wanted even where the caller evaluates
+    with (
+        torch.enable_grad(),
+        torch.random.fork_rng(devices=[]),
+    ):  # the real model's initial weights must not depend on trials
         with device:
             model = timm.create_model(architecture, **model_args)
         if device.type == "meta" and any(isinstance(module, nn.RNNBase) for module in model.modules()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,13 +20,13 @@ Checkpoint = Annotated[
         metavar="CHECKPOINT", help="Run folder, encoder .safetensors, or timm:NAME.", show_default=False
     ),
 ]
-Data = Annotated[Optional[str], typer.Option(help="Data source. [the one the encoder was trained on]")]
-Split = Annotated[Optional[str], typer.Option(help="Split to evaluate. [the source's test split]")]
+Data = Annotated[str | None, typer.Option(help="Data source. [the one the encoder was trained on]")]
+Split = Annotated[str | None, typer.Option(help="Split to evaluate. [the source's test split]")]
 PoolOption = Annotated[
-    Optional[str], typer.Option(metavar="gap|rationale|concat", help="[rationale where there is one, else gap]")
+    str | None, typer.Option(metavar="gap|rationale|concat", help="[rationale where there is one, else gap]")
 ]
-Batch = Annotated[Optional[int], typer.Option(help="Images per forward. [64]")]
-Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1, mps. [best at hand]")]
+Batch = Annotated[int | None, typer.Option(help="Images per forward. [64]")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [best at hand]")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -52,7 +52,7 @@ def retrieve(
     data: Data = None,
     split: Split = None,
     gallery_split: Annotated[
-        Optional[str], typer.Option(help="Search in this split. [leave-one-out within --split]")
+        str | None, typer.Option(help="Search in this split. [leave-one-out within --split]")
     ] = None,
     pool: PoolOption = None,
     batch_size: Batch = None,

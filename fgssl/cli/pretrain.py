@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -19,38 +19,38 @@ MACHINE_FLAGS = ("training.workers", "training.device")
 
 def pretrain(
     data: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help="Preset (cub, cars, ...), hub id, folder, text file of paths, parquet, or demo. [demo]"),
     ] = None,
-    backbone: Annotated[Optional[str], typer.Option(help="Any timm model name. [resnet50; demo: resnet18]")] = None,
-    objective: Annotated[Optional[str], typer.Option(help="Self-supervised objective: mocov2. [mocov2]")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Any timm model name. [resnet50; demo: resnet18]")] = None,
+    objective: Annotated[str | None, typer.Option(help="Self-supervised objective: mocov2. [mocov2]")] = None,
     rationale: Annotated[
-        Optional[bool], typer.Option("--rationale/--no-rationale", help="Fit the common rationale. [on]")
+        bool | None, typer.Option("--rationale/--no-rationale", help="Fit the common rationale. [on]")
     ] = None,
     pretrained: Annotated[
-        Optional[bool],
+        bool | None,
         typer.Option("--pretrained/--no-pretrained", help="Start from timm's weights. [on; demo: off]"),
     ] = None,
-    recipe: Annotated[Optional[Path], typer.Option(help="YAML file of settings; flags win over it.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="YAML file of settings; flags win over it.")] = None,
     sets: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. rationale.projections=16. Repeatable."),
     ] = None,
-    epochs: Annotated[Optional[int], typer.Option(help="Passes over the training images. [100; demo: fewer]")] = None,
-    max_steps: Annotated[Optional[int], typer.Option(help="Stop after this many steps.")] = None,
-    batch_size: Annotated[Optional[int], typer.Option(help="Images per step over all processes. [128]")] = None,
-    lr: Annotated[Optional[float], typer.Option(help="Peak learning rate. [by optimiser and batch]")] = None,
-    image_size: Annotated[Optional[int], typer.Option(help="Side of the input in pixels. [the model's own]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images. [100; demo: fewer]")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step over all processes. [128]")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate. [by optimiser and batch]")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels. [the model's own]")] = None,
     output: Annotated[
-        Optional[Path], typer.Option("--output", "-o", help="Run folder. [runs/DATA-BACKBONE]")
+        Path | None, typer.Option("--output", "-o", help="Run folder. [runs/DATA-BACKBONE]")
     ] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Seed of everything random. [0]")] = None,
-    workers: Annotated[Optional[int], typer.Option(help="Loader processes. [by machine]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random. [0]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Loader processes. [by machine]")] = None,
     mixed_precision: Annotated[
-        Optional[str], typer.Option(help="auto, no, bf16 or fp16. [auto]", metavar="auto|no|bf16|fp16")
+        str | None, typer.Option(help="auto, no, bf16 or fp16. [auto]", metavar="auto|no|bf16|fp16")
     ] = None,
-    device: Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1, mps. [best at hand]")] = None,
-    resume: Annotated[Optional[Path], typer.Option(help="Continue this run folder, with its own settings.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [best at hand]")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue this run folder, with its own settings.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
@@ -77,7 +77,7 @@ def pretrain(
         given = [k for k, v in flags.items() if v is not None and k not in MACHINE_FLAGS]
         if given or recipe or sets or output or overwrite:
             raise typer.BadParameter(
-                "--resume continues a run with its own settings; only --device, --workers, --json and --quiet go with it"
+                "--resume continues a run with its own settings; only --device, --workers, --json, --quiet go with it"
             )
         flags = {k: flags[k] for k in MACHINE_FLAGS}
         recipe = resume / "config.yaml"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,10 +14,10 @@ from fgssl.cli.pretrain import RUNS
 def visualize(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures to explain.", show_default=False)],
     checkpoint: Annotated[
-        Optional[str], typer.Option(help="Run folder or encoder file. [the newest run in runs/]")
+        str | None, typer.Option(help="Run folder or encoder file. [the newest run in runs/]")
     ] = None,
-    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="PNG to write. [IMAGE-rationale.png]")] = None,
-    device: Annotated[Optional[str], typer.Option(help="cpu, cuda, mps. [best at hand]")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="PNG to write. [IMAGE-rationale.png]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps. [best at hand]")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the path and the map sizes as JSON.")] = False,
 ) -> None:
     """Draw image, GradCAM of the self-supervised loss, and fitted rationale side by side."""

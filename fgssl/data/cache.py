@@ -10,13 +10,16 @@ Layout: pixels (each image H x W x 3, one after another), then offsets (N + 1) i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import struct
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,19 +29,23 @@ from torch.utils.data import DataLoader, Dataset
 
 from fgssl.data.images import ImageSet
 from fgssl.errors import UnreadableImage
+from fgssl.files import umask
 from fgssl.views import EvaluationView, resize_short_side
 
 _FOOTER = struct.Struct("<qqq8s")  # images, bytes of pixels, bytes of JSON, magic
 _MAGIC = b"fgsslpx1"
 FREE_SPACE_SHARE = 0.25  # of the free disk a cache may take; above it pictures are decoded each time
+RETRIED_FAULTS = 100  # unreadable images tried again when a cache is opened
+ABANDONED_SECONDS = 86_400  # a file still being built was written to more recently than this
 
 Progress = Callable[[int, int], None]
 
 
-class Fault(NamedTuple):
+@dataclass(frozen=True)
+class Fault:
     """An unreadable image of a split."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # (hides tuple.index, which nobody wants)
     reason: str
 
 
@@ -85,16 +92,24 @@ class PixelStore(Dataset[np.ndarray]):
 
     def _open(self, path: Path) -> None:
         pixels = np.memmap(path, np.uint8, mode="r")
-        count, pixel_bytes, json_bytes, magic = _FOOTER.unpack(pixels[-_FOOTER.size :].tobytes())
-        expected = pixel_bytes + 8 * (count + 1) + 8 * count + json_bytes + _FOOTER.size
-        if magic != _MAGIC or count != len(self.images) or expected != len(pixels):
-            raise ValueError(f"{path} is not a complete cache file")
-        index = pixels[pixel_bytes : pixel_bytes + 16 * count + 8]
-        self._offsets = index[: 8 * (count + 1)].view(np.int64)
-        self._shapes = index[8 * (count + 1) :].view(np.int32).reshape(count, 2)
-        self._pixels = pixels
-        notes = json.loads(pixels[pixel_bytes + len(index) : -_FOOTER.size].tobytes())
-        self.faults = {int(k): v for k, v in notes["faults"].items()}
+        try:
+            count, pixel_bytes, json_bytes, magic = _FOOTER.unpack(pixels[-_FOOTER.size :].tobytes())
+            expected = pixel_bytes + 8 * (count + 1) + 8 * count + json_bytes + _FOOTER.size
+            if magic != _MAGIC or count != len(self.images) or expected != len(pixels):
+                raise ValueError("footer")
+            index = pixels[pixel_bytes : pixel_bytes + 16 * count + 8]
+            offsets = index[: 8 * (count + 1)].view(np.int64)
+            shapes = index[8 * (count + 1) :].view(np.int32).reshape(count, 2)
+            sizes = shapes.astype(np.int64).prod(1) * 3
+            if shapes.min(initial=0) < 0 or offsets[0] != 0 or (np.diff(offsets) != sizes).any():
+                raise ValueError("index")
+            notes = json.loads(pixels[pixel_bytes + len(index) : -_FOOTER.size].tobytes())
+            faults = {int(k): str(v) for k, v in notes["faults"].items()}
+            if set(faults) != set(np.flatnonzero(shapes[:, 0] == 0).tolist()):
+                raise ValueError("faults")
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not a complete cache file") from error
+        self._offsets, self._shapes, self._pixels, self.faults = offsets, shapes, pixels, faults
 
     def __getstate__(self) -> dict[str, object]:
         # a memory map would be pickled as its whole content; spawned workers open the file again
@@ -140,7 +155,9 @@ def open_pixels(
     folder = cache_folder() if cache == "auto" else Path(cache).expanduser()
     path = cache_path(images, prepare, folder)
     try:
-        return PixelStore(images, prepare, path)
+        store = PixelStore(images, prepare, path)
+        if not _mended(store):
+            return store
     except (OSError, ValueError):  # missing, or damaged by somebody: build it
         pass
     try:
@@ -152,6 +169,12 @@ def open_pixels(
         return PixelStore(images, prepare, path)
     except OSError:  # a cache is a convenience: a full or read-only disk must not stop the run
         return PixelStore(images, prepare)
+
+
+def _mended(store: PixelStore) -> bool:
+    """Whether an image that could not be read can be read now: `chmod` changes neither size nor time of a file."""
+    decoder = _Decoder(store.images, store.prepare)
+    return any(not isinstance(decoder[index], str) for index in list(store.faults)[:RETRIED_FAULTS])
 
 
 class _Decoder(Dataset["np.ndarray | str"]):
@@ -186,6 +209,7 @@ def _build(images: ImageSet, prepare: Preparation, path: Path, workers: int, pro
     count = len(images)
     offsets, shapes = np.zeros(count + 1, np.int64), np.zeros((count, 2), np.int32)
     faults: dict[int, str] = {}
+    _remove_abandoned(path.parent)
     handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=".building-", delete=False)  # noqa: SIM115
     try:
         with handle:
@@ -205,7 +229,16 @@ def _build(images: ImageSet, prepare: Preparation, path: Path, workers: int, pro
             handle.write(_FOOTER.pack(count, int(offsets[-1]) + padding, len(notes), _MAGIC))
             handle.flush()
             os.fsync(handle.fileno())
+        os.chmod(handle.name, 0o666 & ~umask())  # a temporary file is private; the cache may serve several users
         os.replace(handle.name, path)
     except BaseException:
         Path(handle.name).unlink(missing_ok=True)
         raise
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what builders that were killed have left."""
+    for path in folder.glob(".building-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                path.unlink()

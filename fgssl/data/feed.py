@@ -7,7 +7,8 @@ processes, and not on whether the run was resumed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,19 +21,25 @@ from fgssl.errors import UnreadableImage
 from fgssl.views import apply_view, draw_view
 
 
-class ViewBatch(NamedTuple):
+@dataclass(frozen=True)
+class ViewBatch:
     """One process's share of a step."""
 
     views: Tensor  # (2, N, 3, S, S) uint8
-    index: Tensor  # (N,) int64, the images' positions in the split
+    index: Tensor  # type: ignore[assignment]  # (N,) int64, the images' positions in the split
     faults: tuple[Fault, ...]  # unreadable images met, each replaced by another one
 
+    def pin_memory(self) -> ViewBatch:
+        """The batch in page-locked memory, which the loader asks for beside a GPU."""
+        return ViewBatch(self.views.pin_memory(), self.index.pin_memory(), self.faults)
 
-class Key(NamedTuple):
+
+@dataclass(frozen=True)
+class Key:
     """One image of one epoch."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]
 
 
 class StepSampler(Sampler[list[Key]]):

@@ -1,8 +1,8 @@
 """MoCo v2: a query against the key of its other view and a queue of older keys (He et al. 2020, Chen et al. 2020).
 
-Two departures, both because fine-grained sets are small. The queue is sized from the data and remembers which image each
-key came from: keys of the query's own image are no negatives (with the usual 65,536 keys on 6,000 images each image is
-its own negative ten times). And BatchNorm of the key encoder uses averaged statistics (Cai et al. 2021, "Exponential
+Two departures, both because fine-grained sets are small. The queue is sized from the data and remembers which image
+each key came from: keys of the query's own image are no negatives (with the usual 65,536 keys on 6,000 images each
+image is its own negative ten times). And BatchNorm of the key encoder uses averaged statistics (Cai et al. 2021, "Exponential
 Moving Average Normalization") where MoCo shuffles images between GPUs: with the statistics of the batch a query could
 find its key by them, and shuffling is void on one process; averaged ones leak nothing on any number of processes.
 `objective.key_norm: batch` gives plain batch statistics.
