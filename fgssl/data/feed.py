@@ -39,7 +39,7 @@ class Key:
     """One image of one epoch."""
 
     epoch: int
-    index: int  # type: ignore[assignment]
+    index: int
 
 
 class StepSampler(Sampler[list[Key]]):

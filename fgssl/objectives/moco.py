@@ -2,10 +2,10 @@
 
 Two departures, both because fine-grained sets are small. The queue is sized from the data and remembers which image
 each key came from: keys of the query's own image are no negatives (with the usual 65,536 keys on 6,000 images each
-image is its own negative ten times). And BatchNorm of the key encoder uses averaged statistics (Cai et al. 2021, "Exponential
-Moving Average Normalization") where MoCo shuffles images between GPUs: with the statistics of the batch a query could
-find its key by them, and shuffling is void on one process; averaged ones leak nothing on any number of processes.
-`objective.key_norm: batch` gives plain batch statistics.
+image is its own negative ten times). And BatchNorm of the key encoder uses averaged statistics (Cai et al. 2021,
+"Exponential Moving Average Normalization") where MoCo shuffles images between GPUs: with the statistics of the batch a
+query could find its key by them, and shuffling is void on one process; averaged ones leak nothing on any number of
+processes. `objective.key_norm: batch` gives plain batch statistics.
 """
 
 from __future__ import annotations

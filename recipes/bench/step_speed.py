@@ -114,7 +114,6 @@ def measure(arguments: argparse.Namespace, *, rationale: bool) -> dict[str, floa
             for _ in range(arguments.warm):
                 step()
             whole += [timed(step, plan.device) for _ in range(BLOCK)]
-        del batches
     floor_s, whole_s = statistics.median(bare), statistics.median(whole)
     batch = arguments.batch_size
     return {
