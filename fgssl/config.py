@@ -147,7 +147,7 @@ VIEW_PRESETS: dict[str, dict[str, Any]] = {
 RATIONALE_PRESETS: dict[str, dict[str, Any]] = {
     # one distribution per image, detached, mean per image: the defaults above
     "normalized": {},
-    # what the authors' code computes for MoCo (reference in recipes/cub-resnet50-official.yaml)
+    # what the authors' code computes for MoCo (used by recipes/cub-resnet50-moco.yaml)
     "official": {
         "sign": "raise",
         "target": "softmax",

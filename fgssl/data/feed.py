@@ -26,7 +26,7 @@ class ViewBatch:
     """One process's share of a step."""
 
     views: Tensor  # (2, N, 3, S, S) uint8
-    index: Tensor  # type: ignore[assignment]  # (N,) int64, the images' positions in the split
+    index: Tensor   # (N,) int64, the images' positions in the split
     faults: tuple[Fault, ...]  # unreadable images met, each replaced by another one
 
     def pin_memory(self) -> ViewBatch:
