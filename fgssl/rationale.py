@@ -94,7 +94,9 @@ def target_distribution(cam: Tensor, config: RationaleConfig) -> Tensor:
         return torch.softmax(rows / config.temperature, -1)
     # scaled to a maximum of 1 first, so that neither the power nor the sum underflows
     peak = rows.amax(-1, keepdim=True)
-    powered = (rows / peak.clamp(min=1e-30)).pow(1 / config.temperature)
+    relative = rows / peak.clamp(min=1e-30)
+    positive = relative > 0  # 0 to a power below 1 has an infinite slope: an undetached target would give NaN
+    powered = torch.where(positive, torch.where(positive, relative, 1.0).pow(1 / config.temperature), 0.0)
     share = powered / powered.sum(-1, keepdim=True).clamp(min=EPSILON)
     return torch.where(peak > 1e-30, share, torch.full_like(rows, 1 / rows.shape[-1]))
 
@@ -114,7 +116,9 @@ def rationale_loss(cam: Tensor, prediction: Tensor, config: RationaleConfig) -> 
     log_target = target.clamp(min=EPSILON).log()  # the clamp keeps an undetached log from giving NaN at 0
     divergence = (target * (log_target - torch.log_softmax(logits, -1))).sum(-1)  # (N, P)
     loss = divergence.sum() if config.reduction == "sum" else divergence.mean()
-    entropy = -(target * log_target).sum(-1).mean() / math.log(target.shape[-1])
+    uniform = math.log(target.shape[-1])
+    # on a map of one place (or rows of one) every target is uniform
+    entropy = -(target * log_target).sum(-1).mean() / uniform if uniform > 0 else torch.ones_like(loss)
     return RationaleOutput(loss, entropy.detach())
 
 
