@@ -70,8 +70,8 @@ class ObjectiveConfig:
     temperature: float = knob(0.2, "temperature of InfoNCE")
     momentum: float | None = knob(None, "momentum of the key encoder (default: averages a fifth of the run)")
     queue_size: int | None = knob(None, "number of stored keys (default: half an epoch, at most 65,536)")
-    key_norm: Literal["running", "batch"] = knob(
-        "running", "BatchNorm of the key encoder: averaged statistics (no leak between images) or the batch's"
+    key_norm: Literal["batch", "running"] = knob(
+        "batch", "BatchNorm of the key encoder: the batch's statistics, or averaged ones (no leak between images)"
     )
 
 

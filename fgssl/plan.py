@@ -147,7 +147,7 @@ def _derive_objective(
 def _derive_optimizer(values: dict[str, Any], derive: Any) -> None:
     batch, started = values["training.batch_size"], values["backbone.pretrained"] or values["backbone.init"]
     if values["optimizer.name"] == "sgd":
-        base, why = (0.03, "paper") if started else (0.06, "twice the paper's, from scratch")
+        base, why = (0.03, "paper") if started else (0.12, "four times the paper's, from scratch")
         derive("optimizer.lr", base * batch / 128, f"{base} x batch / 128 ({why})")
         derive("optimizer.weight_decay", 1e-4, "paper")
     else:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+RUN = 8192  # scores sorted at a time: they stay in the core's own cache
 DEFAULT_MEMORY = 512 * 2**20  # bytes of scratch: large enough for products at full speed
 
 
@@ -58,25 +59,33 @@ def rank_positives(
     total, images = len(queries), len(gallery)
     start = torch.searchsorted(gallery_labels, query_labels)
     size = torch.searchsorted(gallery_labels, query_labels, right=True) - start
-    per_row = _row_bytes(images, int(size.max()), queries.element_size())
+    widest = int(size.max())
+    runs = _runs(images, widest)
+    padded = -(-images // runs) * runs
+    # its scores, nine 8-byte columns for each positive, and the positives' places in each run
+    per_row = padded * queries.element_size() + widest * (72 + 16 * runs)
     rows = max(1, min(total, 1024, (memory_bytes or DEFAULT_MEMORY) // per_row))
     # one buffer for every chunk: fresh pages for each product would cost as much as the counting
-    buffer = torch.empty(rows, images, dtype=queries.dtype, device=queries.device)
+    buffer = torch.empty(rows, padded, dtype=queries.dtype, device=queries.device)
     for first in range(0, total, rows):
         last = min(first + rows, total)
-        scores = torch.mm(queries[first:last], gallery.T, out=buffer[: last - first])
+        scores = buffer[: last - first]
+        torch.mm(queries[first:last], gallery.T, out=scores[:, :images])
+        scores[:, images:] = float("-inf")
         place = None if own is None else own[first:last]
-        yield RankedPositives(*_rank_slices(scores, start[first:last], size[first:last], place))
+        yield RankedPositives(*_rank_slices(scores, start[first:last], size[first:last], place, runs))
         if progress is not None:
             progress(last, total)
 
 
-def _row_bytes(images: int, widest: int, element: int) -> int:
-    """Scratch bytes of one query: its scores, and about nine 8-byte columns for each positive."""
-    return images * element + widest * 72
+def _runs(images: int, widest: int) -> int:
+    """Into how many runs to cut a row of scores: short runs sort faster, but each positive is looked up in each."""
+    return max(1, min(images // RUN, images // (16 * widest)))
 
 
-def _rank_slices(scores: Tensor, start: Tensor, size: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
+def _rank_slices(
+    scores: Tensor, start: Tensor, size: Tensor, own: Tensor | None, runs: int
+) -> tuple[Tensor, Tensor]:
     """Ranks of the positives scores[i, start[i]:start[i] + size[i]], without column own[i]; overwrites the scores.
 
     Returns:
@@ -91,21 +100,26 @@ def _rank_slices(scores: Tensor, start: Tensor, size: Tensor, own: Tensor | None
     positives = scores.gather(1, columns).masked_fill_(outside, lowest)
     positives = positives.sort(dim=1, descending=True).values
     scores.scatter_(1, columns, lowest)  # what remains are the negatives
-    ranks = count_at_least(scores, positives) + place + 1
+    ranks = count_at_least(scores, positives, runs=runs) + place + 1
     return ranks, size - int(own is not None)
 
 
-def count_at_least(scores: Tensor, thresholds: Tensor) -> Tensor:
+def count_at_least(scores: Tensor, thresholds: Tensor, *, runs: int = 1) -> Tensor:
     """How many scores of a row are at least each threshold of that row.
 
     Args:
-        scores: (c, N), no NaN; overwritten.
+        scores: (c, N) contiguous, no NaN; overwritten.
         thresholds: (c, R).
+        runs: Sort and search each row in this many parts; divides N.
 
     Returns:
         (c, R) int64. Where a threshold is minus infinity, all N.
     """
-    return scores.shape[1] - torch.searchsorted(sorted_rows(scores), thresholds)
+    rows, images = scores.shape
+    below = torch.searchsorted(
+        sorted_rows(scores.view(rows * runs, images // runs)), thresholds.repeat_interleave(runs, dim=0)
+    )
+    return images - below.view(rows, runs, -1).sum(dim=1)
 
 
 def sorted_rows(scores: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
-import torch
 from torch import Tensor
 
 from fgssl.backbone.export import load_strictly
@@ -74,9 +73,9 @@ def rebuild_backbone(description: Mapping[str, Any], state_dict: Mapping[str, Te
     size = int(description["image_size"])
     resolve_source(architecture)
     try:
-        plan = run_trial(architecture, model_args, size, torch.device("meta"))
+        plan = run_trial(architecture, model_args, size, "meta")
     except Exception:  # a few models need real numbers
-        plan = run_trial(architecture, model_args, size, torch.device("cpu"))
+        plan = run_trial(architecture, model_args, size, "cpu")
     model = timm.create_model(architecture, **model_args)
     load_strictly(model, state_dict, description["name"])
     return Backbone(

@@ -14,7 +14,10 @@ from fgssl.backbone.trial import BackbonePlan, read_map, read_map_and_prefix
 
 # timm's modules whose training step was measured on a CPU as no slower, mostly 1.1 to 2 times faster, in channels_last
 CHANNELS_LAST_MODULES = frozenset(
-    ["convnext", "densenet", "dla", "efficientnet", "ghostnet", "inception_next", "maxxvit", "mobilenetv3", "regnet", "repvit", "res2net", "resnet", "rexnet", "vgg"]
+    (
+        *("convnext", "densenet", "dla", "efficientnet", "ghostnet", "inception_next", "maxxvit", "mobilenetv3"),
+        *("regnet", "repvit", "res2net", "resnet", "rexnet", "vgg"),
+    )
 )
 # levit and its kin keep biases computed in eval mode: stale after new weights, and part of an old graph
 BIAS_CACHE = "attention_bias_cache"

@@ -150,14 +150,15 @@ def list_backbones(pattern: str = "*", *, count_parameters: bool = False) -> tup
         default = published.tag if published is not None else None
         ordered = sorted(tags.get(name, []), key=lambda tag: (tag != default, tag))
         side = published.input_size[-1] if published is not None else 224
-        rows.append(BackboneRow(name, tuple(ordered), int(side), _parameters(name) if count_parameters else None))
+        rows.append(BackboneRow(name, tuple(ordered), int(side), counted(name) if count_parameters else None))
     return tuple(rows)
 
 
-def _parameters(name: str) -> int | None:
+def counted(name: str) -> int | None:
+    """Number of parameters without the classifier; None where the model cannot be built without memory."""
     try:
         with torch.device("meta"):
             model = timm.create_model(name, num_classes=0)
-    except Exception:  # a model that cannot be built without memory is listed without its count
+    except Exception:  # whatever the model raises
         return None
     return int(sum(parameter.numel() for parameter in model.parameters()))

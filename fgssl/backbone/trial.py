@@ -8,6 +8,8 @@ touches no BatchNorm statistic. Where a model cannot run there, the trial is rep
 
 from __future__ import annotations
 
+import functools
+import json
 from typing import Any, Literal, NamedTuple
 
 import timm
@@ -172,13 +174,13 @@ def try_size(
     for device in ("meta",) if meta_only else ("meta", "cpu"):
         for model_args in candidates:
             try:
-                return run_trial(source.architecture, model_args, image_size, torch.device(device))
+                return run_trial(source.architecture, model_args, image_size, device)
             except Exception as error:  # timm's models raise all kinds for a size or an option they cannot take
                 errors.append(error)
     raise errors[-len(candidates)]
 
 
-def run_trial(architecture: str, model_args: dict[str, Any], image_size: int, device: torch.device) -> BackbonePlan:
+def run_trial(architecture: str, model_args: dict[str, Any], image_size: int, device: str) -> BackbonePlan:
     """Build a model on a device, read its map, and see which parameters the map's gradient reaches.
 
     Args:
@@ -193,6 +195,13 @@ def run_trial(architecture: str, model_args: dict[str, Any], image_size: int, de
     Raises:
         Exception: Whatever the model raises for a size or an argument it cannot take.
     """
+    return _trial(architecture, json.dumps(model_args), image_size, device)
+
+
+@functools.lru_cache(maxsize=64)  # a run builds its backbone, a rebuilt one and candidates of other sizes
+def _trial(architecture: str, encoded_args: str, image_size: int, device_name: str) -> BackbonePlan:
+    device = torch.device(device_name)
+    model_args = json.loads(encoded_args)
     # the gradient is wanted even where the caller evaluates
     with (
         torch.enable_grad(),

@@ -1,11 +1,15 @@
 """MoCo v2: a query against the key of its other view and a queue of older keys (He et al. 2020, Chen et al. 2020).
 
-Two departures, both because fine-grained sets are small. The queue is sized from the data and remembers which image
-each key came from: keys of the query's own image are no negatives (with the usual 65,536 keys on 6,000 images each
-image is its own negative ten times). And BatchNorm of the key encoder uses averaged statistics (Cai et al. 2021,
-"Exponential Moving Average Normalization") where MoCo shuffles images between GPUs: with the statistics of the batch a
-query could find its key by them, and shuffling is void on one process; averaged ones leak nothing on any number of
-processes. `objective.key_norm: batch` gives plain batch statistics.
+One departure, because fine-grained sets are small: the queue is sized from the data and remembers which image each key
+came from. Keys of the query's own image are no negatives (with the usual 65,536 keys on 6,000 images each image is its
+own negative ten times).
+
+BatchNorm. MoCo shuffles images between GPUs, so that a query cannot find its key by the statistics they share. On one
+process shuffling is void. `objective.key_norm: batch` keeps the batch's statistics, over all images of the process, so
+that one image moves them little; `running` (Cai et al. 2021, "Exponential Moving Average Normalization") uses averaged
+ones, which leak nothing. From scratch the averaged ones lag behind weights that change fast: on 2,936 photographs
+(grocery, resnet18, 64 px, 4 epochs, one seed) leave-one-out rank-1 was 26.6 with running and 30.9 with batch, from 18.6
+untrained. Hence batch is the default.
 """
 
 from __future__ import annotations
