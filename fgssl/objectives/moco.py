@@ -49,6 +49,7 @@ class MoCo(Objective):
         self.register_buffer("queue", functional.normalize(keys, dim=1))
         self.register_buffer("queue_index", torch.full((config.queue_size,), -1))  # -1: a random start, of no image
         self.register_buffer("queue_pointer", torch.zeros(1, dtype=torch.int64))
+        self.train()  # a new module is in train mode, but the key encoder's norms must not be
 
     def train(self, mode: bool = True) -> MoCo:
         """Key encoder: in train mode as a whole (some models cache weights in eval mode), its norms and dropout not."""
