@@ -43,6 +43,12 @@ class StopRequest:
         self.received = number
 
 
+def ignore_stop_signals() -> None:
+    """For loader processes: Ctrl-C and batch systems signal the whole group, and a run without loaders cannot save."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def listen_for_stop() -> Iterator[StopRequest]:
     """Catch stop signals inside the block (in the main thread only); the former handlers return afterwards."""

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from fgssl.config import ViewsConfig
 from fgssl.data.cache import Fault, PixelStore
 from fgssl.errors import UnreadableImage
+from fgssl.stopping import ignore_stop_signals
 from fgssl.views import apply_view, draw_view
 
 
@@ -124,13 +125,14 @@ def _whole(batch: ViewBatch) -> ViewBatch:
     return batch
 
 
-def _single_thread(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
+    ignore_stop_signals()
 
 
 def build_feed(dataset: ViewDataset, sampler: StepSampler, *, workers: int, pin: bool) -> DataLoader[ViewBatch]:
     """A loader over all remaining steps of the run: workers live as long as it does, one batch ahead each."""
-    extra: dict[str, Any] = {"prefetch_factor": 2, "worker_init_fn": _single_thread} if workers else {}
+    extra: dict[str, Any] = {"prefetch_factor": 2, "worker_init_fn": _start_worker} if workers else {}
     collate: Callable[[Any], ViewBatch] = _whole
     return DataLoader(
         dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate, pin_memory=pin, **extra
