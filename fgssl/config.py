@@ -32,7 +32,7 @@ class DataConfig:
 class ViewsConfig:
     """The random views of an image; defaults are MoCo v2's (paper section 4)."""
 
-    preset: Literal["mocov2", "colour", "geometric"] = knob("mocov2", "named set of the values below")
+    preset: Literal["mocov2", "colour", "shape", "geometric"] = knob("mocov2", "named set of the values below")
     crop_min: float = knob(0.2, "smallest area of a random crop, as a fraction of the image")
     crop_max: float = knob(1.0, "largest area of a random crop")
     flip: float = knob(0.5, "probability of a horizontal flip")
@@ -101,8 +101,8 @@ class RationaleConfig:
 class OptimizerConfig:
     """The optimiser and its schedule: linear warm-up, then cosine to zero."""
 
-    name: Literal["sgd", "adamw"] = knob("sgd", "optimiser")
-    lr: float | None = knob(None, "peak learning rate (default: by optimiser and init, scaled with the batch)")
+    name: Literal["sgd", "adamw"] | None = knob(None, "optimiser (default: adamw from scratch, else the paper's sgd)")
+    lr: float | None = knob(None, "peak learning rate (default: by optimiser and init)")
     weight_decay: float | None = knob(None, "weight decay, not applied to norms and biases with adamw")
     momentum: float = knob(0.9, "momentum of sgd")
     warmup_epochs: float = knob(0.0, "epochs of linear warm-up")
@@ -114,7 +114,7 @@ class TrainingConfig:
 
     epochs: int = knob(100, "passes over the training split")
     max_steps: int | None = knob(None, "stop after this many optimiser steps")
-    batch_size: int = knob(128, "images per step over all processes")
+    batch_size: int | None = knob(None, "images per step over all processes (default: 128, less for few images)")
     seed: int = knob(0, "seed of everything random")
     workers: int | None = knob(None, "loader processes per process (default: by machine)")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = knob("auto", "autocast precision")
@@ -140,6 +140,8 @@ class PretrainConfig:
 # A preset gives values for its section; whatever the user sets explicitly wins over it.
 VIEW_PRESETS: dict[str, dict[str, Any]] = {
     "mocov2": {},
+    # colour says little: what is left is shape and texture
+    "shape": {"jitter": 1.0, "saturation": 0.8, "hue": 0.5, "grayscale": 0.4},
     # keeps hue and saturation, for classes told apart by colour
     "colour": {"saturation": 0.1, "hue": 0.0, "grayscale": 0.0},
     "geometric": {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0},
@@ -169,7 +171,6 @@ DEMO_PROFILE: dict[str, Any] = {
     "backbone.pretrained": False,
     "backbone.image_size": 96,
     "training.epochs": 14,
-    "training.batch_size": 64,
 }
 
 

@@ -16,6 +16,8 @@ from fgssl.machine import automatic_workers, resolve_device, resolve_precision
 from fgssl.resolve import Resolved, build
 
 LARGEST_QUEUE = 65_536
+BATCH_SIZES = (128, 64, 32)  # the paper's, and less where that leaves too few steps
+STEPS_PER_EPOCH = 46  # what the paper has on CUB
 
 
 class Plan(NamedTuple):
@@ -64,7 +66,7 @@ def make_plan(resolved: Resolved, *, world: int = 1) -> Plan:
     train, test = _open_splits(resolved.config, derive)
     if _is_local(values["data.source"]):  # the encoder file remembers it, wherever it is copied
         values["data.source"] = os.path.abspath(os.path.expanduser(values["data.source"]))
-    _fit_batch(values, origins, len(train), world)
+    _fit_batch(values, derive, len(train), world)
     steps_per_epoch = len(train) // values["training.batch_size"]
     total_steps = min(values["training.epochs"] * steps_per_epoch, values["training.max_steps"] or 2**62)
 
@@ -103,15 +105,15 @@ def _open_splits(config: PretrainConfig, derive: Any) -> tuple[ImageSet, ImageSe
     return train, None if test_split is None else load_images(data, test_split)
 
 
-def _fit_batch(values: dict[str, Any], origins: dict[str, str], images: int, world: int) -> None:
-    batch, origin = values["training.batch_size"], origins["training.batch_size"]
+def _fit_batch(values: dict[str, Any], derive: Any, images: int, world: int) -> None:
+    batch = values["training.batch_size"]
+    if batch is None:
+        batch = next((b for b in BATCH_SIZES if images // b >= STEPS_PER_EPOCH), BATCH_SIZES[-1])
+        why = f"{STEPS_PER_EPOCH} steps an epoch or more, where the data allow"
+        derive("training.batch_size", min(batch, images), why if batch <= images else f"only {images} images")
+        batch = values["training.batch_size"]
     if batch > images:
-        if origin not in ("default", "demo default"):
-            raise FgsslError(
-                f"--batch-size {batch} is larger than the data ({images} images)", f"use at most {images}"
-            )
-        values["training.batch_size"], origins["training.batch_size"] = images, f"derived: only {images} images"
-        batch = images
+        raise FgsslError(f"--batch-size {batch} is larger than the data ({images} images)", f"use at most {images}")
     if batch % world or batch // world < 2:
         raise FgsslError(
             f"--batch-size {batch} cannot be shared by {world} processes",
@@ -146,13 +148,13 @@ def _derive_objective(
 
 def _derive_optimizer(values: dict[str, Any], derive: Any) -> None:
     batch, started = values["training.batch_size"], values["backbone.pretrained"] or values["backbone.init"]
+    derive("optimizer.name", "sgd" if started else "adamw", "paper" if started else "learns faster from scratch")
     if values["optimizer.name"] == "sgd":
         base, why = (0.03, "paper") if started else (0.12, "four times the paper's, from scratch")
         derive("optimizer.lr", base * batch / 128, f"{base} x batch / 128 ({why})")
         derive("optimizer.weight_decay", 1e-4, "paper")
     else:
-        base = 1e-4 if started else 1e-3
-        derive("optimizer.lr", base * batch / 256, f"{base} x batch / 256")
+        derive("optimizer.lr", 1e-4 if started else 1e-3, "usual for adamw, less on trained weights")
         derive("optimizer.weight_decay", 0.05, "usual for adamw")
 
 

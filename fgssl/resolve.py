@@ -240,7 +240,7 @@ def _reject_contradictions(config: PretrainConfig) -> None:
     if not 0 <= views.hue <= 0.5:
         raise FgsslError(f"views.hue is {views.hue}", "it must lie between 0 and 0.5")
     queue, batch = config.objective.queue_size, config.training.batch_size
-    if queue is not None and queue < batch:
+    if queue is not None and batch is not None and queue < batch:
         raise FgsslError(
             f"objective.queue_size {queue} is smaller than --batch-size {batch}",
             "make the queue at least one batch long, or leave it out",
