@@ -10,6 +10,9 @@ from pathlib import Path
 
 from fgssl.errors import FgsslError
 
+# how torch.save (twice) and safetensors report a full disk: as errors of their own, not as OSError
+_WRITER_FAILURES = ("inline_container", "PytorchStreamWriter", "I/O error")
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -33,6 +36,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         raise not_writable(path, error) from error
+    except Exception as error:
+        if any(words in str(error) for words in _WRITER_FAILURES):
+            raise not_writable(path, OSError("the disk is full or failing")) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

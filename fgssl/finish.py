@@ -48,9 +48,7 @@ def retrieval_rows(plan: Plan, encoder: Encoder, name: str, reporter: Reporter) 
     return _rows(found, name)
 
 
-def _embed(
-    plan: Plan, images: ImageSet, encoder: Encoder, title: str, reporter: Reporter
-) -> dict[Pool, Embeddings]:
+def _embed(plan: Plan, images: ImageSet, encoder: Encoder, title: str, reporter: Reporter) -> dict[Pool, Embeddings]:
     return embed(
         encoder,
         images,

@@ -134,9 +134,7 @@ def _build(values: dict[str, Any]) -> Backbone:
     return backbone
 
 
-def _derive_objective(
-    values: dict[str, Any], derive: Any, backbone: Backbone, images: int, total_steps: int
-) -> None:
+def _derive_objective(values: dict[str, Any], derive: Any, backbone: Backbone, images: int, total_steps: int) -> None:
     derive("objective.projector_hidden", backbone.channels, "the map's channels")
     batch = values["training.batch_size"]
     queue = max(batch, min(LARGEST_QUEUE, images // 2))

@@ -1,6 +1,6 @@
 """The pretraining loop, to be read top to bottom.
 
-    plan -> pixels decoded once -> model, optimiser -> steps (views, loss, GradCAM, fit) -> encoder, table, overview
+plan -> pixels decoded once -> model, optimiser -> steps (views, loss, GradCAM, fit) -> encoder, table, overview
 """
 
 from __future__ import annotations
@@ -73,8 +73,12 @@ def pretrain(plan: Plan, output: Path, *, reporter: Reporter | None = None, resu
     if saved is not None:
         progress = trainer.restore(saved)
     else:
+        if resume:
+            reporter.note("no state was saved yet: starting from the beginning")
         rows = retrieval_rows(plan, model.encoder, "init", reporter) if is_main and config.training.evaluate else []
         progress = Progress(0, 0.0, rows, {})
+        # again: evaluation and building a cache draw random numbers too, and whether they ran must not matter
+        torch.manual_seed(config.training.seed)
     if is_main:
         write_config(output, plan)
         truncate_metrics(output, progress.step)
@@ -152,7 +156,7 @@ class Trainer:
     ) -> None:
         self.plan, self.output, self.accelerator, self.reporter = plan, output, accelerator, reporter
         self.model, self.wrapped, self.optimizer, self.pixels = model, wrapped, optimizer, pixels
-        self.last_means: dict[str, float] = {}
+        self.window, self.last_means = LogWindow(), dict[str, float]()
 
     def restore(self, saved: Loaded) -> Progress:
         """Take over a saved state: weights, queue, optimiser, randomness."""
@@ -162,14 +166,18 @@ class Trainer:
         self.optimizer.load_state_dict(saved.state["optimizer"])
         restore_random_state(saved.state["random"][self.accelerator.process_index])
         progress = Progress(**saved.state["progress"])
-        self.reporter.note(f"resuming after step {progress.step} of {self.plan.total_steps}")
+        self.window.restore(saved.state["window"], self.plan.device)
+        self.last_means = saved.state["last_means"]
+        done = progress.step >= self.plan.total_steps
+        what = "already trained: writing the results again," if done else "resuming"
+        self.reporter.note(f"{what} after step {progress.step} of {self.plan.total_steps}")
         return progress
 
     def train(self, progress: Progress, stop: StopRequest) -> Progress:
         """All remaining steps."""
         plan, training = self.plan, self.plan.config.training
         self.model.train()
-        window, faults = LogWindow(), dict(progress.faults)
+        faults = dict(progress.faults)
         started = last_saved = time.monotonic()
         step, mark = progress.step, time.perf_counter()
         batches = self.batches(progress.step)
@@ -183,15 +191,14 @@ class Trainer:
             output = self.step(step, batch)
             step += 1
             done = time.perf_counter()
-            window.add(step, output, seconds=done - mark, waited=arrived - mark)
+            self.window.add(step, output, seconds=done - mark, waited=arrived - mark)
             mark = done
             if step % training.log_every == 0 or step == plan.total_steps:
-                self._check_finite(window)
-                self._log(step, window, now().seconds - progress.seconds, progress.step)
-                window = LogWindow()
+                self._check_finite()
+                self._log(step, now().seconds - progress.seconds, progress.step)
+                self.window = LogWindow()
             signal_number = stop.agreed(plan.device)
             if signal_number or time.monotonic() - last_saved > 60 * training.save_every:
-                self._check_finite(window)
                 self._save(now())
                 last_saved = time.monotonic()
                 if signal_number:
@@ -204,7 +211,7 @@ class Trainer:
         """This process's share of every step from `start` to the end of the run."""
         plan, config = self.plan, self.plan.config
         training = config.training
-        assert training.workers is not None
+        assert training.workers is not None and training.batch_size is not None  # filled in by the plan
         dataset = ViewDataset(self.pixels, config.views, size=plan.backbone.image_size, seed=training.seed)
         sampler = StepSampler(
             len(plan.train),
@@ -215,14 +222,14 @@ class Trainer:
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
         )
-        return iter(build_feed(dataset, sampler, workers=training.workers, pin=plan.device.type == "cuda"))
+        feed = build_feed(dataset, sampler, workers=training.workers, pin=plan.device.type == "cuda")
+        feed.generator = torch.Generator()  # a loader draws one number when it starts: not from the run's stream
+        return iter(feed)
 
     def step(self, step: int, batch: ViewBatch) -> StepOutput:
         """One optimiser step, the `step`-th of the run."""
         plan, config = self.plan, self.plan.config
-        rate = learning_rate(
-            step, config.optimizer, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
-        )
+        rate = learning_rate(step, config.optimizer, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         views = batch.views.to(plan.device, non_blocking=True)
@@ -241,20 +248,30 @@ class Trainer:
                 self.reporter.warn(f"unreadable image replaced by another: {fault.reason}")
                 _check_faults(faults, self.plan)
 
-    def _check_finite(self, window: LogWindow) -> None:
-        bad = window.first_bad_step()
+    def _check_finite(self) -> None:
+        bad = self.window.first_bad_step()
         if bad is not None:
             raise TrainingFault(
                 f"the loss is not finite since step {bad}",
                 "the last saved state is kept; lower --lr or use --mixed-precision no, and start again",
             )
 
-    def _log(self, step: int, window: LogWindow, seconds: float, first: int) -> None:
+    def _check_weights(self, step: int) -> None:
+        """The loss of a step says nothing about the weights that the step left."""
+        sums = torch.stack([value.detach().float().sum() for value in self.model.parameters()])
+        if not torch.isfinite(sums).all():
+            raise TrainingFault(
+                f"the weights are not finite after step {step}",
+                "the last saved state is kept; lower --lr or use --mixed-precision no, and start again",
+            )
+
+    def _log(self, step: int, seconds: float, first: int) -> None:
         if not self.accelerator.is_main_process:
             return
-        plan, config = self.plan, self.plan.config
+        plan, config, window = self.plan, self.plan.config, self.window
         means = self.last_means = window.means()
         epoch = (step - 1) // plan.steps_per_epoch + 1
+        assert config.training.batch_size is not None  # filled in by the plan
         speed = len(window.steps) * config.training.batch_size / max(window.seconds, 1e-9)
         with_rationale = config.rationale.enabled
         report = StepReport(
@@ -281,6 +298,8 @@ class Trainer:
         self.reporter.step(report)
 
     def _save(self, progress: Progress) -> None:
+        self._check_finite()
+        self._check_weights(progress.step)
         randoms = gather_object([random_state()])
         if self.accelerator.is_main_process:
             state = {
@@ -288,6 +307,8 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "progress": progress._asdict(),
                 "random": randoms,
+                "window": self.window.state(),
+                "last_means": self.last_means,
             }
             save_state(self.output, progress.step, state)
         self.accelerator.wait_for_everyone()

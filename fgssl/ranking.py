@@ -83,9 +83,7 @@ def _runs(images: int, widest: int) -> int:
     return max(1, min(images // RUN, images // (16 * widest)))
 
 
-def _rank_slices(
-    scores: Tensor, start: Tensor, size: Tensor, own: Tensor | None, runs: int
-) -> tuple[Tensor, Tensor]:
+def _rank_slices(scores: Tensor, start: Tensor, size: Tensor, own: Tensor | None, runs: int) -> tuple[Tensor, Tensor]:
     """Ranks of the positives scores[i, start[i]:start[i] + size[i]], without column own[i]; overwrites the scores.
 
     Returns:

@@ -1,8 +1,8 @@
 """The files of a run folder that are plain text, and the rules for writing into one.
 
-    RUN/config.yaml      every resolved setting; `fgssl pretrain --resume RUN` reads it
-    RUN/metrics.jsonl    a line every few steps, without gaps or repeats
-    RUN/summary.json     sizes, versions, retrieval of the initial and the trained encoder
+RUN/config.yaml      every resolved setting; `fgssl pretrain --resume RUN` reads it
+RUN/metrics.jsonl    a line every few steps, without gaps or repeats
+RUN/summary.json     sizes, versions, retrieval of the initial and the trained encoder
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def truncate_metrics(output: Path, step: int) -> None:
     path = output / METRICS_FILE
     kept = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)

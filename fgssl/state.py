@@ -1,7 +1,7 @@
 """The resume state of a run: written whole, checked by a checksum, the previous one kept.
 
-    RUN/resume/000001234.pt       what is needed to go on after step 1234 (torch's weights-only format)
-    RUN/resume/000001234.sha256   its checksum, written after it: a state without a matching one was cut off
+RUN/resume/000001234.pt       what is needed to go on after step 1234 (torch's weights-only format)
+RUN/resume/000001234.sha256   its checksum, written after it: a state without a matching one was cut off
 """
 
 from __future__ import annotations
@@ -30,16 +30,21 @@ class Loaded(NamedTuple):
 
 
 def save_state(run: Path, step: int, state: dict[str, Any]) -> None:
-    """Write the state after `step` steps and drop all but the last two."""
+    """Write the state after `step` steps; keep it and the one before."""
     folder = run / "resume"
     path = folder / f"{step:09d}.pt"
     with atomic_path(path) as temporary:
         torch.save(state, temporary)
         digest = _digest(temporary)
     write_text(path.with_suffix(".sha256"), digest)
-    for old in sorted(folder.glob("*.pt"))[:-STATES_KEPT]:
+    states = _states(folder)
+    # a state after this step is a damaged one that the run was resumed from before
+    kept = [state for state in states if state.stem <= path.stem][-STATES_KEPT:]
+    for old in set(states) - set(kept):
         old.unlink(missing_ok=True)
         old.with_suffix(".sha256").unlink(missing_ok=True)
+    for temporary in folder.glob(".*"):  # of a process killed while it wrote
+        temporary.unlink(missing_ok=True)
 
 
 def load_state(run: Path) -> Loaded | None:
@@ -48,7 +53,7 @@ def load_state(run: Path) -> Loaded | None:
     Raises:
         FgsslError: states are there but all are damaged.
     """
-    paths = sorted((run / "resume").glob("*.pt"), reverse=True)
+    paths = _states(run / "resume")[::-1]
     warnings: list[str] = []
     for path in paths:
         checksum = path.with_suffix(".sha256")
@@ -62,6 +67,11 @@ def load_state(run: Path) -> Loaded | None:
     if paths:
         raise FgsslError(f"every saved state in '{run}/resume' is damaged", "start the run again with --overwrite")
     return None
+
+
+def _states(folder: Path) -> list[Path]:
+    """The state files, oldest first; not the temporary ones, whose names begin with a dot."""
+    return sorted(folder.glob("[0-9]*.pt"))
 
 
 def random_state() -> dict[str, Any]:

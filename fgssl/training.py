@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm.optim
 import torch
@@ -49,9 +49,7 @@ class PretrainModel(nn.Module):
         total, zero = output.loss, output.loss.detach() * 0
         fit, entropy = zero, zero
         if self.encoder.rationale is not None:
-            fitted = fit_rationale(
-                self.encoder.rationale, output.loss, output.feature_maps[0], self.config.rationale
-            )
+            fitted = fit_rationale(self.encoder.rationale, output.loss, output.feature_maps[0], self.config.rationale)
             total = total + fit_weight * fitted.loss
             fit, entropy = fitted.loss.detach(), fitted.target_entropy
         similarity = output.metrics.get("positive_similarity", zero)
@@ -117,6 +115,16 @@ class LogWindow:
         self._features = output.features
         self.seconds += seconds
         self.waited += waited
+
+    def state(self) -> dict[str, Any]:
+        """For a saved run: its next line of metrics must be the mean over the same steps as without a stop."""
+        rows = torch.stack(self._rows).cpu() if self._rows else None
+        return {"steps": self.steps, "rows": rows, "seconds": self.seconds, "waited": self.waited}
+
+    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+        """Undo of `state`."""
+        self.steps, self.seconds, self.waited = list(state["steps"]), state["seconds"], state["waited"]
+        self._rows = [] if state["rows"] is None else list(state["rows"].to(device))
 
     def first_bad_step(self) -> int | None:
         """The first step whose loss or fit is not finite."""

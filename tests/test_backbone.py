@@ -132,6 +132,18 @@ def test_saved_folder_opens_in_plain_timm(backbones: dict[str, Backbone], name: 
     assert timm.data.resolve_model_data_config(plain)["mean"] == list(backbone.mean)
 
 
+def test_model_that_rescales_its_input_is_saved_with_the_size_it_was_built_for(tmp_path: Path) -> None:
+    backbone = build_backbone("crossvit_9_240", image_size=96).eval()
+    assert backbone.image_size == 96 and backbone.map_size == (14, 14)
+    plain = timm.create_model(f"local-dir:{save_timm(backbone, tmp_path / 'timm')}", pretrained=True).eval()
+    with torch.no_grad():
+        for mine, theirs in zip(
+            backbone.model.forward_features(images(96)), plain.forward_features(images(96)), strict=True
+        ):
+            torch.testing.assert_close(mine, theirs)
+    assert timm.data.resolve_model_data_config(plain)["input_size"] == (3, 240, 240)
+
+
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "coat_tiny", "resnet18"])
 def test_rebuilt_from_description_and_weights_is_equal(backbones: dict[str, Backbone], name: str) -> None:
     backbone = backbones[name]

@@ -20,7 +20,9 @@ from fgssl.data.decode import decode_image
 from fgssl.errors import UnreadableImage
 
 # pytest puts its own filters in place of the one that decode.py sets; test_nothing_is_printed checks that one
-pytestmark = pytest.mark.filterwarnings(r"ignore:(Corrupt EXIF|Truncated File|Tag data|Possibly corrupt|Metadata):UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:(Corrupt EXIF|Truncated File|Tag data|Possibly corrupt|Metadata):UserWarning"
+)
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -36,7 +37,11 @@ def save_timm(backbone: Backbone, folder: str | os.PathLike[str]) -> Path:
     """
     folder = Path(folder)
     weights = independent_tensors(backbone.model.state_dict())
-    data_config = {**backbone.description()["data_config"], "input_size": (3, *(backbone.image_size,) * 2)}
+    data_config = backbone.description()["data_config"]
+    # crossvit is built for one size and rescales what it is given: timm insists on the size it was built for
+    published: dict[str, Any] = getattr(backbone.model, "pretrained_cfg", {})
+    if "img_size" in backbone.model_args or not published.get("fixed_input_size"):
+        data_config["input_size"] = (3, backbone.image_size, backbone.image_size)
     with atomic_path(folder / WEIGHTS_NAME) as path:
         try:
             save_file(weights, path, metadata={"format": "pt"})

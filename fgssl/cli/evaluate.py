@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 Checkpoint = Annotated[
     str,
-    typer.Argument(
-        metavar="CHECKPOINT", help="Run folder, encoder .safetensors, or timm:NAME.", show_default=False
-    ),
+    typer.Argument(metavar="CHECKPOINT", help="Run folder, encoder .safetensors, or timm:NAME.", show_default=False),
 ]
 Data = Annotated[str | None, typer.Option(help="Data source. [the one the encoder was trained on]")]
 Split = Annotated[str | None, typer.Option(help="Split to evaluate. [the source's test split]")]
@@ -148,9 +146,9 @@ def embed(
     pool: PoolOption = None,
     batch_size: Batch = None,
     device: Device = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="File to write: features, labels, paths.")
-    ] = Path("features.safetensors"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: features, labels, paths.")] = Path(
+        "features.safetensors"
+    ),
     json_output: Json = False,
 ) -> None:
     """Write the features of a split or a folder to one safetensors file."""

@@ -41,9 +41,7 @@ def pretrain(
     batch_size: Annotated[int | None, typer.Option(help="Images per step over all processes. [128]")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate. [by optimiser and batch]")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels. [the model's own]")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Run folder. [runs/DATA-BACKBONE]")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder. [runs/DATA-BACKBONE]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random. [0]")] = None,
     workers: Annotated[int | None, typer.Option(help="Loader processes. [by machine]")] = None,
     mixed_precision: Annotated[
@@ -159,9 +157,7 @@ def _print_result(result: Any, *, as_json: bool) -> None:
         columns = ("encoder", "pool", "rank1", "rank5", "mAP")
         rows = [[row[c] for c in columns] for row in result.rows]
         queries = result.rows[0]["queries"]
-        print_table(
-            columns, rows, title=f"Leave-one-out retrieval, {queries} test images (percent)", text_columns=2
-        )
+        print_table(columns, rows, title=f"Leave-one-out retrieval, {queries} test images (percent)", text_columns=2)
     faults = result.summary.get("unreadable", [])
     for reason in faults:
         out.print(f"unreadable: {reason}", markup=False, soft_wrap=True)

@@ -45,7 +45,7 @@ Progress = Callable[[int, int], None]
 class Fault:
     """An unreadable image of a split."""
 
-    index: int   # (hides tuple.index, which nobody wants)
+    index: int  # (hides tuple.index, which nobody wants)
     reason: str
 
 

@@ -27,7 +27,7 @@ class ViewBatch:
     """One process's share of a step."""
 
     views: Tensor  # (2, N, 3, S, S) uint8
-    index: Tensor   # (N,) int64, the images' positions in the split
+    index: Tensor  # (N,) int64, the images' positions in the split
     faults: tuple[Fault, ...]  # unreadable images met, each replaced by another one
 
     def pin_memory(self) -> ViewBatch:
@@ -134,6 +134,4 @@ def build_feed(dataset: ViewDataset, sampler: StepSampler, *, workers: int, pin:
     """A loader over all remaining steps of the run: workers live as long as it does, one batch ahead each."""
     extra: dict[str, Any] = {"prefetch_factor": 2, "worker_init_fn": _start_worker} if workers else {}
     collate: Callable[[Any], ViewBatch] = _whole
-    return DataLoader(
-        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate, pin_memory=pin, **extra
-    )
+    return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate, pin_memory=pin, **extra)

@@ -90,10 +90,10 @@ def draw_nuisance(rng: np.random.Generator) -> Nuisance:
     nod, droop = rng.uniform(-0.25, 0.45) - 0.6 * tilt, rng.uniform(-0.15, 0.2)
     body = Frame(matrix, _random_place(rng, body, nod, droop))
     hue = rng.uniform(0, 1)
-    back = colour_of(hue, rng.uniform(0.05, 0.7), rng.uniform(0.2, 0.8))
-    belly = colour_of(hue + rng.normal(0, 0.15), rng.uniform(0.02, 0.5), rng.uniform(0.5, 0.98))
-    wing = colour_of(hue + rng.normal(0, 0.08), rng.uniform(0.05, 0.7), rng.uniform(0.25, 0.75))
-    cheek = colour_of(rng.uniform(0, 1), rng.uniform(0.02, 0.7), rng.uniform(0.4, 0.95))
+    back = colour_of(hue, rng.uniform(0.15, 0.6), rng.uniform(0.4, 0.6))
+    belly = colour_of(hue + rng.normal(0, 0.15), rng.uniform(0.05, 0.4), rng.uniform(0.65, 0.85))
+    wing = colour_of(hue + rng.normal(0, 0.08), rng.uniform(0.1, 0.6), rng.uniform(0.4, 0.6))
+    cheek = colour_of(rng.uniform(0, 1), rng.uniform(0.1, 0.5), rng.uniform(0.55, 0.75))
     tones = [(rng.normal(0, 0.03), rng.uniform(-0.15, 0.15), rng.uniform(-0.12, 0.12)) for _ in range(3)]
     leg = colour_of(rng.uniform(0.02, 0.12), rng.uniform(0.1, 0.7), rng.uniform(0.2, 0.7))
     return Nuisance(
@@ -141,10 +141,10 @@ def paint(nuisance: Nuisance, traits: Traits) -> Drawing:
 
 def _scenery_behind(paper: Paper, rng: np.random.Generator, nuisance: Nuisance) -> None:
     season = nuisance.season
-    for _ in range(int(rng.integers(0, 4))):
+    for _ in range(int(rng.integers(0, 2))):
         start, end = rng.uniform(-20, 148, 2), rng.uniform(-20, 148, 2)
         branch(paper, start, end, rng.uniform(1.5, 5), shade(season.wood, rng.uniform(0.6, 1.2)), rng.normal(0, 5))
-    for _ in range(int(rng.integers(0, 7))):
+    for _ in range(int(rng.integers(0, 4))):
         distractor(paper, rng, season, rng.uniform(0, IMAGE_SIZE, 2))
     # the perch, under the feet
     foot = _feet(nuisance)[1][-1]
@@ -212,7 +212,7 @@ def _scenery_before(paper: Paper, rng: np.random.Generator, nuisance: Nuisance) 
     keep = np.concatenate([
         nuisance.head.place(np.array([(1.3, 0.0), (0.0, -0.9)])), nuisance.wing.place(np.array([(-0.45, 0.05)]))
     ])  # fmt: skip
-    for _ in range(int(rng.integers(0, 4))):
+    for _ in range(int(rng.integers(0, 2))):
         centre = rng.uniform(0, IMAGE_SIZE, 2)
         if np.hypot(*(keep - centre).T).min() > 27:
             distractor(paper, rng, nuisance.season, centre)

@@ -22,6 +22,9 @@ from fgssl.data.birds.paper import (
     to_picture,
 )
 
+BACKDROP = 150.0  # the grey that backgrounds are drawn towards
+BACKGROUND_CONTRAST = 0.4
+
 
 class Season(NamedTuple):
     """The hues of one picture's plants and wood."""
@@ -45,7 +48,11 @@ def leaf_colour(rng: np.random.Generator, season: Season, brightness: float = 1.
 def background(rng: np.random.Generator, season: Season) -> Image.Image:
     """One of six out-of-focus backgrounds: sky, foliage, bark, meadow, water, stone."""
     painters = (_sky, _foliage, _foliage, _bark, _meadow, _water, _stone)
-    return painters[int(rng.integers(len(painters)))](rng, season)
+    picture = painters[int(rng.integers(len(painters)))](rng, season)
+    # out of focus, as behind a long lens: a background that tells every picture from every other would leave a
+    # self-supervised encoder no reason to look at the bird
+    values = np.asarray(picture.filter(ImageFilter.BoxBlur(2)), np.float32)
+    return to_picture(BACKDROP + BACKGROUND_CONTRAST * (values - BACKDROP))
 
 
 def _sky(rng: np.random.Generator, season: Season) -> Image.Image:
