@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from fgssl import __version__
 from fgssl.config import flatten, nested
 from fgssl.errors import FgsslError
 from fgssl.files import not_writable, write_text
@@ -56,7 +57,7 @@ def prepare_output(output: Path, *, overwrite: bool) -> None:
 def write_config(output: Path, plan: Plan) -> None:
     """Write the resolved settings as a recipe that repeats the run."""
     header = "# The resolved settings of this run; it is also a recipe: fgssl pretrain --recipe FILE\n"
-    write_text(output / CONFIG_FILE, header + yaml.safe_dump(nested(flatten(plan.config)), sort_keys=False))
+    write_text(output / CONFIG_FILE, header + yaml.safe_dump(nested(flatten(plan.config)), sort_keys=False, allow_unicode=True))
 
 
 def truncate_metrics(output: Path, step: int) -> None:
@@ -80,8 +81,8 @@ def write_summary(output: Path, summary: dict[str, Any]) -> None:
 
 def versions() -> dict[str, str]:
     """Of everything that decides a result."""
-    names = ("fgssl", "torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "pillow")
-    found = {"python": platform.python_version()}
+    names = ("torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "pillow")
+    found = {"fgssl": __version__, "python": platform.python_version()}
     for name in names:
         try:
             found[name] = metadata.version(name)

@@ -74,6 +74,11 @@ def _states(folder: Path) -> list[Path]:
     return sorted(folder.glob("[0-9]*.pt"))
 
 
+def has_state(run: Path) -> bool:
+    """Whether any state was saved, damaged or not."""
+    return any((run / "resume").glob("*.pt"))
+
+
 def random_state() -> dict[str, Any]:
     """Of this process: torch, CUDA, numpy and Python, in types the weights-only loader takes."""
     name, keys, position, has_gauss, cached = np.random.get_state()
