@@ -199,7 +199,7 @@ def test_set_needs_section_key_value(pair):
 
 BAD_VALUES = {
     "training.epochs": (0, -1), "training.batch_size": (1, 0), "training.max_steps": (0,), "training.workers": (-1,),
-    "training.seed": (-1,), "training.log_every": (0,), "training.save_every": (-1,), "objective.queue_size": (0, 5),
+    "training.seed": (-1,), "training.log_every": (0,), "training.save_every": (-1,), "objective.queue_size": (0,),
     "objective.projector_dim": (0,), "objective.temperature": (0, -1), "objective.momentum": (-0.1, 1.1),
     "optimizer.lr": (0, -1), "optimizer.momentum": (-0.1, 1.5), "optimizer.weight_decay": (-1e-9,),
     "rationale.projections": (0,), "rationale.weight": (-1,), "rationale.temperature": (0,),
@@ -217,7 +217,8 @@ def test_impossible_values_are_refused_by_name(key, bad):
 
 def test_contradictions_name_both_sides():
     with pytest.raises(FgsslError, match=r"objective.queue_size 32.*--batch-size 64"):
-        load_config(sets=["objective.queue_size=32"])  # 64: the demo's batch
+        load_config(sets=["objective.queue_size=32", "training.batch_size=64"])
+    load_config(sets=["objective.queue_size=64", "training.batch_size=64"])
     with pytest.raises(FgsslError, match=r"--pretrained.*backbone.init"):
         load_config(flags={"backbone.pretrained": True, "backbone.init": "x.safetensors"})
     load_config(flags={"backbone.pretrained": False, "backbone.init": "x.safetensors"})

@@ -266,7 +266,18 @@ def test_geometric_preset_only_crops_and_flips():
     sample = drawn(preset("geometric"), 64, 64, 500)
     assert all(v.colour == () and not v.grayscale and v.sigma == 0 and not v.solarize for v in sample)
     assert {v.flip for v in sample} == {False, True} and len({v[:4] for v in sample}) > 400
-    assert set(VIEW_PRESETS) == {"mocov2", "colour", "geometric"}
+
+
+def test_shape_preset_leaves_little_of_the_colour():
+    """Every view is grey or of any hue: 3,000 draws cover the circle evenly."""
+    sample = drawn(preset("shape"), 64, 64)
+    hues = [dict(v.colour)["hue"] for v in sample]  # jitter always
+    assert stats.kstest(hues, stats.uniform(-0.5, 1).cdf).pvalue > 1e-3
+    assert stats.binomtest(sum(v.grayscale for v in sample), DRAWS, 0.4).pvalue > 1e-3
+
+
+def test_every_preset_is_tested():
+    assert set(VIEW_PRESETS) == {"mocov2", "colour", "shape", "geometric"}
 
 
 # ---- extreme images
