@@ -67,7 +67,7 @@ class ObjectiveConfig:
     name: Literal["mocov2"] = knob("mocov2", "self-supervised objective")
     projector_hidden: int | None = knob(None, "hidden width of the projector (default: the map's channels)")
     projector_dim: int = knob(256, "width of the projection")
-    temperature: float = knob(0.2, "temperature of InfoNCE")
+    temperature: float | None = knob(None, "temperature of InfoNCE (default: the paper's 0.2; 0.1 from scratch)")
     momentum: float | None = knob(None, "momentum of the key encoder (default: averages a fifth of the run)")
     queue_size: int | None = knob(None, "number of stored keys (default: half an epoch, at most 65,536)")
     key_norm: Literal["batch", "running"] = knob(

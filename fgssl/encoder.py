@@ -101,6 +101,6 @@ class Encoder(nn.Module):
         with torch.enable_grad():
             feature_map = feature_map.detach().requires_grad_()  # only the head is differentiated
             query = project(feature_map, self.projector)
-            loss, _ = info_nce(query, positive, self.keys, temperature=self.config.objective.temperature)
+            loss, _ = info_nce(query, positive, self.keys, temperature=self.config.objective.temperature or 0.2)
             cam = gradcam(loss * len(images), feature_map, sign=self.config.rationale.sign)
         return cam.detach()

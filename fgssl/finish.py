@@ -90,12 +90,16 @@ def finish_run(
     """
     encoder.eval()
     save_timm(encoder.backbone, output / "timm")
-    rows = list(progress["initial_rows"])
+    rows, faults = list(progress["initial_rows"]), list(progress["faults"].values())
     if plan.config.training.evaluate:
         images = plan.test if plan.test is not None else plan.train
         found = _embed(plan, images, encoder, "embedding (trained)", reporter)
         if plan.test is not None and images.labels is not None:
             rows += _rows(found, "trained")
+        for fault in found["gap"].faults:
+            if fault.reason not in faults:
+                reporter.warn(f"unreadable image left out: {fault.reason}")
+                faults.append(fault.reason)
         overview = draw_overview(encoder, images, found[encoder.default_pool()])
         if overview is not None:
             save_png(overview, output / "overview.png")
@@ -107,7 +111,7 @@ def finish_run(
         "last": last,
         "retrieval": rows,
         "retrieval_protocol": "leave-one-out in the test split" if rows else None,
-        "unreadable": list(progress["faults"].values()),
+        "unreadable": faults,
         "seed": plan.config.training.seed,
         "versions": versions(),
     }

@@ -46,12 +46,13 @@ class Plan(NamedTuple):
         }
 
 
-def make_plan(resolved: Resolved, *, world: int = 1) -> Plan:
+def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True) -> Plan:
     """Open the data, build the backbone and derive what was left open.
 
     Args:
         resolved: From `load_config`.
         world: Number of processes.
+        load_weights: Give the backbone its initial weights; not where a saved state is about to replace them.
 
     Raises:
         FgsslError: for anything the run would stumble over.
@@ -72,7 +73,7 @@ def make_plan(resolved: Resolved, *, world: int = 1) -> Plan:
 
     derive("backbone.pretrained", values["backbone.init"] is None, "timm's weights unless told otherwise")
     torch.manual_seed(values["training.seed"])  # the random init of the model is part of the seed
-    backbone = _build(values)
+    backbone = _build(values, load_weights=load_weights)
     derive("backbone.image_size", backbone.image_size, "the model's own size")
     derive("backbone.output_stride", None, "the model's own")
     _derive_objective(values, derive, backbone, len(train), total_steps)
@@ -110,7 +111,7 @@ def _fit_batch(values: dict[str, Any], derive: Any, images: int, world: int) -> 
     if batch is None:
         batch = next((b for b in BATCH_SIZES if images // b >= STEPS_PER_EPOCH), BATCH_SIZES[-1])
         why = f"{STEPS_PER_EPOCH} steps an epoch or more, where the data allow"
-        derive("training.batch_size", min(batch, images), why if batch <= images else f"only {images} images")
+        derive("training.batch_size", min(batch, images) // world * world, why if batch <= images else f"only {images} images")
         batch = values["training.batch_size"]
     if batch > images:
         raise FgsslError(f"--batch-size {batch} is larger than the data ({images} images)", f"use at most {images}")
@@ -121,15 +122,15 @@ def _fit_batch(values: dict[str, Any], derive: Any, images: int, world: int) -> 
         )
 
 
-def _build(values: dict[str, Any]) -> Backbone:
+def _build(values: dict[str, Any], *, load_weights: bool) -> Backbone:
     backbone = build_backbone(
         values["backbone.name"],
-        pretrained=values["backbone.pretrained"],
+        pretrained=values["backbone.pretrained"] and load_weights,
         image_size=values["backbone.image_size"],
         output_stride=values["backbone.output_stride"],
         drop_path=values["backbone.drop_path"],
     )
-    if values["backbone.init"] is not None:
+    if values["backbone.init"] is not None and load_weights:
         load_initial_weights(backbone, values["backbone.init"])
     return backbone
 
@@ -139,6 +140,9 @@ def _derive_objective(values: dict[str, Any], derive: Any, backbone: Backbone, i
     batch = values["training.batch_size"]
     queue = max(batch, min(LARGEST_QUEUE, images // 2))
     derive("objective.queue_size", queue, "half an epoch of keys")
+    started = values["backbone.pretrained"] or values["backbone.init"]
+    # grocery, resnet18, 64 px, 4 epochs, one seed: test -> train rank-1 14.2 with 0.1 against 13.2 with 0.2
+    derive("objective.temperature", 0.2 if started else 0.1, "paper" if started else "learns faster from scratch")
     # the paper's 0.999 averages over a fifth of its 4,600 steps on CUB; shorter runs need a quicker average
     horizon = min(1000.0, max(10.0, total_steps / 5))
     derive("objective.momentum", round(1 - 1 / horizon, 5), "averages over a fifth of the run, at most 1,000 steps")

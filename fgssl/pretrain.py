@@ -20,7 +20,7 @@ from fgssl.checkpoint import ENCODER_FILE, save_encoder
 from fgssl.data.cache import Fault, PixelStore, Shrunk, open_pixels
 from fgssl.data.feed import StepSampler, ViewBatch, ViewDataset, build_feed
 from fgssl.embed import reject_unreadable
-from fgssl.errors import TrainingFault
+from fgssl.errors import FgsslError, TrainingFault
 from fgssl.finish import RunResult, finish_run, retrieval_rows, save_view_pairs
 from fgssl.plan import Plan
 from fgssl.reporting import Reporter, StepReport
@@ -74,7 +74,7 @@ def pretrain(plan: Plan, output: Path, *, reporter: Reporter | None = None, resu
         progress = trainer.restore(saved)
     else:
         if resume:
-            reporter.note("no state was saved yet: starting from the beginning")
+            _start_over(output, reporter)
         rows = retrieval_rows(plan, model.encoder, "init", reporter) if is_main and config.training.evaluate else []
         progress = Progress(0, 0.0, rows, {})
         # again: evaluation and building a cache draw random numbers too, and whether they ran must not matter
@@ -93,6 +93,15 @@ def pretrain(plan: Plan, output: Path, *, reporter: Reporter | None = None, resu
         result = finish_run(plan, model.encoder, output, progress._asdict(), trainer.last_means, reporter)
     trainer.accelerator.wait_for_everyone()
     return result
+
+
+def _start_over(output: Path, reporter: Reporter) -> None:
+    """Resume without a saved state: a run stopped early begins again, a finished one is not thrown away."""
+    if (output / ENCODER_FILE).exists():
+        raise FgsslError(
+            f"'{output}' is finished and its saved states are gone", "use its encoder, or train anew with --overwrite"
+        )
+    reporter.note("no state was saved yet: starting from the beginning")
 
 
 def build_trainer(plan: Plan, output: Path, reporter: Reporter) -> Trainer:
@@ -181,13 +190,14 @@ class Trainer:
         started = last_saved = time.monotonic()
         step, mark = progress.step, time.perf_counter()
         batches = self.batches(progress.step)
+        self._note_faults(self.pixels.faults, faults)
 
         def now() -> Progress:
             return Progress(step, progress.seconds + time.monotonic() - started, progress.initial_rows, faults)
 
         for batch in batches:
             arrived = time.perf_counter()
-            self._note_faults(batch, faults)
+            self._note_faults({fault.index: fault.reason for fault in batch.faults}, faults)
             output = self.step(step, batch)
             step += 1
             done = time.perf_counter()
@@ -241,11 +251,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return output
 
-    def _note_faults(self, batch: ViewBatch, faults: dict[int, str]) -> None:
-        for fault in batch.faults:
-            if fault.index not in faults:
-                faults[fault.index] = fault.reason
-                self.reporter.warn(f"unreadable image replaced by another: {fault.reason}")
+    def _note_faults(self, found: dict[int, str], faults: dict[int, str]) -> None:
+        for index, reason in found.items():
+            if index not in faults:
+                faults[index] = reason
+                self.reporter.warn(f"unreadable image {len(faults)}, replaced by another: {reason}")
                 _check_faults(faults, self.plan)
 
     def _check_finite(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 import typer
 
@@ -47,6 +48,8 @@ def root(
 
 def main() -> None:
     """Entry point: every known problem is one line on stderr."""
+    if not os.environ.get("FGSSL_DEBUG"):
+        warnings.simplefilter("ignore")  # other libraries' notes to developers are not for users
     try:
         app()
     except FgsslError as error:

@@ -16,8 +16,9 @@ from rich.table import Table
 
 from fgssl.reporting import Reporter, StepReport
 
-err = Console(stderr=True, highlight=False)
-out = Console(highlight=False)
+# emoji=False: a file named :bird:.jpg keeps its name
+err = Console(stderr=True, highlight=False, emoji=False)
+out = Console(highlight=False, emoji=False)
 PLAIN_SECONDS = 5.0  # between progress lines where there is no terminal
 
 
@@ -42,7 +43,7 @@ def print_table(
     for row in rows:
         table.add_row(*[escape(cell(value)) for value in row])
     # a pipe gets the whole width: no cell may be cut off because nobody looks
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+    Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def cell(value: Any) -> str:
@@ -83,7 +84,7 @@ class PlainReporter(Reporter):
     """Lines on stderr, not too many of them."""
 
     def __init__(self) -> None:
-        self._last = 0.0
+        self._last = time.monotonic()
 
     def note(self, text: str) -> None:
         err.print(escape(text), soft_wrap=True)
@@ -125,7 +126,7 @@ class LiveReporter(PlainReporter):
 
     def __init__(self) -> None:
         super().__init__()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=err, transient=True)
         self._bar.start()
         self._task: tuple[str, Any] | None = None
@@ -142,7 +143,7 @@ class LiveReporter(PlainReporter):
             self._drop()
 
     def step(self, report: StepReport) -> None:
-        self._show("training", escape(step_line(report)), report.step, report.total_steps)
+        self._show("training", step_line(report), report.step, report.total_steps)
         if report.step == report.total_steps:
             self._drop()
             self.note(step_line(report))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -111,10 +112,11 @@ def _run(resolved: Any, target: Path, reporter: PlainReporter, *, resume: bool, 
     from fgssl.plan import describe, make_plan
     from fgssl.pretrain import pretrain as train
     from fgssl.runfolder import prepare_output
+    from fgssl.state import has_state
     from fgssl.stopping import Interrupted
 
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    plan = make_plan(resolved, world=world)
+    plan = make_plan(resolved, world=world, load_weights=not (resume and has_state(target)))
     if rank == 0 and not resume:
         prepare_output(target, overwrite=overwrite)
     reporter.planned(describe(plan), plan.facts())
@@ -123,8 +125,17 @@ def _run(resolved: Any, target: Path, reporter: PlainReporter, *, resume: bool, 
         return train(plan, target, reporter=reporter, resume=resume)
     except Interrupted as stop:
         reporter.close()
-        reporter.warn(f"{stop}; go on with: fgssl pretrain --resume {target}")
+        reporter.warn(f"{stop}; go on with: {_resume_command(target)}")
         sys.exit(128 + stop.signal_number)
+    except (KeyboardInterrupt, SystemExit):  # before or after the steps
+        if has_state(target):
+            reporter.close()
+            reporter.warn(f"stopped; go on with: {_resume_command(target)}")
+        raise
+
+
+def _resume_command(target: Path) -> str:
+    return f"fgssl pretrain --resume {shlex.quote(str(target))}"
 
 
 def _dry_run(resolved: Any, *, as_json: bool) -> None:
@@ -159,8 +170,10 @@ def _print_result(result: Any, *, as_json: bool) -> None:
         queries = result.rows[0]["queries"]
         print_table(columns, rows, title=f"Leave-one-out retrieval, {queries} test images (percent)", text_columns=2)
     faults = result.summary.get("unreadable", [])
+    if faults:
+        out.print(f"{len(faults)} unreadable, replaced by others or left out:", markup=False, soft_wrap=True)
     for reason in faults:
-        out.print(f"unreadable: {reason}", markup=False, soft_wrap=True)
+        out.print(f"  {reason}", markup=False, soft_wrap=True)
     for label, name in (("encoder", "encoder.safetensors"), ("overview", "overview.png"), ("views", "views.png")):
         if (folder / name).exists():
             out.print(f"{label + ':':9} {folder / name}", markup=False, soft_wrap=True)

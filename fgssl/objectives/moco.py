@@ -41,7 +41,7 @@ class MoCo(Objective):
 
     def __init__(self, backbone: Backbone, config: ObjectiveConfig) -> None:
         super().__init__(backbone, config)
-        assert config.queue_size is not None and config.momentum is not None  # filled in by the plan
+        assert config.queue_size is not None and config.momentum is not None and config.temperature is not None
         self.momentum, self.temperature = config.momentum, config.temperature
         self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
