@@ -111,7 +111,11 @@ def _fit_batch(values: dict[str, Any], derive: Any, images: int, world: int) -> 
     if batch is None:
         batch = next((b for b in BATCH_SIZES if images // b >= STEPS_PER_EPOCH), BATCH_SIZES[-1])
         why = f"{STEPS_PER_EPOCH} steps an epoch or more, where the data allow"
-        derive("training.batch_size", min(batch, images) // world * world, why if batch <= images else f"only {images} images")
+        derive(
+            "training.batch_size",
+            min(batch, images) // world * world,
+            why if batch <= images else f"only {images} images",
+        )
         batch = values["training.batch_size"]
     if batch > images:
         raise FgsslError(f"--batch-size {batch} is larger than the data ({images} images)", f"use at most {images}")

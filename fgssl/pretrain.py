@@ -20,7 +20,7 @@ from fgssl.checkpoint import ENCODER_FILE, save_encoder
 from fgssl.data.cache import Fault, PixelStore, Shrunk, open_pixels
 from fgssl.data.feed import StepSampler, ViewBatch, ViewDataset, build_feed
 from fgssl.embed import reject_unreadable
-from fgssl.errors import FgsslError, TrainingFault
+from fgssl.errors import FgsslError
 from fgssl.finish import RunResult, finish_run, retrieval_rows, save_view_pairs
 from fgssl.plan import Plan
 from fgssl.reporting import Reporter, StepReport
@@ -36,6 +36,7 @@ from fgssl.training import (
     build_optimizer,
     fit_weight,
     learning_rate,
+    require_finite,
 )
 
 SHRINK = 1.3  # short side of the decoded training pictures, relative to the view: keeps small crops sharp
@@ -204,7 +205,7 @@ class Trainer:
             self.window.add(step, output, seconds=done - mark, waited=arrived - mark)
             mark = done
             if step % training.log_every == 0 or step == plan.total_steps:
-                self._check_finite()
+                self.window.require_finite()
                 self._log(step, now().seconds - progress.seconds, progress.step)
                 self.window = LogWindow()
             signal_number = stop.agreed(plan.device)
@@ -258,23 +259,6 @@ class Trainer:
                 self.reporter.warn(f"unreadable image {len(faults)}, replaced by another: {reason}")
                 _check_faults(faults, self.plan)
 
-    def _check_finite(self) -> None:
-        bad = self.window.first_bad_step()
-        if bad is not None:
-            raise TrainingFault(
-                f"the loss is not finite since step {bad}",
-                "the last saved state is kept; lower --lr or use --mixed-precision no, and start again",
-            )
-
-    def _check_weights(self, step: int) -> None:
-        """The loss of a step says nothing about the weights that the step left."""
-        sums = torch.stack([value.detach().float().sum() for value in self.model.parameters()])
-        if not torch.isfinite(sums).all():
-            raise TrainingFault(
-                f"the weights are not finite after step {step}",
-                "the last saved state is kept; lower --lr or use --mixed-precision no, and start again",
-            )
-
     def _log(self, step: int, seconds: float, first: int) -> None:
         if not self.accelerator.is_main_process:
             return
@@ -308,8 +292,8 @@ class Trainer:
         self.reporter.step(report)
 
     def _save(self, progress: Progress) -> None:
-        self._check_finite()
-        self._check_weights(progress.step)
+        self.window.require_finite()
+        require_finite(self.model, progress.step)
         randoms = gather_object([random_state()])
         if self.accelerator.is_main_process:
             state = {

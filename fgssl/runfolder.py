@@ -57,7 +57,9 @@ def prepare_output(output: Path, *, overwrite: bool) -> None:
 def write_config(output: Path, plan: Plan) -> None:
     """Write the resolved settings as a recipe that repeats the run."""
     header = "# The resolved settings of this run; it is also a recipe: fgssl pretrain --recipe FILE\n"
-    write_text(output / CONFIG_FILE, header + yaml.safe_dump(nested(flatten(plan.config)), sort_keys=False, allow_unicode=True))
+    write_text(
+        output / CONFIG_FILE, header + yaml.safe_dump(nested(flatten(plan.config)), sort_keys=False, allow_unicode=True)
+    )
 
 
 def truncate_metrics(output: Path, step: int) -> None:

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from fgssl.config import OptimizerConfig, PretrainConfig
 from fgssl.encoder import Encoder
+from fgssl.errors import TrainingFault
 from fgssl.metrics import effective_rank
 from fgssl.objectives import OBJECTIVES, Objective
 from fgssl.plan import Plan
 from fgssl.rationale import RationaleHead, fit_rationale
 
+FAULT_REMEDY = "the last saved state is kept; lower --lr or use --mixed-precision no, and start again"
 KEYS_KEPT = 512  # of the training images, in the encoder file, as GradCAM's negatives
 
 
@@ -98,6 +100,13 @@ def fit_weight(step: int, config: PretrainConfig, *, steps_per_epoch: int) -> fl
     return config.rationale.weight * (min(1.0, (step + 1) / warmup) if warmup > 0 else 1.0)
 
 
+def require_finite(model: nn.Module, step: int) -> None:
+    """Raises TrainingFault if `step` left weights that are not finite: its loss, taken before them, does not tell."""
+    sums = torch.stack([parameter.detach().float().sum() for parameter in model.parameters()])
+    if not torch.isfinite(sums).all():
+        raise TrainingFault(f"the weights are not finite after step {step}", FAULT_REMEDY)
+
+
 class LogWindow:
     """Steps since the last line of metrics: kept on the device, read only when a line is due."""
 
@@ -126,12 +135,13 @@ class LogWindow:
         self.steps, self.seconds, self.waited = list(state["steps"]), state["seconds"], state["waited"]
         self._rows = [] if state["rows"] is None else list(state["rows"].to(device))
 
-    def first_bad_step(self) -> int | None:
-        """The first step whose loss or fit is not finite."""
-        if not self._rows:
-            return None
-        finite = torch.isfinite(torch.stack(self._rows)[:, :2]).all(1).tolist()
-        return next((s for s, good in zip(self.steps, finite, strict=True) if not good), None)
+    def require_finite(self) -> None:
+        """Raises TrainingFault naming the first step whose loss or fit is not finite."""
+        if self._rows:
+            finite = torch.isfinite(torch.stack(self._rows)[:, :2]).all(1).tolist()
+            bad = next((s for s, good in zip(self.steps, finite, strict=True) if not good), None)
+            if bad is not None:
+                raise TrainingFault(f"the loss is not finite since step {bad}", FAULT_REMEDY)
 
     def means(self) -> dict[str, float]:
         """Means over the window, and the effective rank of the last batch's features."""

@@ -126,7 +126,12 @@ class LiveReporter(PlainReporter):
 
     def __init__(self) -> None:
         super().__init__()
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         self._bar = Progress(*columns, console=err, transient=True)
         self._bar.start()
         self._task: tuple[str, Any] | None = None
