@@ -118,6 +118,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
                 raise FgsslError(f"'{path}' is not an encoder this version of fgssl reads", "update fgssl")
             return metadata, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except PermissionError as error:
+        raise FgsslError(f"cannot read '{path}': {error.strerror}", "check its permissions") from error
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FgsslError(f"'{path}' is cut off or not a safetensors file ({reason})", "use another copy") from error

@@ -76,7 +76,7 @@ def _states(folder: Path) -> list[Path]:
 
 def has_state(run: Path) -> bool:
     """Whether any state was saved, damaged or not."""
-    return any((run / "resume").glob("*.pt"))
+    return bool(_states(run / "resume"))
 
 
 def random_state() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from fgssl.data.decode import decode_image
 from fgssl.drawing import ExplainRow, explain_sheet
 from fgssl.embed import evaluation_view
 from fgssl.encoder import Encoder
+from fgssl.errors import FgsslError
 
 SHOWN_SIZE = 448  # side of a picture cut for showing, in pixels
 
@@ -60,7 +61,13 @@ def visualize(encoder: Encoder, paths: Sequence[Path], *, title: str) -> Image.I
 
     Raises:
         UnreadableImage: a picture cannot be read.
+        FgsslError: the encoder has nothing to explain pictures with.
     """
+    if encoder.rationale is None and (encoder.keys is None or len(encoder.keys) == 0):
+        raise FgsslError(
+            f"the encoder {encoder.backbone.name} holds no projection head and no rationale: there are no maps to draw",
+            "give an encoder trained by fgssl pretrain with --checkpoint",
+        )
     pictures = [decode_image(path) for path in paths]
     rows = [
         ExplainRow(shown(encoder, picture), path.name, maps.gradcam, maps.rationale)

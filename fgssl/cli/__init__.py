@@ -6,9 +6,14 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a problem
 
 from __future__ import annotations
 
+import functools
 import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -18,6 +23,23 @@ from fgssl.cli.evaluate import embed, probe, retrieve
 from fgssl.cli.pretrain import pretrain
 from fgssl.cli.visualize import visualize
 from fgssl.errors import FgsslError
+
+
+def _shielded(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb without the exceptions that Typer answers by itself, an EOFError with a bare "Aborted!"."""
+
+    @functools.wraps(verb)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            verb(*args, **options)
+        except KeyboardInterrupt:
+            print_error("interrupted", "")
+            raise typer.Exit(130) from None
+        except EOFError as error:
+            raise RuntimeError("DataLoader worker closed its end of the pipe") from error
+
+    return run
+
 
 app = typer.Typer(
     name="fgssl",
@@ -30,7 +52,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (pretrain, probe, retrieve, embed, visualize):
-    app.command()(verb)
+    app.command()(_shielded(verb))
 
 
 def _version(asked: bool) -> None:
@@ -50,22 +72,23 @@ def main() -> None:
     """Entry point: every known problem is one line on stderr."""
     if not os.environ.get("FGSSL_DEBUG"):
         warnings.simplefilter("ignore")  # other libraries' notes to developers are not for users
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except FgsslError as error:
         print_error(error.problem, error.remedy)
         code = 1
-    except KeyboardInterrupt:
-        print_error("interrupted", "")
-        code = 130
-    except BrokenPipeError:  # e.g. `fgssl ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except Exception as error:
         code = _unexpected(error)
     else:
         code = 0
     sys.exit(code)
+
+
+def _terminated(number: int, _frame: Any) -> None:
+    """SIGTERM outside the training steps, which catch it themselves: leave as by Ctrl-C, with temporary files removed."""
+    raise SystemExit(128 + number)
 
 
 def _unexpected(error: Exception) -> int:
@@ -78,6 +101,9 @@ def _unexpected(error: Exception) -> int:
         raise error
     if isinstance(error, MemoryError) or "out of memory" in str(error):
         print_error("out of memory", "use a smaller --batch-size or --image-size")
+        return 1
+    if str(error).startswith("DataLoader worker"):
+        print_error("a loader process died", "mostly for lack of memory: use fewer --workers, or --workers 0")
         return 1
     reason = (str(error) or type(error).__name__).strip().splitlines()[0]
     print_error(f"{type(error).__name__}: {reason}", "set FGSSL_DEBUG=1 to see where, and please report it")
