@@ -17,7 +17,7 @@ from fgssl.data.images import ImageSet, Subset
 from fgssl.embed import Embeddings, embed
 from fgssl.encoder import POOLS, Encoder, Pool
 from fgssl.errors import FgsslError
-from fgssl.files import atomic_path
+from fgssl.files import atomic_path, not_writable
 from fgssl.machine import resolve_device
 from fgssl.reporting import Reporter
 
@@ -129,6 +129,16 @@ def probe_splits(data: DataConfig, split: str | None, *, seed: int = 0) -> Probe
     kept, held = stratified_split(torch.from_numpy(train.labels), 0.2, seed=seed)
     words = f"{train.split} divided 80 to 20 by class (seed {seed})"
     return ProbeSplits(Subset(train, kept.numpy()), Subset(train, held.numpy()), words)
+
+
+def check_output(path: Path) -> None:
+    """Refuses, before hours of embedding, a path that `save_embeddings` could not write. Raises FgsslError."""
+    if path.is_dir():
+        raise FgsslError(f"output '{path}' is a folder", "name a file in it, such as features.safetensors")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_writable(path, error) from error
 
 
 def save_embeddings(path: Path, embeddings: Embeddings, *, checkpoint: str, pool: str, images: ImageSet) -> None:

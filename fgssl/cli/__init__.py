@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def _terminated(number: int, _frame: Any) -> None:
-    """SIGTERM outside the training steps, which catch it themselves: leave as by Ctrl-C, with temporary files removed."""
+    """SIGTERM outside the training steps, which catch it themselves: temporary files are removed, as by Ctrl-C."""
     raise SystemExit(128 + number)
 
 

@@ -152,8 +152,9 @@ def embed(
     json_output: Json = False,
 ) -> None:
     """Write the features of a split or a folder to one safetensors file."""
-    from fgssl.evaluation import open_split, save_embeddings
+    from fgssl.evaluation import check_output, open_split, save_embeddings
 
+    check_output(output)
     with _subject(checkpoint, data=data, pool=pool, batch_size=batch_size, device=device) as subject:
         images = open_split(subject.data, split, "test")
         found = subject.embed(images)
