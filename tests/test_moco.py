@@ -38,7 +38,7 @@ class TinyBackbone(nn.Module):
 
 def build(*, dropout: float = 0.0, **changes) -> MoCo:
     settings = {"projector_hidden": 7, "projector_dim": DIM, "momentum": 0.9, "queue_size": QUEUE}
-    settings |= {"key_norm": "running"} | changes
+    settings |= {"key_norm": "running", "temperature": 0.2} | changes
     torch.manual_seed(0)
     return MoCo(TinyBackbone(dropout), dataclasses.replace(ObjectiveConfig(), **settings)).train()
 
@@ -306,7 +306,7 @@ def test_running_norms_leak_nothing_between_images():
 
 
 def test_a_new_objective_leaks_nothing_before_anyone_calls_train():
-    settings = ObjectiveConfig(projector_dim=DIM, momentum=0.9, queue_size=QUEUE, key_norm="running")
+    settings = ObjectiveConfig(projector_dim=DIM, momentum=0.9, temperature=0.2, queue_size=QUEUE, key_norm="running")
     model = MoCo(TinyBackbone(), settings)
     assert model.training and not model.key_backbone.norm.training
 
