@@ -170,7 +170,7 @@ DEMO_PROFILE: dict[str, Any] = {
     "backbone.name": "resnet18",
     "backbone.pretrained": False,
     "backbone.image_size": 96,
-    "training.epochs": 14,
+    "training.epochs": 8,
 }
 
 

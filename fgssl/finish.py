@@ -98,7 +98,7 @@ def finish_run(
             rows += _rows(found, "trained")
         for fault in found["gap"].faults:
             if fault.reason not in faults:
-                reporter.warn(f"unreadable image left out: {fault.reason}")
+                reporter.warn(f"left out: {fault.reason}")
                 faults.append(fault.reason)
         overview = draw_overview(encoder, images, found[encoder.default_pool()])
         if overview is not None:

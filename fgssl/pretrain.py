@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
 from fgssl.checkpoint import ENCODER_FILE, save_encoder
@@ -117,9 +118,11 @@ def build_trainer(plan: Plan, output: Path, reporter: Reporter) -> Trainer:
 
 
 def _accelerator(plan: Plan) -> Accelerator:
-    if plan.device.type != "cuda":
-        os.environ["ACCELERATE_USE_CPU"] = "true" if plan.device.type == "cpu" else "false"
-    elif int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    # accelerate remembers the first device and precision of a process and refuses others
+    AcceleratorState._reset_state(reset_partial_state=alone)
+    os.environ["ACCELERATE_USE_CPU"] = "true" if plan.device.type == "cpu" else "false"
+    if plan.device.type == "cuda" and alone:
         torch.cuda.set_device(plan.device)
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(plan.device)
     return Accelerator(
@@ -256,7 +259,7 @@ class Trainer:
         for index, reason in found.items():
             if index not in faults:
                 faults[index] = reason
-                self.reporter.warn(f"unreadable image {len(faults)}, replaced by another: {reason}")
+                self.reporter.warn(f"replaced by another image ({len(faults)} so far): {reason}")
                 _check_faults(faults, self.plan)
 
     def _log(self, step: int, seconds: float, first: int) -> None:

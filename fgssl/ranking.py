@@ -11,11 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-RUN = 8192  # scores sorted at a time: they stay in the core's own cache
+LONG_ROW = 50_000  # scores in a row from which it pays to look before sorting
 DEFAULT_MEMORY = 512 * 2**20  # bytes of scratch: large enough for products at full speed
+
+_Row = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 
 class RankedPositives(NamedTuple):
@@ -59,31 +62,21 @@ def rank_positives(
     total, images = len(queries), len(gallery)
     start = torch.searchsorted(gallery_labels, query_labels)
     size = torch.searchsorted(gallery_labels, query_labels, right=True) - start
-    widest = int(size.max())
-    runs = _runs(images, widest)
-    padded = -(-images // runs) * runs
-    # its scores, nine 8-byte columns for each positive, and the positives' places in each run
-    per_row = padded * queries.element_size() + widest * (72 + 16 * runs)
+    # of one query: its scores, and about nine 8-byte columns for each positive
+    per_row = images * queries.element_size() + int(size.max()) * 72
     rows = max(1, min(total, 1024, (memory_bytes or DEFAULT_MEMORY) // per_row))
     # one buffer for every chunk: fresh pages for each product would cost as much as the counting
-    buffer = torch.empty(rows, padded, dtype=queries.dtype, device=queries.device)
+    buffer = torch.empty(rows, images, dtype=queries.dtype, device=queries.device)
     for first in range(0, total, rows):
         last = min(first + rows, total)
-        scores = buffer[: last - first]
-        torch.mm(queries[first:last], gallery.T, out=scores[:, :images])
-        scores[:, images:] = float("-inf")
+        scores = torch.mm(queries[first:last], gallery.T, out=buffer[: last - first])
         place = None if own is None else own[first:last]
-        yield RankedPositives(*_rank_slices(scores, start[first:last], size[first:last], place, runs))
+        yield RankedPositives(*_rank_slices(scores, start[first:last], size[first:last], place))
         if progress is not None:
             progress(last, total)
 
 
-def _runs(images: int, widest: int) -> int:
-    """Into how many runs to cut a row of scores: short runs sort faster, but each positive is looked up in each."""
-    return max(1, min(images // RUN, images // (16 * widest)))
-
-
-def _rank_slices(scores: Tensor, start: Tensor, size: Tensor, own: Tensor | None, runs: int) -> tuple[Tensor, Tensor]:
+def _rank_slices(scores: Tensor, start: Tensor, size: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
     """Ranks of the positives scores[i, start[i]:start[i] + size[i]], without column own[i]; overwrites the scores.
 
     Returns:
@@ -98,36 +91,62 @@ def _rank_slices(scores: Tensor, start: Tensor, size: Tensor, own: Tensor | None
     positives = scores.gather(1, columns).masked_fill_(outside, lowest)
     positives = positives.sort(dim=1, descending=True).values
     scores.scatter_(1, columns, lowest)  # what remains are the negatives
-    ranks = count_at_least(scores, positives, runs=runs) + place + 1
+    ranks = count_at_least(scores, positives) + place + 1
     return ranks, size - int(own is not None)
 
 
-def count_at_least(scores: Tensor, thresholds: Tensor, *, runs: int = 1) -> Tensor:
+def count_at_least(scores: Tensor, thresholds: Tensor) -> Tensor:
     """How many scores of a row are at least each threshold of that row.
 
     Args:
-        scores: (c, N) contiguous, no NaN; overwritten.
-        thresholds: (c, R).
-        runs: Sort and search each row in this many parts; divides N.
+        scores: (c, N), no NaN; overwritten.
+        thresholds: (c, R), descending; minus infinity where there is none.
 
     Returns:
-        (c, R) int64. Where a threshold is minus infinity, all N.
+        (c, R) int64; without meaning where the threshold is minus infinity.
     """
-    rows, images = scores.shape
-    below = torch.searchsorted(
-        sorted_rows(scores.view(rows * runs, images // runs)), thresholds.repeat_interleave(runs, dim=0)
-    )
-    return images - below.view(rows, runs, -1).sum(dim=1)
-
-
-def sorted_rows(scores: Tensor) -> Tensor:
-    """Rows in ascending order; on the CPU in place, with numpy's vectorised sort in as many threads as torch has."""
     if scores.device.type != "cpu":
-        return scores.sort(dim=1).values
-    parts = np.array_split(scores.numpy(), max(1, min(torch.get_num_threads(), len(scores))))
-    if len(parts) == 1:
-        parts[0].sort(axis=1)
-    else:
-        with ThreadPoolExecutor(len(parts)) as pool:
-            list(pool.map(lambda part: part.sort(axis=1), parts))
-    return scores
+        return scores.shape[1] - torch.searchsorted(scores.sort(dim=1).values, thresholds)
+    parts = max(1, min(torch.get_num_threads(), len(scores)))
+    count = _count_in_part if scores.shape[1] >= LONG_ROW else _count_by_sorting
+    # numpy's sort is vectorised (torch's is not) and lets other threads run
+    with ThreadPoolExecutor(parts) as pool:
+        return torch.cat(list(pool.map(count, scores.chunk(parts), thresholds.chunk(parts))))
+
+
+def _count_by_sorting(scores: Tensor, thresholds: Tensor) -> Tensor:
+    scores.numpy().sort(axis=1)
+    return scores.shape[1] - torch.searchsorted(scores, thresholds)
+
+
+def _count_in_part(scores: Tensor, thresholds: Tensor) -> Tensor:
+    """Sorts only the part of a long row that most thresholds need, and counts for the few low ones one by one.
+
+    The positives of a useful ranking crowd at its top, with a few far down: sorting all for their sake is waste.
+    Scores below the part are raised to one value, since a sort is quick with equal values.
+    """
+    counts = np.zeros(thresholds.shape, dtype=np.int64)
+    for row, wanted, count in zip(scores.numpy(), thresholds.numpy(), counts, strict=True):
+        wanted = wanted[: np.count_nonzero(wanted > -np.inf)]
+        sample = np.sort(row[:: len(row) // 512])
+        cut = _cheapest_cut(sample, wanted)
+        if cut is not None:
+            for place in range(cut + 1, len(wanted)):
+                count[place] = np.count_nonzero(row >= wanted[place])
+            wanted = wanted[: cut + 1]
+            np.maximum(row, min(wanted[cut], sample[-len(sample) // 20]), out=row)
+        row.sort()
+        count[: len(wanted)] = len(row) - row.searchsorted(wanted)
+    return torch.from_numpy(counts)
+
+
+def _cheapest_cut(sample: _Row, wanted: _Row) -> int | None:
+    """Which threshold (descending) is the last to count by sorting what is above it; None to sort the whole row.
+
+    Measured at 200,000 scores, in sorts of the whole row: a direct count takes 0.04, sorting a part 0.13 and 0.85 of
+    its share, but no less for parts below a twentieth. The share is estimated from a sorted sample of the row.
+    """
+    above = 1 - sample.searchsorted(wanted) / len(sample)
+    cost = 0.04 * np.arange(len(wanted))[::-1] + 0.13 + 0.85 * np.maximum(above, 0.05)
+    cut = int(cost.argmin())
+    return cut if cost[cut] < 1 else None

@@ -17,7 +17,7 @@ from fgssl.objectives import OBJECTIVES, Objective
 from fgssl.plan import Plan
 from fgssl.rationale import RationaleHead, fit_rationale
 
-FAULT_REMEDY = "the last saved state is kept; lower --lr or use --mixed-precision no, and start again"
+FAULT_REMEDY = "states saved before it are kept; lower --lr or use --mixed-precision no, and start again"
 KEYS_KEPT = 512  # of the training images, in the encoder file, as GradCAM's negatives
 
 

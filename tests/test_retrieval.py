@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
+from fgssl import ranking
 from fgssl.errors import FgsslError
 from fgssl.retrieval import (
     DEFINITIONS,
@@ -178,19 +179,41 @@ def test_equals_the_slow_loop_with_ties_and_lone_queries(case) -> None:
     assert torch.equal(labels[result.indices], result.labels)
 
 
-@pytest.mark.parametrize("memory", [None, 20_000])
+@pytest.mark.parametrize("memory", [None, 10_000])
 def test_average_precision_equals_scikit_learn(memory: int | None) -> None:
     generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 12, (300,), generator=generator)
-    features = torch.randn(300, 24, generator=generator) + 2 * torch.randn(12, 24, generator=generator)[labels]
+    labels = torch.randint(0, 12, (150,), generator=generator)
+    features = torch.randn(150, 24, generator=generator) + 2 * torch.randn(12, 24, generator=generator)[labels]
     result = evaluate_retrieval(features, labels, memory_bytes=memory)
     unit = torch.nn.functional.normalize(features.double())
     scores = (unit @ unit.T).numpy()
     expected = []
-    for query in range(300):
-        others = np.arange(300) != query
+    for query in range(150):
+        others = np.arange(150) != query
         expected.append(average_precision_score((labels == labels[query]).numpy()[others], scores[query, others]))
     np.testing.assert_allclose(result.average_precision, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("signal", [0.0, 0.2, 0.6, 3.0])
+def test_sorting_only_a_part_of_long_rows_changes_nothing(signal: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    # signals at which none, some and all thresholds lie in the part sorted; doubled rows for ties, lone queries
+    generator = torch.Generator().manual_seed(4)
+    labels = torch.randint(0, 25, (700,), generator=generator)
+    labels[:2] = torch.tensor([98, 99])
+    features = torch.randn(700, 32, generator=generator) + signal * torch.randn(100, 32, generator=generator)[labels]
+    features[350:400] = features[:50]
+    cuts = []
+
+    def counted(*arguments, cheapest=ranking._cheapest_cut):
+        cuts.append(cheapest(*arguments))
+        return cuts[-1]
+
+    whole = evaluate_retrieval(features, labels)
+    monkeypatch.setattr(ranking, "LONG_ROW", 600)
+    monkeypatch.setattr(ranking, "_cheapest_cut", counted)
+    part = evaluate_retrieval(features, labels)
+    assert torch.equal(torch.from_numpy(per_query(whole)), torch.from_numpy(per_query(part)))
+    assert (signal < 0.5) or sum(cut is not None for cut in cuts) > 300
 
 
 def test_random_features_rank_at_chance() -> None:
