@@ -134,7 +134,8 @@ def _count_in_part(scores: Tensor, thresholds: Tensor) -> Tensor:
             for place in range(cut + 1, len(wanted)):
                 count[place] = np.count_nonzero(row >= wanted[place])
             wanted = wanted[: cut + 1]
-            np.maximum(row, min(wanted[cut], sample[-len(sample) // 20]), out=row)
+            floor = min(wanted[cut], sample[-len(sample) // 20])
+            np.maximum(row, np.nextafter(floor, row.dtype.type(-np.inf)), out=row)  # below: not to be counted
         row.sort()
         count[: len(wanted)] = len(row) - row.searchsorted(wanted)
     return torch.from_numpy(counts)
@@ -149,4 +150,4 @@ def _cheapest_cut(sample: _Row, wanted: _Row) -> int | None:
     above = 1 - sample.searchsorted(wanted) / len(sample)
     cost = 0.04 * np.arange(len(wanted))[::-1] + 0.13 + 0.85 * np.maximum(above, 0.05)
     cut = int(cost.argmin())
-    return cut if cost[cut] < 1 else None
+    return cut if cost[cut] < 0.85 else None  # a sure gain only
