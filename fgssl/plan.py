@@ -143,6 +143,11 @@ def _derive_objective(values: dict[str, Any], derive: Any, backbone: Backbone, i
     derive("objective.projector_hidden", backbone.channels, "the map's channels")
     batch = values["training.batch_size"]
     queue = max(batch, min(LARGEST_QUEUE, images // 2))
+    if values["objective.queue_size"] is not None and values["objective.queue_size"] < batch:
+        raise FgsslError(
+            f"objective.queue_size {values['objective.queue_size']} is smaller than the batch of {batch}",
+            "make the queue at least one batch long, or leave it out",
+        )
     derive("objective.queue_size", queue, "half an epoch of keys")
     started = values["backbone.pretrained"] or values["backbone.init"]
     # grocery, resnet18, 64 px, 4 epochs, one seed: test -> train rank-1 14.2 with 0.1 against 13.2 with 0.2
