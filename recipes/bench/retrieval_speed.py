@@ -1,0 +1,175 @@
+"""How much exact retrieval metrics cost beside the bare matrix product, and beside other ways to get them.
+
+    python recipes/bench/retrieval_speed.py            # 5,794 x 2,048, 200 classes: the size of CUB's test split
+    python recipes/bench/retrieval_speed.py --large    # 200,000 x 256, 2,000 classes: rows a second, peak memory
+
+Hardware: 2 CPU cores; 4 GB. Time: about 2 minutes, and 5 more with --large. All ways are timed in turns in one
+process; medians of ratios to the product of the same turn are compared, since other load meets both alike. faiss-cpu
+and pytorch-metric-learning take part where they are installed (pip install faiss-cpu pytorch-metric-learning). The
+features are noisy clusters; --signal sets how far apart (0: chance). Prints lines on stderr, JSON on stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fgssl.ranking import rank_positives
+from fgssl.retrieval import evaluate_retrieval
+
+
+def clusters(images: int, width: int, classes: int, *, signal: float) -> tuple[Tensor, Tensor]:
+    """Length-1 features around random centres, (N, D), in the order of their classes (N,)."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(images) * classes // images
+    features = torch.randn(images, width, generator=generator)
+    centres = signal * torch.randn(classes, width, generator=generator)
+    for first in range(0, images, 10_000):
+        part = slice(first, first + 10_000)
+        features[part] += centres[labels[part]]
+        features[part] /= features[part].norm(dim=1, keepdim=True)
+    return features, labels
+
+
+def by_loop(features: Tensor, labels: Tensor, queries: int) -> float:
+    """Mean AP of the first queries with a product and a full sort of each: the obvious code."""
+    total = 0.0
+    for query in range(queries):
+        scores = features @ features[query]
+        order = scores.argsort(descending=True)
+        relevant = (labels[order[order != query]] == labels[query]).double()
+        precision = relevant.cumsum(0) / torch.arange(1, len(relevant) + 1)
+        total += float((precision * relevant).sum() / relevant.sum())
+    return 100 * total / queries
+
+
+def by_faiss(features: Tensor, labels: Tensor) -> float:
+    """Mean AP from an IndexFlatIP searched for all neighbours of all."""
+    import faiss
+
+    index = faiss.IndexFlatIP(features.shape[1])
+    index.add(features.numpy())
+    _, found = index.search(features.numpy(), len(features))
+    total = 0.0
+    for first in range(0, len(features), 512):
+        order = torch.from_numpy(found[first : first + 512])
+        own = order == torch.arange(first, first + len(order))[:, None]
+        order = order[~own].view(len(order), -1)
+        relevant = (labels[order] == labels[first : first + len(order), None]).double()
+        precision = relevant.cumsum(1) / torch.arange(1, order.shape[1] + 1)
+        total += float(((precision * relevant).sum(1) / relevant.sum(1)).sum())
+    return 100 * total / len(features)
+
+
+def by_metric_learning(features: Tensor, labels: Tensor) -> float:
+    """Mean AP from pytorch-metric-learning's AccuracyCalculator over the full ranking."""
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+    calculator = AccuracyCalculator(include=("mean_average_precision",), k=len(features) - 1)
+    found = calculator.get_accuracy(features, labels, features, labels, ref_includes_query=True)
+    return 100 * float(found["mean_average_precision"])
+
+
+def seconds(run: Callable[[], object]) -> tuple[float, object]:
+    """Wall time of a call, and what it returned."""
+    start = time.perf_counter()
+    value = run()
+    return time.perf_counter() - start, value
+
+
+def in_turns(ways: dict[str, Callable[[], object]], turns: int) -> tuple[dict[str, float], dict[str, object]]:
+    """Median over the turns of each way's time over that of the first way in the same turn, and the last values."""
+    ratios: dict[str, list[float]] = {name: [] for name in ways}
+    values: dict[str, object] = {}
+    for turn in range(turns):
+        bare = 0.0
+        for place, (name, run) in enumerate(ways.items()):
+            if turn > 0 and name in ("faiss", "metric_learning") and len(ratios[name]) >= 3:
+                continue
+            taken, values[name] = seconds(run)
+            bare = taken if place == 0 else bare
+            ratios[name].append(taken / bare)
+    return {name: statistics.median(found) for name, found in ratios.items()}, values
+
+
+def small(turns: int, signal: float) -> dict[str, object]:
+    """The whole evaluation of a test split against the bare X @ X.T."""
+    features, labels = clusters(5794, 2048, 200, signal=signal)
+    looped = 100
+    ways: dict[str, Callable[[], object]] = {
+        "product": lambda: float((features @ features.T)[0, 0]),
+        "fgssl": lambda: evaluate_retrieval(features, labels).to_dict()["mAP"],
+        "loop": lambda: by_loop(features, labels, looped),
+    }
+    if importlib.util.find_spec("faiss"):
+        ways["faiss"] = lambda: by_faiss(features, labels)
+    if importlib.util.find_spec("pytorch_metric_learning"):
+        ways["metric_learning"] = lambda: by_metric_learning(features, labels)
+    ratios, values = in_turns(ways, turns)
+    ratios["loop"] *= len(features) / looped  # timed on the first queries alone
+    result = evaluate_retrieval(features, labels)
+    values["fgssl_of_the_looped"] = 100 * float(result.average_precision[:looped].mean())
+    return {"seconds_over_product": ratios, "mAP": values}
+
+
+def large(signal: float, queries: int = 4096) -> dict[str, object]:
+    """Rows a second of the ranking against those of the bare product in equal chunks, and peak memory."""
+    features, labels = clusters(200_000, 256, 2000, signal=signal)
+    chunk = 512
+    buffer = torch.zeros(chunk, len(features))
+
+    def product() -> None:
+        for first in range(0, chunk * 2, chunk):
+            torch.mm(features[first : first + chunk], features.T, out=buffer)
+
+    ranked = rank_positives(
+        features[:queries],
+        labels[:queries],
+        gallery=features,
+        gallery_labels=labels,
+        own=torch.arange(queries),
+        memory_bytes=chunk * (4 * len(features) + 72 * 100),
+    )
+    next(ranked)  # touches the pages of its buffer, as above
+    product()
+    ratios = []
+    try:
+        while True:
+            bare, _ = seconds(product)
+            taken = seconds(lambda: len(next(ranked).ranks) + len(next(ranked).ranks))
+            ratios.append(taken[0] / bare)
+    except StopIteration:
+        pass
+    del ranked, buffer
+    evaluate_retrieval(features[:50_000], labels[:50_000])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"seconds_over_product": statistics.median(ratios), "peak_gib": peak}
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--turns", type=int, default=5, help="rounds of the small comparison")
+    parser.add_argument("--large", action="store_true", help="the large one instead")
+    parser.add_argument("--signal", type=float, default=None, help="distance of the centres over the noise")
+    options = parser.parse_args()
+    if options.large:
+        found = large(0.4 if options.signal is None else options.signal)
+    else:
+        found = small(options.turns, 0.3 if options.signal is None else options.signal)
+    for name, value in found.items():
+        print(name, value, file=sys.stderr)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
