@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -22,9 +23,10 @@ BACKBONE = "mobilenetv3_small_050"
 TINY = (
     "--backbone", BACKBONE, "--no-pretrained", "--image-size", "64", "--batch-size", "8", "--max-steps", "6",
     "--workers", "0", "--mixed-precision", "no", "--device", "cpu", "--set", "training.log_every=2",
-    "--set", "backbone.drop_path=0.2",
+    "--set", "backbone.drop_path=0.2", "--set", "training.evaluate=false",
 )  # fmt: skip
-SHORT = (*TINY, "--max-steps", "2", "--set", "training.evaluate=false")
+EVALUATED = (*TINY, "--set", "training.evaluate=true")  # with retrieval and overview.png, which take longest
+SHORT = (*TINY, "--max-steps", "2")
 
 
 class Outcome(NamedTuple):
@@ -62,6 +64,7 @@ def fgssl(*arguments: str | Path, cwd: Path | None = None) -> Outcome:
             former = os.getcwd()
             stack.callback(os.chdir, former)
             os.chdir(cwd)
+        stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # main() sets its own
         try:
             main()
         except SystemExit as end:
@@ -108,7 +111,7 @@ def flat_photos() -> Path:
 def finished_run() -> tuple[Path, Outcome]:
     """A whole run of 6 steps on `photos()`, with its output."""
     run = workplace() / "run"
-    outcome = fgssl("pretrain", "--data", photos(), *TINY, "--output", run)
+    outcome = fgssl("pretrain", "--data", photos(), *EVALUATED, "--output", run)
     assert outcome.code == 0, outcome.err
     return run, outcome
 
@@ -117,6 +120,7 @@ def finished_run() -> tuple[Path, Outcome]:
 def plain_run() -> Path:
     """A run of 2 steps without rationale on `flat_photos()`."""
     run = workplace() / "plain"
-    outcome = fgssl("pretrain", "--data", flat_photos(), *TINY, "--max-steps", "2", "--no-rationale", "--output", run)
+    options = ("--max-steps", "2", "--no-rationale", "--output", run)
+    outcome = fgssl("pretrain", "--data", flat_photos(), *EVALUATED, *options)
     assert outcome.code == 0, outcome.err
     return run
