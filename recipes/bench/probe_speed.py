@@ -4,7 +4,8 @@
 
 Hardware: 2 CPU cores; 2 GB. Time: about 5 minutes, nearly all of it scikit-learn's. 3,000 train and 1,000 test features
 of 512, 81 classes, length 1; scikit-learn chooses on the very slice that the probe holds out (one split, the default
-solver) and refits on all. Its tolerance is its default. Prints lines on stderr, JSON on stdout.
+solver) and refits on all. --tolerance is scikit-learn's; its default of 1e-4 stops short at weak regularisation, with
+worse accuracy. Prints lines on stderr, JSON on stdout.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from sklearn.linear_model import LogisticRegressionCV
 from torch import Tensor
 
-from fgssl.classifiers import COSTS, HELD_OUT, linear_probe, stratified_split
+from fgssl.classifiers import HELD_OUT, linear_probe, stratified_split
 
 
 def features_like_an_encoders(images: int, width: int, classes: int, *, noise: float) -> tuple[Tensor, Tensor]:
@@ -36,6 +37,7 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--noise", type=float, default=4.0, help="of an image about its class centre")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="of scikit-learn")
     options = parser.parse_args()
     features, labels = features_like_an_encoders(4000, 512, 81, noise=options.noise)
     train, train_labels, test, test_labels = features[:3000], labels[:3000], features[3000:], labels[3000:]
@@ -44,11 +46,12 @@ def main() -> None:
     ours = linear_probe(train, train_labels, test, test_labels)
     ours_seconds = time.perf_counter() - start
 
+    costs = [cost for cost, _ in ours.tried]
     kept, held = stratified_split(train_labels, HELD_OUT)
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = LogisticRegressionCV(Cs=list(COSTS), cv=[(kept.numpy(), held.numpy())], max_iter=1000)
+        theirs = LogisticRegressionCV(Cs=costs, cv=[(kept.numpy(), held.numpy())], max_iter=5000, tol=options.tolerance)
         theirs.fit(train.numpy(), train_labels.numpy())
     theirs_seconds = time.perf_counter() - start
     found = {
