@@ -228,7 +228,7 @@ def test_gallery_that_is_the_query_split() -> None:
 
 
 def test_a_bug_is_one_line_as_well_and_shown_whole_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    with mock.patch("fgssl.checkpoint.load_encoder", side_effect=ZeroDivisionError("by zero\nand more")):
+    with mock.patch("fgssl.evaluation.load_encoder", side_effect=ZeroDivisionError("by zero\nand more")):
         error = fgssl("retrieve", "x").error()
         assert "ZeroDivisionError: by zero" in error and "FGSSL_DEBUG" in error
         monkeypatch.setenv("FGSSL_DEBUG", "1")
@@ -247,7 +247,6 @@ def test_a_bug_is_one_line_as_well_and_shown_whole_on_request(monkeypatch: pytes
     ],
 )
 def test_known_misfortunes(raised: BaseException, code: int, expected: str) -> None:
-    # fgssl.evaluation imported the name, whoever loaded it first
     with mock.patch("fgssl.evaluation.load_encoder", side_effect=raised):
         assert expected in fgssl("retrieve", "x").error(code)
 
@@ -302,8 +301,7 @@ def test_no_colour_codes_outside_terminals(tmp_path: Path) -> None:
 
 
 def test_console_script_is_main() -> None:
-    import tomllib  # Python 3.11
-
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
     module, _, name = project["scripts"]["fgssl"].partition(":")
     assert getattr(__import__(module, fromlist=[name]), name) is main
