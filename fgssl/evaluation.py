@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,12 +81,20 @@ def open_subject(
         raise FgsslError(
             f"'{checkpoint}' has no rationale branch to pool with", "use --pool gap, or pretrain with --rationale"
         )
-    remembered = data_of(encoder)
-    if data is None and remembered is None:
-        raise FgsslError(f"'{checkpoint}' remembers no data set", "name one with --data")
-    source = DataConfig(source=data) if data is not None else remembered
-    assert source is not None
+    source = _data(checkpoint, encoder) if data is None else DataConfig(source=data)
     return Subject(encoder.to(where), source, chosen, batch_size or BATCH_SIZE, where, reporter or Reporter())
+
+
+def _data(checkpoint: str, encoder: Encoder) -> DataConfig:
+    """The data set an encoder remembers, if it does and the data are here."""
+    remembered = data_of(encoder)
+    if remembered is None:
+        raise FgsslError(f"'{checkpoint}' remembers no data set", "name one with --data")
+    if os.path.isabs(remembered.source) and not os.path.exists(remembered.source):
+        raise FgsslError(
+            f"the data set that '{checkpoint}' remembers is not here: {remembered.source}", "name one with --data"
+        )
+    return remembered
 
 
 def open_split(data: DataConfig, split: str | None, role: str) -> ImageSet:
