@@ -30,7 +30,8 @@ __all__ = [
     "stratified_split",
 ]
 
-COSTS = tuple(10 ** (half / 2) for half in range(-2, 9))  # 0.1 to 10,000: wide enough for unit-length features
+# 0.1 to 10,000, for features of unit variance; an encoder whose features crowd together needs weaker regularisation
+COSTS = tuple(10 ** (half / 2) for half in range(-2, 9))
 HELD_OUT = 0.2
 
 
@@ -93,7 +94,7 @@ def linear_probe(
     test_labels: Tensor,
     *,
     classes: int | None = None,
-    costs: Sequence[float] = COSTS,
+    costs: Sequence[float] | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> ProbeResult:
@@ -111,7 +112,8 @@ def linear_probe(
         test: (M, D) features.
         test_labels: (M,) classes.
         classes: Number of classes; by default one more than the largest label.
-        costs: Inverse strengths of regularisation to choose from (scikit-learn's C).
+        costs: Inverse strengths of regularisation to choose from (scikit-learn's C); by default `COSTS` over the total
+            variance of the train features, so that the grid fits crowded and spread features alike.
         seed: Of the held-out slice.
         progress: Called with (fits done, fits), the last being the refit.
 
@@ -122,10 +124,13 @@ def linear_probe(
         FgsslError: Features with NaN or of different widths, labels that do not fit or are out of range, or fewer
             than two classes to train on.
     """
+    data = _prepare(train, train_labels, test, test_labels, classes)
+    if costs is None:
+        variance = float(data.train.var(dim=0, correction=0).sum())
+        costs = [cost / max(variance, 1e-6) for cost in COSTS]
     costs, fits = sorted(costs), len(costs) + 1
     if not costs or costs[0] <= 0:
         raise FgsslError(f"a probe with costs {costs}", "give positive inverse strengths of regularisation")
-    data = _prepare(train, train_labels, test, test_labels, classes)
     present, targets = torch.unique(data.train_labels, return_inverse=True)
     if len(present) < 2:
         raise FgsslError("the train images are all of one class", "a probe needs two classes or more")
@@ -143,7 +148,7 @@ def linear_probe(
         tried = _held_out_accuracy(models, costs, data.train[held], targets[held])
         cost = max(tried, key=lambda pair: pair[1])[0]  # the first, so the stronger, of the best
         choice = f"chosen on {len(held)} of {len(targets)} train images, then refitted on all"
-    model = fit_logistic(data.train, targets, classes=len(present), costs=[cost])
+    model = fit_logistic(data.train, targets, classes=len(present), costs=[cost], tolerance=1e-5)
     if progress is not None:
         progress(fits, fits)
     scores = data.test.new_full((len(data.test), data.classes), float("-inf"))

@@ -59,7 +59,8 @@ def fit_logistic(
         labels: (N,) int64 in [0, classes).
         classes: C.
         costs: G inverse strengths of regularisation, scikit-learn's C; larger regularises less.
-        tolerance: A member is done when the step left can lower its loss by less than this share of it.
+        tolerance: A member is done when the next step promises to lower its loss by less than this share of the loss
+            left, and of the loss gained since zero weights.
         max_steps: Bound on the steps.
         progress: Called with (members done, members).
 
@@ -180,10 +181,13 @@ def _minimise(
     active = torch.arange(members, device=solution.device)
     weights, memory = solution.clone(), _Memory()
     loss, gradient = _loss(problem, weights, penalties)
+    start = float(loss[0])  # at zero weights, alike for all
+    noise = 0.01 * torch.finfo(weights.dtype).eps * start
     for step in range(max_steps):
         direction = memory.direction(gradient, curvature)
         slope = _inner(gradient, direction)  # minus twice the decrease a full step promises
-        going = -slope > 2 * tolerance * loss
+        # strong regularisation gains little in all, weak leaves little loss: both bound what still matters
+        going = -slope > 2 * (tolerance * torch.minimum(loss, start - loss) + noise)
         if not bool(going.all()):
             solution[active[~going]] = weights[~going]
             active, weights, direction, slope = active[going], weights[going], direction[going], slope[going]

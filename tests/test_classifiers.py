@@ -85,8 +85,9 @@ def test_probe_agrees_with_scikit_learn_at_the_same_cost() -> None:
     train, test, train_labels, test_labels = features[:600], features[600:], labels[:600], labels[600:]
     result = linear_probe(train, train_labels, test, test_labels)
     unit = torch.nn.functional.normalize
-    theirs = LogisticRegression(C=result.cost, max_iter=5000, tol=1e-8).fit(unit(train).numpy(), train_labels.numpy())
-    expected = 100 * theirs.score(unit(test).numpy(), test_labels.numpy())
+    theirs = LogisticRegression(C=result.cost, max_iter=5000, tol=1e-8)
+    theirs.fit(unit(train.double()).numpy(), train_labels.numpy())
+    expected = 100 * theirs.score(unit(test.double()).numpy(), test_labels.numpy())
     assert result.top1 == pytest.approx(expected, abs=0.7)  # two of 300 test images
     assert result.converged and result.top5 > result.top1
     assert dict(result.tried)[result.cost] == max(accuracy for _, accuracy in result.tried)
