@@ -95,6 +95,7 @@ def to_picture(values: FloatMap) -> Image.Image:
 
 
 def rotation(angle: float) -> Points:
+    """The (2, 2) matrix that turns by an angle in radians."""
     return np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
 
 
@@ -124,4 +125,5 @@ def smooth(corners: list[tuple[float, float]], steps: int = 6) -> Points:
 
 
 def shifted(base: Tone, change: Tone) -> Colour:
+    """The colour of a tone (hue, saturation, value) moved by another."""
     return colour_of(base[0] + change[0], base[1] + change[1], base[2] + change[2])

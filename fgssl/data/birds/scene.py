@@ -35,12 +35,14 @@ class Season(NamedTuple):
 
 
 def draw_season(rng: np.random.Generator) -> Season:
+    """A season by chance, from spring green to autumn red."""
     leaf = float(rng.choice([0.24, 0.28, 0.33, 0.38, 0.14, 0.08, 0.03])) + rng.uniform(-0.025, 0.025)
     wood = colour_of(rng.uniform(0.04, 0.11), rng.uniform(0.1, 0.5), rng.uniform(0.25, 0.6))
     return Season(leaf, rng.uniform(0.25, 0.75), wood)
 
 
 def leaf_colour(rng: np.random.Generator, season: Season, brightness: float = 1.0) -> Colour:
+    """The colour of one leaf: near the season's, at a brightness by chance."""
     hue = season.leaf + rng.normal(0, 0.025)
     return colour_of(hue, season.leaf_saturation + rng.uniform(-0.15, 0.15), brightness * rng.uniform(0.35, 0.85))
 
