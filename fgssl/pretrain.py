@@ -177,7 +177,8 @@ class Trainer:
             self.reporter.warn(warning)
         self.model.load_state_dict(saved.state["model"])
         self.optimizer.load_state_dict(saved.state["optimizer"])
-        restore_random_state(saved.state["random"][self.accelerator.process_index])
+        randoms = saved.state["random"]  # of the processes there were then
+        restore_random_state(randoms[self.accelerator.process_index % len(randoms)])
         progress = Progress(**saved.state["progress"])
         self.window.restore(saved.state["window"], self.plan.device)
         self.last_means = saved.state["last_means"]

@@ -125,11 +125,12 @@ def _run(resolved: Any, target: Path, reporter: PlainReporter, *, resume: bool, 
         return train(plan, target, reporter=reporter, resume=resume)
     except Interrupted as stop:
         reporter.close()
-        reporter.warn(f"{stop}; go on with: {_resume_command(target)}")
+        if rank == 0:
+            reporter.warn(f"{stop}; go on with: {_resume_command(target)}")
         sys.exit(128 + stop.signal_number)
     except (KeyboardInterrupt, SystemExit):  # before or after the steps
-        if has_state(target):
-            reporter.close()
+        reporter.close()
+        if rank == 0 and has_state(target):
             reporter.warn(f"stopped; go on with: {_resume_command(target)}")
         raise
 
