@@ -16,6 +16,7 @@ from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder, Pool
 from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.machine import automatic_workers
+from fgssl.stopping import ignore_stop_signals
 from fgssl.views import EvaluationView
 
 Progress = Callable[[int, int], None]
@@ -131,6 +132,7 @@ def image_batches(pixels: PixelStore, batch_size: int, *, workers: int = 0) -> I
         collate_fn=_collate,
         # from the cache a batch is a copy: processes would only add to its cost
         num_workers=0 if pixels.path is not None or len(pixels) <= batch_size else workers,
+        worker_init_fn=ignore_stop_signals,
     )
     yield from loader
 

@@ -9,9 +9,14 @@ import torch
 from fgssl.errors import FgsslError
 
 
+def available_cores() -> int:
+    """Cores this process may use, which on a shared machine are fewer than it has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
 def automatic_workers(device: torch.device | None = None, world: int = 1) -> int:
     """Loader processes per training process: all cores beside a GPU (at most 16), one beside a CPU that also trains."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    cores = available_cores()
     if device is not None and device.type != "cpu":
         return max(1, min(16, cores // world - 1))
     return max(1, min(8, cores // (2 * world)))

@@ -23,6 +23,7 @@ from fgssl.data.feed import StepSampler, ViewBatch, ViewDataset, build_feed
 from fgssl.embed import reject_unreadable
 from fgssl.errors import FgsslError
 from fgssl.finish import RunResult, finish_run, retrieval_rows, save_view_pairs
+from fgssl.machine import available_cores
 from fgssl.plan import Plan
 from fgssl.reporting import Reporter, StepReport
 from fgssl.runfolder import METRICS_FILE, truncate_metrics, write_config
@@ -137,7 +138,7 @@ def _accelerator(plan: Plan) -> Accelerator:
 def _training_pixels(plan: Plan, accelerator: Accelerator, reporter: Reporter) -> PixelStore:
     """Decode the training split once; the first process builds the cache, the others open it."""
     prepare = Shrunk(round(plan.backbone.image_size * SHRINK))
-    workers = max(1, os.cpu_count() or 1)
+    workers = available_cores() if plan.config.training.workers else 0
 
     def show(done: int, total: int) -> None:
         reporter.progress("decoding", done, total)

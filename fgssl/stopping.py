@@ -41,7 +41,7 @@ class StopRequest:
         self.received = number
 
 
-def ignore_stop_signals() -> None:
+def ignore_stop_signals(_worker: int = 0) -> None:
     """For loader processes: Ctrl-C and batch systems signal the whole group, and a run without loaders cannot save."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

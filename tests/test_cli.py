@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,11 +17,13 @@ from unittest import mock
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from running import BACKBONE, SHORT, TINY, Outcome, fgssl, finished_run, flat_photos, make_photos, photos, plain_run
 
 from fgssl import __version__
-from fgssl.cli import main
+from fgssl.cli import console, main
 from fgssl.config import PretrainConfig, flatten
+from fgssl.reporting import StepReport
 
 TEST_PICTURE = Path("test") / "class 0" / "00.jpg"
 VERBS = ("pretrain", "probe", "retrieve", "embed", "visualize")
@@ -244,6 +248,7 @@ def test_a_bug_is_one_line_as_well_and_shown_whole_on_request(monkeypatch: pytes
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 1, "loader process died"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), 1, "--batch-size"),
         (MemoryError(), 1, "--batch-size"),
+        (OSError(28, "No space left on device"), 1, "free the disk"),
     ],
 )
 def test_known_misfortunes(raised: BaseException, code: int, expected: str) -> None:
@@ -298,6 +303,22 @@ def test_ascii_terminal_gets_ascii_and_no_crash() -> None:
 def test_no_colour_codes_outside_terminals(tmp_path: Path) -> None:
     outcomes: list[Outcome] = [finished_run()[1], fgssl("retrieve", "nowhere"), fgssl("retrieve", plain_run())]
     assert not any("\x1b" in outcome.out + outcome.err for outcome in outcomes)
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_every_number_is_seen_on_any_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=screen, force_terminal=True, width=width, color_system=None))
+    reporter = console.LiveReporter()
+    numbers = {name: 100 + place for place, name in enumerate(StepReport._fields)}
+    reporter.step(StepReport(**{**numbers, "total_steps": 1000, "chance": 4.56, "target_entropy": 0.789}))
+    reporter._bar.refresh()
+    reporter.close()
+    shown = " ".join(re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", " ", screen.getvalue()).split())
+    for text in ("epoch 100/101", "step 102/1000", "loss 104.000 (chance 4.56)", "fit 106.0000", "entropy 0.789"):
+        assert text in shown
+    for text in ("rank 108.0", "109 images/s", "waiting 11000 %", "1:51 left", "training"):
+        assert text in shown
 
 
 def test_console_script_is_main() -> None:

@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, str] = {
     "metrics": "errors features retrieval",
     "classifiers": "errors features fewshot logistic metrics nearest stratified",
     # evaluation: knows encoders and their files, not how they were trained
-    "embed": "data encoder errors machine views",
+    "embed": "data encoder errors machine stopping views",
     "evaluation": "checkpoint classifiers config data embed encoder errors files machine reporting",
     "visualize": "data drawing embed encoder errors",
     # training
@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, str] = {
     "state": "errors files",
     "runfolder": "config errors files plan",
     "finish": "backbone data drawing embed encoder errors nearest plan reporting retrieval runfolder views visualize",
-    "pretrain": "checkpoint data embed errors finish plan reporting runfolder state stopping training",
+    "pretrain": "checkpoint data embed errors finish machine plan reporting runfolder state stopping training",
     # the command line, which nothing imports
     "cli": "checkpoint classifiers drawing errors evaluation machine plan pretrain reporting resolve retrieval "
     "runfolder state stopping visualize",

@@ -6,6 +6,7 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a problem
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import signal
@@ -104,6 +105,9 @@ def _unexpected(error: Exception) -> int:
         return 1
     if str(error).startswith("DataLoader worker"):
         print_error("a loader process died", "mostly for lack of memory: use fewer --workers, or --workers 0")
+        return 1
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        print_error(str(error), "free the disk, or write elsewhere")
         return 1
     reason = (str(error) or type(error).__name__).strip().splitlines()[0]
     print_error(f"{type(error).__name__}: {reason}", "set FGSSL_DEBUG=1 to see where, and please report it")

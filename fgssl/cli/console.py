@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from fgssl.reporting import Reporter, StepReport
 
@@ -121,8 +122,19 @@ class QuietReporter(PlainReporter):
         """Not of interest."""
 
 
+class _Bar(Progress):
+    """A progress bar below a text of its own, which wraps where the terminal is narrow."""
+
+    text = Text()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self.text:
+            yield self.text
+        yield from super().get_renderables()
+
+
 class LiveReporter(PlainReporter):
-    """A bar for the task at hand, and one line of numbers above it while training."""
+    """A bar for the task at hand, and the numbers above it while training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +144,7 @@ class LiveReporter(PlainReporter):
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
-        self._bar = Progress(*columns, console=err, transient=True)
+        self._bar = _Bar(*columns, console=err, transient=True)
         self._bar.start()
         self._task: tuple[str, Any] | None = None
 
@@ -143,24 +155,26 @@ class LiveReporter(PlainReporter):
         self._bar.console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
 
     def progress(self, task: str, done: int, total: int) -> None:
-        self._show(task, task, done, total)
+        self._show(task, done, total)
         if done >= total:
             self._drop()
 
     def step(self, report: StepReport) -> None:
-        self._show("training", step_line(report), report.step, report.total_steps)
+        self._bar.text = Text(step_line(report))
+        self._show("training", report.step, report.total_steps)
         if report.step == report.total_steps:
             self._drop()
+            self._bar.text = Text()
             self.note(step_line(report))
 
     def close(self) -> None:
         self._bar.stop()
 
-    def _show(self, key: str, text: str, done: int, total: int) -> None:
-        if self._task is None or self._task[0] != key:
+    def _show(self, task: str, done: int, total: int) -> None:
+        if self._task is None or self._task[0] != task:
             self._drop()
-            self._task = (key, self._bar.add_task(text, total=total))
-        self._bar.update(self._task[1], description=text, completed=done, total=total)
+            self._task = (task, self._bar.add_task(task, total=total))
+        self._bar.update(self._task[1], completed=done, total=total)
 
     def _drop(self) -> None:
         if self._task is not None:

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from fgssl.data.images import ImageSet
 from fgssl.errors import UnreadableImage
 from fgssl.files import umask
+from fgssl.stopping import ignore_stop_signals
 from fgssl.views import EvaluationView, resize_short_side
 
 _FOOTER = struct.Struct("<qqq8s")  # images, bytes of pixels, bytes of JSON, magic
@@ -200,7 +201,11 @@ def first_of(batch: list[np.ndarray | str]) -> np.ndarray | str:
 
 def _decoded(images: ImageSet, prepare: Preparation, workers: int) -> Iterator[np.ndarray | str]:
     loader: DataLoader[np.ndarray | str] = DataLoader(
-        _Decoder(images, prepare), batch_size=1, collate_fn=first_of, num_workers=workers if len(images) > 64 else 0
+        _Decoder(images, prepare),
+        batch_size=1,
+        collate_fn=first_of,
+        num_workers=workers if len(images) > 64 else 0,
+        worker_init_fn=ignore_stop_signals,
     )
     yield from loader
 
