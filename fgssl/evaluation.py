@@ -108,6 +108,11 @@ def open_split(data: DataConfig, split: str | None, role: str) -> ImageSet:
     return load_images(data, split)
 
 
+def overlapping(first: ImageSet, second: ImageSet) -> bool:
+    """Whether two splits of a source, each maybe several joined by "+", share a split."""
+    return bool(set(first.split.split("+")) & set(second.split.split("+")))
+
+
 class ProbeSplits(NamedTuple):
     """Labelled images to fit the probe on and to score it on."""
 
@@ -117,7 +122,7 @@ class ProbeSplits(NamedTuple):
 
 
 def probe_splits(data: DataConfig, split: str | None, *, seed: int = 0) -> ProbeSplits:
-    """Train and test split for the probe; a source with a single split is divided, stratified, 80 to 20.
+    """Train and test split for the probe, without an image in common; a single split is divided, stratified, 80 to 20.
 
     Raises:
         FgsslError: no labels.
@@ -126,18 +131,21 @@ def probe_splits(data: DataConfig, split: str | None, *, seed: int = 0) -> Probe
 
     test = open_split(data, split, "test")
     train = open_split(data, None, "train")
+    others = [name for name in train.split.split("+") if name not in test.split.split("+")]
+    if others and overlapping(train, test):  # an encoder trained on train+test
+        train = open_split(data, "+".join(others), "train")
     for images in (train, test):
         if images.labels is None:
             raise FgsslError(
                 f"{images.source} [{images.split}] has no labels, and the probe needs them",
                 "use class folders or a labelled data set; fgssl embed and visualize work without labels",
             )
-    if train.split != test.split:
+    if not overlapping(train, test):
         return ProbeSplits(train, test, f"fitted on {train.split}, scored on {test.split}")
-    assert train.labels is not None
-    kept, held = stratified_split(torch.from_numpy(train.labels), 0.2, seed=seed)
-    words = f"{train.split} divided 80 to 20 by class (seed {seed})"
-    return ProbeSplits(Subset(train, kept.numpy()), Subset(train, held.numpy()), words)
+    assert test.labels is not None
+    kept, held = stratified_split(torch.from_numpy(test.labels), 0.2, seed=seed)
+    words = f"{test.split} divided 80 to 20 by class (seed {seed})"
+    return ProbeSplits(Subset(test, kept.numpy()), Subset(test, held.numpy()), words)
 
 
 def check_output(path: Path) -> None:

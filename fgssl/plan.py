@@ -65,8 +65,9 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True) 
 
     device = resolve_device(values["training.device"])
     train, test = _open_splits(resolved.config, derive)
-    if _is_local(values["data.source"]):  # the encoder file remembers it, wherever it is copied
-        values["data.source"] = os.path.abspath(os.path.expanduser(values["data.source"]))
+    for key in ("data.source", "backbone.init"):  # remembered by the encoder file and by a resumed run
+        if values[key] is not None and _is_local(values[key]):
+            values[key] = os.path.abspath(os.path.expanduser(values[key]))
     _fit_batch(values, derive, len(train), world)
     steps_per_epoch = len(train) // values["training.batch_size"]
     total_steps = min(values["training.epochs"] * steps_per_epoch, values["training.max_steps"] or 2**62)

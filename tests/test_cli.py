@@ -79,6 +79,16 @@ def test_probe_divides_a_data_set_with_a_single_split(tmp_path: Path) -> None:
     assert result["labels"] == 24 and "80 to 20" in result["protocol"]
 
 
+def test_probe_is_never_scored_on_images_it_was_fitted_on(tmp_path: Path) -> None:
+    both = ("--set", "data.train_split=train+test", "--output", tmp_path / "run")
+    assert fgssl("pretrain", "--data", photos(), *SHORT, *both).code == 0
+    result = fgssl("probe", tmp_path / "run", "--json").json()
+    assert result["labels"] == 24 and "fitted on train, scored on test" in result["protocol"]
+    for run in (tmp_path / "run", finished_run()[0]):
+        divided = fgssl("probe", run, "--split", "train+test", "--json").json()
+        assert 24 < divided["labels"] < 36 and "train+test divided 80 to 20" in divided["protocol"]
+
+
 @pytest.mark.parametrize("verb", ["retrieve", "probe"])
 def test_tables_agree_with_json(verb: str) -> None:
     table = fgssl(verb, plain_run(), "--data", photos())
@@ -227,8 +237,10 @@ def test_scores_need_labels(verb: str) -> None:
     assert "has no labels" in fgssl(verb, finished_run()[0], "--data", flat_photos()).error()
 
 
-def test_gallery_that_is_the_query_split() -> None:
-    assert "query split itself" in fgssl("retrieve", finished_run()[0], "--gallery-split", "test").error()
+def test_gallery_that_holds_the_queries() -> None:
+    for gallery, queries in (("test", "test"), ("train+test", "test"), ("train", "train+test")):
+        error = fgssl("retrieve", finished_run()[0], "--split", queries, "--gallery-split", gallery).error()
+        assert "holds the queries themselves" in error and gallery in error
 
 
 def test_a_bug_is_one_line_as_well_and_shown_whole_on_request(monkeypatch: pytest.MonkeyPatch) -> None:

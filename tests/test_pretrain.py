@@ -199,8 +199,10 @@ def test_resumed_run_needs_neither_initial_weights_nor_their_file(tmp_path: Path
     shutil.copy(finished_run()[0] / "encoder.safetensors", start)
     options = [word for word in SHORT if word != "--no-pretrained"]
     with after_step(1, lambda: os.kill(os.getpid(), signal.SIGINT)):
-        init = ("--set", f"backbone.init='{start}'", "--output", tmp_path / "run")
-        assert fgssl("pretrain", "--data", photos(), *options, *init).code == 130
+        init = ("--set", f"backbone.init={start.name}", "--output", "run")
+        assert fgssl("pretrain", "--data", photos(), *options, *init, cwd=tmp_path).code == 130
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
+    assert saved["backbone"]["init"] == str(start)
     start.unlink()
     assert fgssl("pretrain", "--resume", tmp_path / "run").code == 0
 

@@ -59,7 +59,7 @@ def retrieve(
 ) -> None:
     """Find images of the same class by nearest neighbours: rank-1, rank-5, mAP over the full ranking."""
     from fgssl.errors import FgsslError
-    from fgssl.evaluation import open_split
+    from fgssl.evaluation import open_split, overlapping
     from fgssl.retrieval import evaluate_retrieval
 
     with _subject(checkpoint, data=data, pool=pool, batch_size=batch_size, device=device) as subject:
@@ -71,9 +71,10 @@ def retrieve(
                     f"{needed.source} [{needed.split}] has no labels, and retrieval is scored by them",
                     "use class folders or a labelled data set",
                 )
-        if gallery is not None and gallery.split == images.split:
+        if gallery is not None and overlapping(gallery, images):
             raise FgsslError(
-                f"--gallery-split {gallery_split} is the query split itself", "leave it out for leave-one-out"
+                f"--gallery-split {gallery.split} holds the queries themselves ({images.split})",
+                "leave it out for leave-one-out",
             )
         queries = subject.embed(images)
         found = None if gallery is None else subject.embed(gallery)
