@@ -119,7 +119,7 @@ class TrainingConfig:
     workers: int | None = knob(None, "loader processes per process (default: by machine)")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = knob("auto", "autocast precision")
     device: str | None = knob(None, "cpu, cuda, cuda:1, mps (default: the best at hand)")
-    save_every: float = knob(10.0, "minutes between saved states (one is also kept at each epoch's end)")
+    save_every: float = knob(10.0, "minutes between saved states (one is also saved at a stop and at the end)")
     log_every: int = knob(10, "steps between lines of metrics.jsonl")
     evaluate: bool = knob(True, "retrieval and overview.png at the end of the run")
 
