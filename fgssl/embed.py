@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from fgssl.data.cache import Fault, PixelStore, open_pixels
 from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder, Pool
-from fgssl.errors import FgsslError, UnreadableImage
+from fgssl.errors import FgsslError
 from fgssl.machine import automatic_workers
 from fgssl.stopping import ignore_stop_signals
 from fgssl.views import EvaluationView
@@ -30,6 +30,7 @@ class Embeddings(NamedTuple):
     labels: Tensor | None  # (N,) int64
     identifiers: tuple[str, ...]
     class_names: tuple[str, ...] | None
+    positions: np.ndarray  # (N,) int64, of the rows' images in the split
     faults: tuple[Fault, ...]  # images of the split that could not be read and have no row
 
     def require_labels(self, split: str) -> Tensor:
@@ -92,34 +93,36 @@ def embed(
     features: dict[Pool, list[Tensor]] = {pool: [] for pool in pools}
     kept: list[np.ndarray] = []
     faults: list[Fault] = []
+    done = 0
     try:
         for batch in image_batches(pixels, batch_size, workers=workers):
             faults.extend(batch.faults)
             kept.append(batch.index)
+            done += len(batch.index) + len(batch.faults)
             if len(batch.index):
                 feature_map = encoder.backbone(encoder.normalize(batch.images.to(device)))
                 for pool in pools:
                     features[pool].append(encoder.pool(feature_map, pool).cpu())
             if progress is not None:
-                progress(sum(map(len, kept)) + len(faults), len(images))
+                progress(done, len(images))
     finally:
         encoder.train(training)
-    reject_unreadable(faults, len(images), f"{images.source}[{images.split}]")
+    reject_unreadable([fault.reason for fault in faults], len(images), f"{images.source}[{images.split}]")
     index = np.concatenate(kept)
     labels = None if images.labels is None else torch.from_numpy(images.labels[index])
     identifiers = tuple(images.identifier(int(i)) for i in index)
     return {
-        pool: Embeddings(torch.cat(features[pool]), labels, identifiers, images.class_names, tuple(faults))
+        pool: Embeddings(torch.cat(features[pool]), labels, identifiers, images.class_names, index, tuple(faults))
         for pool in pools
     }
 
 
-def reject_unreadable(faults: Sequence[Fault], total: int, name: str) -> None:
+def reject_unreadable(reasons: Sequence[str], total: int, name: str) -> None:
     """Raise when more than a tenth of a split cannot be read, naming the first few."""
-    if len(faults) > MAX_UNREADABLE * total:
-        shown = "; ".join(f.reason.rstrip(".") for f in faults[:3])
+    if len(reasons) > MAX_UNREADABLE * total:
+        shown = "; ".join(reason.rstrip(".") for reason in reasons[:3])
         raise FgsslError(
-            f"{len(faults)} of {total} images of {name} cannot be read: {shown}{' ...' if len(faults) > 3 else ''}",
+            f"{len(reasons)} of {total} images of {name} cannot be read: {shown}{' ...' if len(reasons) > 3 else ''}",
             "remove or replace them",
         )
 
@@ -145,10 +148,7 @@ class _Indexed(torch.utils.data.Dataset["tuple[int, np.ndarray | str]"]):
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> tuple[int, np.ndarray | str]:
-        try:
-            return index, self.pixels[index]
-        except UnreadableImage as error:
-            return index, str(error)
+        return index, self.pixels.read(index)
 
 
 def _collate(rows: list[tuple[int, np.ndarray | str]]) -> ImageBatch:

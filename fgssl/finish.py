@@ -9,8 +9,7 @@ import numpy as np
 from PIL import Image
 
 from fgssl.backbone import save_timm
-from fgssl.data.cache import PixelStore
-from fgssl.data.feed import epoch_order
+from fgssl.data.feed import Key, ViewDataset, epoch_order
 from fgssl.data.images import ImageSet
 from fgssl.drawing import Neighbour, OverviewRow, overview_sheet, save_png, view_pairs_sheet
 from fgssl.embed import Embeddings, embed
@@ -21,7 +20,6 @@ from fgssl.plan import Plan
 from fgssl.reporting import Reporter
 from fgssl.retrieval import evaluate_retrieval
 from fgssl.runfolder import versions, write_summary
-from fgssl.views import apply_view, draw_view
 from fgssl.visualize import explain, shown
 
 OVERVIEW_ROWS, OVERVIEW_NEIGHBOURS, VIEW_PAIRS = 6, 5, 8
@@ -119,29 +117,23 @@ def finish_run(
     return RunResult(output, summary, rows)
 
 
-def save_view_pairs(output: Path, plan: Plan, pixels: PixelStore) -> None:
+def save_view_pairs(output: Path, plan: Plan, views: ViewDataset) -> None:
     """views.png: a few training images and two views of each, as the first epoch draws them."""
-    import torch
-
-    config, size = plan.config, plan.backbone.image_size
     pairs, names = [], []
-    for index in epoch_order(len(pixels), config.training.seed, 0):
+    for index in epoch_order(len(plan.train), plan.config.training.seed, 0).tolist():
         try:
-            original = np.array(pixels[int(index)])
+            pixels = views.pixels[index]
         except UnreadableImage:
             continue
-        rng = np.random.default_rng([config.training.seed, 0, int(index)])
-        image = torch.from_numpy(original).permute(2, 0, 1)
-        views = []
-        for _ in range(2):
-            view = draw_view(rng, config.views, height=image.shape[1], width=image.shape[2], size=size)
-            views.append(Image.fromarray(apply_view(image, view, size).permute(1, 2, 0).numpy()))
-        pairs.append((Image.fromarray(original), views[0], views[1]))
-        names.append(_name(plan.train, int(index)))
+        first, second = (
+            Image.fromarray(view.permute(1, 2, 0).numpy()) for view in views.two_views(pixels, Key(0, index))
+        )
+        pairs.append((Image.fromarray(np.array(pixels)), first, second))
+        names.append(_name(plan.train, index))
         if len(pairs) == VIEW_PAIRS:
             break
-    sheet = view_pairs_sheet(pairs, names, title=f"Two random views of a training image ({config.views.preset})")
-    save_png(sheet, output / "views.png")
+    title = f"Two random views of a training image ({plan.config.views.preset})"
+    save_png(view_pairs_sheet(pairs, names, title=title), output / "views.png")
 
 
 def draw_overview(encoder: Encoder, images: ImageSet, embeddings: Embeddings) -> Image.Image | None:
@@ -149,8 +141,7 @@ def draw_overview(encoder: Encoder, images: ImageSet, embeddings: Embeddings) ->
     total = len(embeddings.identifiers)
     if total < 2:
         return None
-    places = {name: row for row, name in enumerate(embeddings.identifiers)}
-    index = [i for i in range(len(images)) if images.identifier(i) in places]  # row -> position in the split
+    index = embeddings.positions.tolist()
     queries = np.unique(np.linspace(0, total - 1, OVERVIEW_ROWS + 2)[1:-1].round().astype(int))
     features = embeddings.features
     top = min(OVERVIEW_NEIGHBOURS, total - 1)
@@ -162,24 +153,19 @@ def draw_overview(encoder: Encoder, images: ImageSet, embeddings: Embeddings) ->
         neighbours = [
             Neighbour(
                 shown(encoder, images.load(index[i]), size=224),
-                _caption(embeddings, i),
+                _name(images, index[i]),
                 None if embeddings.labels is None else bool(embeddings.labels[i] == embeddings.labels[query]),
             )
             for i in others
         ]
         picture = shown(encoder, pictures[place], size=224)
-        rows.append(OverviewRow(picture, _caption(embeddings, query), maps.gradcam, maps.rationale, neighbours))
+        rows.append(OverviewRow(picture, _name(images, index[query]), maps.gradcam, maps.rationale, neighbours))
     title = f"{encoder.backbone.name} on {images.source} [{images.split}]"
     return overview_sheet(rows, title=title)
 
 
-def _caption(embeddings: Embeddings, row: int) -> str:
-    if embeddings.labels is not None and embeddings.class_names is not None:
-        return embeddings.class_names[int(embeddings.labels[row])]
-    return embeddings.identifiers[row].rsplit("/", 1)[-1]
-
-
 def _name(images: ImageSet, index: int) -> str:
+    """What a picture is called below it: its class where there is one, else its file."""
     if images.labels is not None and images.class_names is not None:
         return images.class_names[int(images.labels[index])]
     return images.identifier(index).rsplit("/", 1)[-1]

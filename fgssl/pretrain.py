@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
 from fgssl.checkpoint import ENCODER_FILE, save_encoder
-from fgssl.data.cache import Fault, PixelStore, Shrunk, open_pixels
+from fgssl.data.cache import PixelStore, Shrunk, open_pixels
 from fgssl.data.feed import StepSampler, ViewBatch, ViewDataset, build_feed
 from fgssl.embed import reject_unreadable
 from fgssl.errors import FgsslError
@@ -86,7 +86,7 @@ def pretrain(plan: Plan, output: Path, *, reporter: Reporter | None = None, resu
         write_config(output, plan)
         truncate_metrics(output, progress.step)
         if saved is None:
-            save_view_pairs(output, plan, trainer.pixels)
+            save_view_pairs(output, plan, trainer.views)
     with listen_for_stop() as stop:
         progress = trainer.train(progress, stop)
     result = RunResult(output, {}, [])
@@ -129,7 +129,6 @@ def _accelerator(plan: Plan) -> Accelerator:
     return Accelerator(
         mixed_precision=plan.config.training.mixed_precision,
         cpu=plan.device.type == "cpu",
-        dataloader_config=DataLoaderConfiguration(),
         # the key encoder and the queue are kept equal by the objective itself
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
@@ -150,8 +149,7 @@ def _training_pixels(plan: Plan, accelerator: Accelerator, reporter: Reporter) -
 
 
 def _check_faults(faults: dict[int, str], plan: Plan) -> None:
-    rows = [Fault(index, reason) for index, reason in faults.items()]
-    reject_unreadable(rows, len(plan.train), f"{plan.train.source}[{plan.train.split}]")
+    reject_unreadable(list(faults.values()), len(plan.train), f"{plan.train.source}[{plan.train.split}]")
 
 
 class Trainer:
@@ -170,6 +168,9 @@ class Trainer:
     ) -> None:
         self.plan, self.output, self.accelerator, self.reporter = plan, output, accelerator, reporter
         self.model, self.wrapped, self.optimizer, self.pixels = model, wrapped, optimizer, pixels
+        self.views = ViewDataset(
+            pixels, plan.config.views, size=plan.backbone.image_size, seed=plan.config.training.seed
+        )
         self.window, self.last_means = LogWindow(), dict[str, float]()
 
     def restore(self, saved: Loaded) -> Progress:
@@ -225,10 +226,8 @@ class Trainer:
 
     def batches(self, start: int) -> Iterator[ViewBatch]:
         """This process's share of every step from `start` to the end of the run."""
-        plan, config = self.plan, self.plan.config
-        training = config.training
+        plan, training = self.plan, self.plan.config.training
         assert training.workers is not None and training.batch_size is not None  # filled in by the plan
-        dataset = ViewDataset(self.pixels, config.views, size=plan.backbone.image_size, seed=training.seed)
         sampler = StepSampler(
             len(plan.train),
             training.batch_size,
@@ -238,7 +237,7 @@ class Trainer:
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
         )
-        feed = build_feed(dataset, sampler, workers=training.workers, pin=plan.device.type == "cuda")
+        feed = build_feed(self.views, sampler, workers=training.workers, pin=plan.device.type == "cuda")
         feed.generator = torch.Generator()  # a loader draws one number when it starts: not from the run's stream
         return iter(feed)
 

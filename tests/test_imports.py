@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, str] = {
     "training": "config encoder errors metrics objectives plan rationale",
     "state": "errors files",
     "runfolder": "config errors files plan",
-    "finish": "backbone data drawing embed encoder errors nearest plan reporting retrieval runfolder views visualize",
+    "finish": "backbone data drawing embed encoder errors nearest plan reporting retrieval runfolder visualize",
     "pretrain": "checkpoint data embed errors finish machine plan reporting runfolder state stopping training",
     # the command line, which nothing imports
     "cli": "checkpoint classifiers drawing errors evaluation machine plan pretrain reporting resolve retrieval "

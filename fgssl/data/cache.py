@@ -91,6 +91,13 @@ class PixelStore(Dataset[np.ndarray]):
         start = self._offsets[index]
         return self._pixels[start : start + height * width * 3].reshape(height, width, 3)
 
+    def read(self, index: int) -> np.ndarray | str:
+        """The pixels, or in words why there are none: for loaders, which an exception would stop."""
+        try:
+            return self[index]
+        except UnreadableImage as error:
+            return str(error)
+
     def _open(self, path: Path) -> None:
         pixels = np.memmap(path, np.uint8, mode="r")
         try:
@@ -174,24 +181,21 @@ def open_pixels(
 
 def _mended(store: PixelStore) -> bool:
     """Whether an image that could not be read can be read now: `chmod` changes neither size nor time of a file."""
-    decoder = _Decoder(store.images, store.prepare)
-    return any(not isinstance(decoder[index], str) for index in list(store.faults)[:RETRIED_FAULTS])
+    fresh = PixelStore(store.images, store.prepare)
+    return any(not isinstance(fresh.read(index), str) for index in list(store.faults)[:RETRIED_FAULTS])
 
 
-class _Decoder(Dataset["np.ndarray | str"]):
-    """Decodes for the builder; a fault is returned as its text, since exceptions would stop the loader."""
+class _Readings(Dataset["np.ndarray | str"]):
+    """`PixelStore.read` as a data set, for the builder's loader."""
 
-    def __init__(self, images: ImageSet, prepare: Preparation) -> None:
-        self.images, self.prepare = images, prepare
+    def __init__(self, pixels: PixelStore) -> None:
+        self.pixels = pixels
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.pixels)
 
     def __getitem__(self, index: int) -> np.ndarray | str:
-        try:
-            return decode(self.images, index, self.prepare)
-        except UnreadableImage as error:
-            return str(error)
+        return self.pixels.read(index)
 
 
 def first_of(batch: list[np.ndarray | str]) -> np.ndarray | str:
@@ -201,7 +205,7 @@ def first_of(batch: list[np.ndarray | str]) -> np.ndarray | str:
 
 def _decoded(images: ImageSet, prepare: Preparation, workers: int) -> Iterator[np.ndarray | str]:
     loader: DataLoader[np.ndarray | str] = DataLoader(
-        _Decoder(images, prepare),
+        _Readings(PixelStore(images, prepare)),
         batch_size=1,
         collate_fn=first_of,
         num_workers=workers if len(images) > 64 else 0,

@@ -102,12 +102,17 @@ class ViewDataset(Dataset[ViewBatch]):
         for place, key in enumerate(keys):
             used, pixels = self._read(key.index, faults)
             index[place] = used
-            rng = np.random.default_rng([self.seed, key.epoch, key.index])
-            image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)  # (3, H, W)
-            for number in range(2):
-                view = draw_view(rng, self.config, height=image.shape[1], width=image.shape[2], size=self.size)
-                out[number, place] = apply_view(image, view, self.size)
+            for number, view in enumerate(self.two_views(pixels, key)):
+                out[number, place] = view
         return ViewBatch(out, index, tuple(faults))
+
+    def two_views(self, pixels: np.ndarray, key: Key) -> Iterator[Tensor]:
+        """The views of (H, W, 3) uint8 pixels in an epoch: two of (3, S, S) uint8."""
+        rng = np.random.default_rng([self.seed, key.epoch, key.index])
+        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)  # (3, H, W)
+        for _ in range(2):
+            view = draw_view(rng, self.config, height=image.shape[1], width=image.shape[2], size=self.size)
+            yield apply_view(image, view, self.size)
 
     def _read(self, index: int, faults: list[Fault]) -> tuple[int, np.ndarray]:
         total = len(self.pixels)
