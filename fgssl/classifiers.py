@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -154,9 +154,8 @@ def linear_probe(
     scores = data.test.new_full((len(data.test), data.classes), float("-inf"))
     scores[:, present] = data.test @ model.weight[0] + model.bias[0]
     protocol = f"logistic regression on L2-normalised frozen features, C = {cost:.3g} of {len(costs)} values, {choice}"
-    return ProbeResult(
-        **_judge(scores, data.test_labels), protocol=protocol, cost=cost, tried=tried, converged=model.converged
-    )
+    judged = _judge(scores, data.test_labels, protocol)
+    return ProbeResult(**vars(judged), cost=cost, tried=tried, converged=model.converged)
 
 
 def _held_out_accuracy(
@@ -211,7 +210,7 @@ def knn_classify(
     used = min(k, len(data.train))
     cut = "" if used == k else f" (all there are; {k} asked)"
     protocol = f"{used} nearest train images by cosine{cut}, votes exp(cosine / {temperature:g})"
-    return ClassifierResult(**_judge(scores, data.test_labels), protocol=protocol)
+    return _judge(scores, data.test_labels, protocol)
 
 
 class _Data(NamedTuple):
@@ -237,22 +236,12 @@ def _prepare(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Ten
     return _Data(unit_rows(train), train_labels, unit_rows(test), test_labels, classes)
 
 
-class _Judgement(TypedDict):
-    top1: float
-    top5: float
-    mean_per_class: float
-    per_class: Tensor
-    predictions: Tensor
-    correct: Tensor
-    confusions: tuple[Confusion, ...]
-
-
-def _judge(scores: Tensor, labels: Tensor) -> _Judgement:
+def _judge(scores: Tensor, labels: Tensor, protocol: str) -> ClassifierResult:
     """What scores (M, C) are worth against labels (M,)."""
     scores, labels = scores.cpu(), labels.cpu()
     predictions = scores.argmax(dim=1)
     per_class = per_class_accuracy(predictions, labels, classes=scores.shape[1])
-    return _Judgement(
+    return ClassifierResult(
         top1=100 * float((predictions == labels).double().mean()),
         top5=topk_accuracy(scores, labels, k=5),
         mean_per_class=float(per_class.nanmean()),
@@ -260,6 +249,7 @@ def _judge(scores: Tensor, labels: Tensor) -> _Judgement:
         predictions=predictions,
         correct=predictions == labels,
         confusions=_confusions(predictions, labels, scores.shape[1]),
+        protocol=protocol,
     )
 
 

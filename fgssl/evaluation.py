@@ -113,6 +113,15 @@ def overlapping(first: ImageSet, second: ImageSet) -> bool:
     return bool(set(first.split.split("+")) & set(second.split.split("+")))
 
 
+def require_labels(images: ImageSet, why: str) -> None:
+    """Raises FgsslError where a split has no labels, before anything is embedded; `why` says what needs them."""
+    if images.labels is None:
+        raise FgsslError(
+            f"{images.source} [{images.split}] has no labels, and {why}",
+            "use class folders or a labelled data set; fgssl embed and visualize work without labels",
+        )
+
+
 class ProbeSplits(NamedTuple):
     """Labelled images to fit the probe on and to score it on."""
 
@@ -135,11 +144,7 @@ def probe_splits(data: DataConfig, split: str | None, *, seed: int = 0) -> Probe
     if others and overlapping(train, test):  # an encoder trained on train+test
         train = open_split(data, "+".join(others), "train")
     for images in (train, test):
-        if images.labels is None:
-            raise FgsslError(
-                f"{images.source} [{images.split}] has no labels, and the probe needs them",
-                "use class folders or a labelled data set; fgssl embed and visualize work without labels",
-            )
+        require_labels(images, "the probe needs them")
     if not overlapping(train, test):
         return ProbeSplits(train, test, f"fitted on {train.split}, scored on {test.split}")
     assert test.labels is not None

@@ -79,8 +79,8 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True) 
     derive("backbone.output_stride", None, "the model's own")
     _derive_objective(values, derive, backbone, len(train), total_steps)
     _derive_optimizer(values, derive)
-    origins["training.device"] = origins["training.device"] if values["training.device"] else "derived: best at hand"
-    values["training.device"] = str(device)
+    derive("training.device", str(device), "best at hand")
+    values["training.device"] = str(device)  # in full, where `auto` was asked for
     derive("training.workers", automatic_workers(device, world), "cores of this machine")
     precision, reason = resolve_precision(values["training.mixed_precision"], device)
     if values["training.mixed_precision"] == "auto":
@@ -150,7 +150,7 @@ def _derive_objective(values: dict[str, Any], derive: Any, backbone: Backbone, i
             "make the queue at least one batch long, or leave it out",
         )
     derive("objective.queue_size", queue, "half an epoch of keys")
-    started = values["backbone.pretrained"] or values["backbone.init"]
+    started = _starts_trained(values)
     # grocery, resnet18, 64 px, 4 epochs, one seed: test -> train rank-1 14.2 with 0.1 against 13.2 with 0.2
     derive("objective.temperature", 0.2 if started else 0.1, "paper" if started else "learns faster from scratch")
     # the paper's 0.999 averages over a fifth of its 4,600 steps on CUB; shorter runs need a quicker average
@@ -159,7 +159,7 @@ def _derive_objective(values: dict[str, Any], derive: Any, backbone: Backbone, i
 
 
 def _derive_optimizer(values: dict[str, Any], derive: Any) -> None:
-    batch, started = values["training.batch_size"], values["backbone.pretrained"] or values["backbone.init"]
+    batch, started = values["training.batch_size"], _starts_trained(values)
     derive("optimizer.name", "sgd" if started else "adamw", "paper" if started else "learns faster from scratch")
     if values["optimizer.name"] == "sgd":
         base, why = (0.03, "paper") if started else (0.12, "four times the paper's, from scratch")
@@ -168,6 +168,10 @@ def _derive_optimizer(values: dict[str, Any], derive: Any) -> None:
     else:
         derive("optimizer.lr", 1e-4 if started else 1e-3, "usual for adamw, less on trained weights")
         derive("optimizer.weight_decay", 0.05, "usual for adamw")
+
+
+def _starts_trained(values: dict[str, Any]) -> bool:
+    return bool(values["backbone.pretrained"] or values["backbone.init"])
 
 
 def describe(plan: Plan) -> dict[str, dict[str, Any]]:

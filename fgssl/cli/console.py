@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -182,13 +183,14 @@ class LiveReporter(PlainReporter):
             self._task = None
 
 
+def process_rank() -> int:
+    """This process's number among those a launcher such as torchrun started; 0 speaks for all."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def make_reporter(*, quiet: bool) -> PlainReporter:
     """The reporter for this terminal, log file or silence; only the first of several processes speaks."""
-    import os
-
-    if int(os.environ.get("RANK", "0")) > 0:
-        return QuietReporter()
-    if quiet:
+    if quiet or process_rank() > 0:
         return QuietReporter()
     return LiveReporter() if err.is_terminal and not err.is_dumb_terminal else PlainReporter()
 

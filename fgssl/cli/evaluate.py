@@ -59,18 +59,15 @@ def retrieve(
 ) -> None:
     """Find images of the same class by nearest neighbours: rank-1, rank-5, mAP over the full ranking."""
     from fgssl.errors import FgsslError
-    from fgssl.evaluation import open_split, overlapping
+    from fgssl.evaluation import open_split, overlapping, require_labels
     from fgssl.retrieval import evaluate_retrieval
 
     with _subject(checkpoint, data=data, pool=pool, batch_size=batch_size, device=device) as subject:
         images = open_split(subject.data, split, "test")
         gallery = None if gallery_split is None else open_split(subject.data, gallery_split, "gallery")
         for needed in (images, gallery):
-            if needed is not None and needed.labels is None:
-                raise FgsslError(
-                    f"{needed.source} [{needed.split}] has no labels, and retrieval is scored by them",
-                    "use class folders or a labelled data set",
-                )
+            if needed is not None:
+                require_labels(needed, "retrieval is scored by them")
         if gallery is not None and overlapping(gallery, images):
             raise FgsslError(
                 f"--gallery-split {gallery.split} holds the queries themselves ({images.split})",

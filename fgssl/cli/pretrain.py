@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fgssl.cli.console import PlainReporter, make_reporter, out, print_json, print_table
+from fgssl.cli.console import PlainReporter, make_reporter, out, print_json, print_table, process_rank
 from fgssl.errors import FgsslError
 
 RUNS = Path("runs")
@@ -39,8 +39,10 @@ def pretrain(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images. [100; demo: fewer]")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step over all processes. [128]")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate. [by optimiser and batch]")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step over all processes. [128, less for few images]")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate. [by optimiser and init]")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels. [the model's own]")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder. [runs/DATA-BACKBONE]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random. [0]")] = None,
@@ -95,7 +97,7 @@ def pretrain(
         result = _run(resolved, target, reporter, resume=resume is not None, overwrite=overwrite)
     finally:
         reporter.close()
-    if result is not None and int(os.environ.get("RANK", "0")) == 0:
+    if process_rank() == 0:
         _print_result(result, as_json=json_output)
 
 
@@ -115,7 +117,7 @@ def _run(resolved: Any, target: Path, reporter: PlainReporter, *, resume: bool, 
     from fgssl.state import has_state
     from fgssl.stopping import Interrupted
 
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), process_rank()
     plan = make_plan(resolved, world=world, load_weights=not (resume and has_state(target)))
     if rank == 0 and not resume:
         prepare_output(target, overwrite=overwrite)

@@ -66,12 +66,17 @@ def project(feature_map: Tensor, projector: nn.Module) -> Tensor:
     return functional.normalize(projector(feature_map.mean((2, 3))).float(), dim=1)
 
 
+def is_distributed() -> bool:
+    """Whether there are other processes to talk to."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def gather(tensor: Tensor) -> Tensor:
     """A detached (N, ...) tensor of every process, in the order the images have in the global batch.
 
     Processes take every world-th image (`StepSampler`), so the stacked shares are interleaved.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not is_distributed():
         return tensor
     world = torch.distributed.get_world_size()
     shares = [torch.empty_like(tensor) for _ in range(world)]

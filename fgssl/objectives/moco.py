@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgssl.backbone import Backbone
 from fgssl.config import ObjectiveConfig
-from fgssl.objectives.base import Objective, ObjectiveOutput, gather, project
+from fgssl.objectives.base import Objective, ObjectiveOutput, gather, is_distributed, project
 
 
 class MoCo(Objective):
@@ -142,7 +142,7 @@ def _lerp(targets: list[Tensor], sources: list[Tensor], weight: float) -> None:
 
 
 def _process_mean(buffer: Tensor) -> Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_distributed():
         buffer = buffer.clone()
         torch.distributed.all_reduce(buffer)
         buffer /= torch.distributed.get_world_size()
