@@ -1,4 +1,4 @@
-"""The trained module, its optimiser and its schedule: what the loop in `fgssl.pretrain` steps through."""
+"""The trained module, its optimiser and its schedule: what the loop in `fgssl.trainer` steps through."""
 
 from __future__ import annotations
 

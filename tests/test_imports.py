@@ -60,13 +60,14 @@ MAY_IMPORT: dict[str, str] = {
     "state": "errors files",
     "runfolder": "config errors files plan",
     "finish": "backbone data drawing embed encoder errors nearest plan reporting retrieval runfolder visualize",
-    "pretrain": "checkpoint data embed errors finish machine plan reporting runfolder state stopping training",
+    "trainer": "data embed plan reporting runfolder state stopping training",
+    "pretrain": "checkpoint data errors finish machine plan reporting runfolder state stopping trainer training",
     # the command line, which nothing imports
     "cli": "checkpoint classifiers drawing errors evaluation machine plan pretrain reporting resolve retrieval "
     "runfolder state stopping visualize",
     "__main__": "cli",
 }
-TRAINING = {"plan", "training", "state", "runfolder", "finish", "pretrain", "cli"}
+TRAINING = {"plan", "training", "trainer", "state", "runfolder", "finish", "pretrain", "cli"}
 EVALUATION = {"embed", "evaluation", "visualize", "retrieval", "classifiers", "metrics", "nearest", "checkpoint"}
 # imported at once by `fgssl --help` or by loader processes that only decode
 LIGHT = (

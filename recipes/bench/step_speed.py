@@ -25,7 +25,7 @@ import torch
 
 from fgssl.backbone import Backbone, build_backbone
 from fgssl.plan import Plan, make_plan
-from fgssl.pretrain import Trainer, build_trainer
+from fgssl.pretrain import build_trainer
 from fgssl.reporting import Reporter
 from fgssl.resolve import load_config
 from fgssl.runfolder import versions
@@ -88,7 +88,7 @@ def measure(arguments: argparse.Namespace, *, rationale: bool) -> dict[str, floa
     }
     plan = make_plan(load_config(flags=flags))
     with tempfile.TemporaryDirectory() as folder:
-        trainer: Trainer = build_trainer(plan, Path(folder), Reporter())
+        trainer = build_trainer(plan, Path(folder), Reporter())
         floor = Floor(plan)
         batches = trainer.batches(0)
         trainer.model.train()
