@@ -20,8 +20,10 @@ import typer
 
 from fgssl import __version__
 from fgssl.cli.console import print_error
-from fgssl.cli.evaluate import embed, probe, retrieve
+from fgssl.cli.embed import embed
 from fgssl.cli.pretrain import pretrain
+from fgssl.cli.probe import probe
+from fgssl.cli.retrieve import retrieve
 from fgssl.cli.visualize import visualize
 from fgssl.errors import FgsslError
 

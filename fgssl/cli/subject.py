@@ -1,0 +1,46 @@
+"""What the verbs that evaluate an encoder share: their common options, and opening what they evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fgssl.cli.console import make_reporter
+
+if TYPE_CHECKING:
+    from fgssl.evaluation import Subject
+
+Checkpoint = Annotated[
+    str,
+    typer.Argument(metavar="CHECKPOINT", help="Run folder, encoder .safetensors, or timm:NAME.", show_default=False),
+]
+Data = Annotated[str | None, typer.Option(help="Data source. [the one the encoder was trained on]")]
+Split = Annotated[str | None, typer.Option(help="Split to evaluate. [the source's test split]")]
+PoolOption = Annotated[
+    str | None, typer.Option(metavar="gap|rationale|concat", help="[rationale where there is one, else gap]")
+]
+Batch = Annotated[int | None, typer.Option(help="Images per forward. [64]")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [best at hand]")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@contextmanager
+def opened(checkpoint: str, **options: Any) -> Iterator[Subject]:
+    """The encoder with its data, and progress on the terminal until the block ends."""
+    from fgssl.evaluation import open_subject
+
+    reporter = make_reporter(quiet=False)
+    try:
+        yield open_subject(checkpoint, reporter=reporter, **options)
+    finally:
+        reporter.close()
+
+
+def name_faults(subject: Subject, *found: Any) -> None:
+    """A warning for each image that could not be read."""
+    for embeddings in found:
+        for fault in embeddings.faults:
+            subject.reporter.warn(f"left out: {fault.reason}")
