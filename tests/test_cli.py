@@ -102,8 +102,9 @@ def test_version_and_help() -> None:
     assert fgssl("--version").out == f"fgssl {__version__}\n"
     overall = fgssl("--help")
     assert overall.code == 0 and all(verb in overall.out for verb in VERBS)
-    for verb in VERBS:
-        outcome = fgssl(verb, "--help")
+    assert "check" in fgssl("data", "--help").out
+    for verb in (*VERBS, "data check"):
+        outcome = fgssl(*verb.split(), "--help")
         assert outcome.code == 0 and outcome.out.startswith("Usage:") and outcome.err == ""
     assert fgssl().code == 2
 

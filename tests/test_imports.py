@@ -63,7 +63,7 @@ MAY_IMPORT: dict[str, str] = {
     "trainer": "data embed plan reporting runfolder state stopping training",
     "pretrain": "checkpoint data errors finish machine plan reporting runfolder state stopping trainer training",
     # the command line, which nothing imports
-    "cli": "checkpoint classifiers drawing errors evaluation machine plan pretrain reporting resolve retrieval "
+    "cli": "checkpoint classifiers data drawing errors evaluation machine plan pretrain reporting resolve retrieval "
     "runfolder state stopping visualize",
     "__main__": "cli",
 }

@@ -20,6 +20,7 @@ import typer
 
 from fgssl import __version__
 from fgssl.cli.console import print_error
+from fgssl.cli.data import check, data_app
 from fgssl.cli.embed import embed
 from fgssl.cli.pretrain import pretrain
 from fgssl.cli.probe import probe
@@ -56,6 +57,9 @@ app = typer.Typer(
 )
 for verb in (pretrain, probe, retrieve, embed, visualize):
     app.command()(_shielded(verb))
+for data_verb in (check,):
+    data_app.command()(_shielded(data_verb))
+app.add_typer(data_app, name="data")
 
 
 def _version(asked: bool) -> None:
