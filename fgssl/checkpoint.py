@@ -8,6 +8,7 @@ Only safetensors are read, never pickles; the settings are JSON in the metadata.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,17 @@ def encoder_path(checkpoint: str) -> Path:
             f"no checkpoint '{checkpoint}'", "give a run folder, a .safetensors file of fgssl, or timm:NAME"
         )
     return path
+
+
+def identity(encoder: Encoder) -> str:
+    """Hex identity of what an embedding depends on: weights, architecture, preprocessing; not of where they lie."""
+    config = None if encoder.rationale is None else repr(encoder.rationale.config)
+    digest = hashlib.blake2b(json.dumps([encoder.backbone.description(), config]).encode(), digest_size=16)
+    for module in (encoder.backbone.model, encoder.rationale):
+        for key, value in () if module is None else module.state_dict().items():
+            digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def data_of(encoder: Encoder) -> DataConfig | None:

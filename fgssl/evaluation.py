@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import save_file
 
-from fgssl import __version__
 from fgssl.checkpoint import data_of, load_encoder
 from fgssl.config import DataConfig
 from fgssl.data import available_splits, default_split, load_images
@@ -18,7 +14,6 @@ from fgssl.data.images import ImageSet, Subset
 from fgssl.embed import Embeddings, embed
 from fgssl.encoder import POOLS, Encoder, Pool
 from fgssl.errors import FgsslError
-from fgssl.files import atomic_path, not_writable
 from fgssl.machine import resolve_device
 from fgssl.reporting import Reporter
 
@@ -151,32 +146,3 @@ def probe_splits(data: DataConfig, split: str | None, *, seed: int = 0) -> Probe
     kept, held = stratified_split(torch.from_numpy(test.labels), 0.2, seed=seed)
     words = f"{test.split} divided 80 to 20 by class (seed {seed})"
     return ProbeSplits(Subset(test, kept.numpy()), Subset(test, held.numpy()), words)
-
-
-def check_output(path: Path) -> None:
-    """Refuses, before hours of embedding, a path that `save_embeddings` could not write. Raises FgsslError."""
-    if path.is_dir():
-        raise FgsslError(f"output '{path}' is a folder", "name a file in it, such as features.safetensors")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise not_writable(path, error) from error
-
-
-def save_embeddings(path: Path, embeddings: Embeddings, *, checkpoint: str, pool: str, images: ImageSet) -> None:
-    """One safetensors file: `features` (N, D), `labels` (N,) where there are any; names as JSON in the metadata."""
-    tensors = {"features": embeddings.features.contiguous()}
-    if embeddings.labels is not None:
-        tensors["labels"] = embeddings.labels.contiguous()
-    metadata = {
-        "format": "fgssl-features-1",
-        "fgssl": __version__,
-        "checkpoint": checkpoint,
-        "pool": pool,
-        "source": images.source,
-        "split": images.split,
-        "paths": json.dumps(embeddings.identifiers),
-        "class_names": json.dumps(embeddings.class_names),
-    }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)

@@ -80,7 +80,7 @@ def test_a_failure_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_args: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fgssl.evaluation.save_file", full)
+    monkeypatch.setattr("fgssl.featurefile.save_file", full)
     assert "No space left" in fgssl("embed", plain_run(), "--output", path).error()
     assert path.read_text() == "former" and len(list(tmp_path.iterdir())) == 1
 

@@ -52,7 +52,9 @@ MAY_IMPORT: dict[str, str] = {
     "classifiers": "errors features fewshot logistic metrics nearest stratified",
     # evaluation: knows encoders and their files, not how they were trained
     "embed": "data encoder errors machine stopping views",
-    "evaluation": "checkpoint classifiers config data embed encoder errors files machine reporting",
+    "evaluation": "checkpoint classifiers config data embed encoder errors machine reporting",
+    "featurefile": "embed errors features files",
+    "classnames": "errors",
     "visualize": "data drawing embed encoder errors",
     # training
     "plan": "backbone config data errors machine resolve",
@@ -63,8 +65,8 @@ MAY_IMPORT: dict[str, str] = {
     "trainer": "data embed plan reporting runfolder state stopping training",
     "pretrain": "checkpoint data errors finish machine plan reporting runfolder state stopping trainer training",
     # the command line, which nothing imports
-    "cli": "checkpoint classifiers data drawing errors evaluation machine plan pretrain reporting resolve retrieval "
-    "runfolder state stopping visualize",
+    "cli": "checkpoint classifiers data drawing errors evaluation featurefile machine plan pretrain reporting resolve "
+    "retrieval runfolder state stopping visualize",
     "__main__": "cli",
 }
 TRAINING = {"plan", "training", "trainer", "state", "runfolder", "finish", "pretrain", "cli"}

@@ -24,14 +24,19 @@ def embed(
     json_output: Json = False,
 ) -> None:
     """Write the features of a split or a folder to one safetensors file."""
-    from fgssl.evaluation import check_output, open_split, save_embeddings
+    from fgssl.checkpoint import identity
+    from fgssl.evaluation import open_split
+    from fgssl.featurefile import check_output, save_features
 
     check_output(output)
     with opened(checkpoint, data=data, pool=pool, batch_size=batch_size, device=device) as subject:
         images = open_split(subject.data, split, "test")
         found = subject.embed(images)
         name_faults(subject, found)
-        save_embeddings(output, found, checkpoint=checkpoint, pool=subject.pool, images=images)
+        save_features(
+            output, found, source=images.source, split=images.split, pool=subject.pool,
+            checkpoint=checkpoint, encoder=identity(subject.encoder),
+        )  # fmt: skip
     count, width = found.features.shape
     if json_output:
         print_json({"output": str(output), "images": count, "width": width, "pool": subject.pool,
