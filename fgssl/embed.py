@@ -75,7 +75,7 @@ def embed(
     Args:
         encoder: In any mode; it is used in eval mode and restored.
         images: The split.
-        pools: Poolings, all made from the same feature maps.
+        pools: Poolings, all made from the same forward pass.
         batch_size: Images per forward; the result does not depend on it.
         device: Where to compute (default: where the encoder is).
         workers: Loader processes (default: by machine).
@@ -83,7 +83,7 @@ def embed(
         progress: Called with (done, total).
 
     Raises:
-        FgsslError: more than a tenth of the images is unreadable, or the encoder lacks the rationale.
+        FgsslError: more than a tenth of the images is unreadable, or the encoder lacks the rationale or the class token.
     """
     device = device or encoder.device
     training = encoder.training
@@ -100,9 +100,8 @@ def embed(
             kept.append(batch.index)
             done += len(batch.index) + len(batch.faults)
             if len(batch.index):
-                feature_map = encoder.backbone(encoder.normalize(batch.images.to(device)))
-                for pool in pools:
-                    features[pool].append(encoder.pool(feature_map, pool).cpu())
+                for pool, pooled in encoder.embeddings(batch.images.to(device), pools).items():
+                    features[pool].append(pooled.cpu())
             if progress is not None:
                 progress(done, len(images))
     finally:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fgssl.backbone import Backbone
 from fgssl.config import PretrainConfig
@@ -14,8 +16,9 @@ from fgssl.objectives.base import project
 from fgssl.objectives.moco import info_nce
 from fgssl.rationale import RationaleHead, attention_map, attention_pool, gradcam
 
-Pool = Literal["gap", "rationale", "concat"]
-POOLS: tuple[Pool, ...] = ("gap", "rationale", "concat")
+Pool = Literal["gap", "rationale", "concat", "cls"]
+MAP_POOLS: tuple[Pool, ...] = ("gap", "rationale", "concat")
+POOLS: tuple[Pool, ...] = (*MAP_POOLS, "cls")
 
 
 class Encoder(nn.Module):
@@ -71,8 +74,22 @@ class Encoder(nn.Module):
             )
         return attention_map(self.rationale, feature_map, self.rationale.config)
 
+    def require(self, pool: Pool) -> None:
+        """Raises FgsslError, before anything is computed, where the encoder cannot pool this way."""
+        if pool in ("rationale", "concat") and self.rationale is None:
+            raise FgsslError(
+                f"the encoder {self.backbone.name} has no rationale branch to pool with",
+                "use --pool gap, or pretrain with --rationale",
+            )
+        if pool == "cls" and not self.backbone.has_class_token:
+            raise FgsslError(
+                f"the encoder {self.backbone.name} has no class token beside its map to pool with", "use --pool gap"
+            )
+
     def pool(self, feature_map: Tensor, pool: Pool) -> Tensor:
         """(N, C, H, W) -> (N, C) l2-normalised; concat: (N, 2C), gap beside rationale, each of equal weight."""
+        if pool == "cls":
+            raise ValueError("the class token is no part of the map: use forward or embeddings")
         if pool == "gap":
             return attention_pool(feature_map)
         weighted = attention_pool(feature_map, self.attention(feature_map))
@@ -82,7 +99,17 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor, pool: Pool = "gap") -> Tensor:
         """Embeddings of (N, 3, S, S) uint8 images: (N, C), or (N, 2C) for concat, l2-normalised."""
-        return self.pool(self.backbone(self.normalize(images)), pool)
+        return self.embeddings(images, (pool,))[pool]
+
+    def embeddings(self, images: Tensor, pools: Sequence[Pool]) -> dict[Pool, Tensor]:
+        """Several poolings of one forward pass; cls is the model's class token after its last norm, l2-normalised."""
+        if "cls" not in pools:
+            feature_map = self.backbone(self.normalize(images))
+            return {pool: self.pool(feature_map, pool) for pool in pools}
+        self.require("cls")
+        feature_map, token = self.backbone.forward_with_token(self.normalize(images))
+        pooled = {pool: self.pool(feature_map, pool) for pool in pools if pool != "cls"}
+        return {**pooled, "cls": functional.normalize(token.float(), dim=1)}
 
     def loss_gradcam(self, images: Tensor) -> Tensor:
         """GradCAM of the contrastive loss for any pictures: (N, 3, S, S) uint8 -> (N, H, W), not negative.

@@ -57,13 +57,13 @@ def open_subject(
     Args:
         checkpoint: Run folder, encoder file or `timm:NAME`.
         data: A source other than the one the encoder remembers.
-        pool: gap, rationale or concat (default: rationale where there is a branch).
+        pool: gap, rationale, concat or cls (default: rationale where there is a branch).
         batch_size: Images per forward.
         device: Where to compute.
         reporter: Told of progress.
 
     Raises:
-        FgsslError: bad checkpoint, unknown pooling, no rationale to pool with, or no data named anywhere.
+        FgsslError: bad checkpoint, unknown pooling, no rationale or class token to pool with, or no data named anywhere.
     """
     if pool is not None and pool not in POOLS:
         raise FgsslError(f"unknown --pool '{pool}'", f"choose one of {', '.join(POOLS)}")
@@ -72,10 +72,7 @@ def open_subject(
     where = resolve_device(device)
     encoder = load_encoder(checkpoint)
     chosen = encoder.default_pool() if pool is None else next(p for p in POOLS if p == pool)
-    if chosen != "gap" and encoder.rationale is None:
-        raise FgsslError(
-            f"'{checkpoint}' has no rationale branch to pool with", "use --pool gap, or pretrain with --rationale"
-        )
+    encoder.require(chosen)
     source = _data(checkpoint, encoder) if data is None else DataConfig(source=data)
     return Subject(encoder.to(where), source, chosen, batch_size or BATCH_SIZE, where, reporter or Reporter())
 

@@ -34,8 +34,9 @@ class RunResult(NamedTuple):
 
 
 def run_pools(encoder: Encoder) -> tuple[Pool, ...]:
-    """The poolings a run reports."""
-    return ("gap",) if encoder.rationale is None else ("gap", "rationale")
+    """The poolings a run reports: what its user could have used, side by side."""
+    pools: tuple[Pool, ...] = ("gap",) if encoder.rationale is None else ("gap", "rationale")
+    return (*pools, "cls") if encoder.backbone.has_class_token else pools
 
 
 def retrieval_rows(plan: Plan, encoder: Encoder, name: str, reporter: Reporter) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from fgssl.checkpoint import load_encoder, save_encoder
 from fgssl.config import PretrainConfig, RationaleConfig
 from fgssl.data import load_images
 from fgssl.embed import embed
-from fgssl.encoder import POOLS, Encoder
+from fgssl.encoder import MAP_POOLS, Encoder
 from fgssl.errors import FgsslError
 from fgssl.objectives.base import build_projector
 from fgssl.rationale import RationaleHead
@@ -80,7 +80,7 @@ def test_saved_and_loaded_encoder_gives_exactly_the_same(rationale: RationaleCon
     loaded = load_encoder(str(tmp_path / "encoder.safetensors"))
     assert not loaded.training and loaded.config == config
     with torch.no_grad():
-        for pool in POOLS if rationale else ("gap",):
+        for pool in MAP_POOLS if rationale else ("gap",):
             assert torch.equal(encoder(pictures(), pool), loaded(pictures(), pool))
     assert torch.equal(encoder.loss_gradcam(pictures()), loaded.loss_gradcam(pictures()))
 
@@ -228,6 +228,6 @@ def test_embedding_of_a_run_equals_that_of_its_file(alone: Path) -> None:
     encoder = load_encoder(str(alone))
     assert encoder.config is not None
     images = load_images(encoder.config.data, "test")
-    found = embed(encoder, images, pools=POOLS)
-    again = embed(load_encoder(str(finished_run()[0])), images, pools=POOLS)
-    assert all(torch.equal(found[pool].features, again[pool].features) for pool in POOLS)
+    found = embed(encoder, images, pools=MAP_POOLS)
+    again = embed(load_encoder(str(finished_run()[0])), images, pools=MAP_POOLS)
+    assert all(torch.equal(found[pool].features, again[pool].features) for pool in MAP_POOLS)

@@ -20,7 +20,7 @@ from fgssl.checkpoint import load_encoder
 from fgssl.config import DataConfig
 from fgssl.data import load_images
 from fgssl.embed import embed, evaluation_view, reject_unreadable
-from fgssl.encoder import POOLS, Encoder
+from fgssl.encoder import MAP_POOLS, Encoder
 from fgssl.errors import FgsslError
 
 
@@ -91,7 +91,7 @@ def test_a_failure_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.Mo
 def test_each_image_embeds_as_it_does_alone(encoder: Encoder) -> None:
     """The oracle: one image after another through decoding, view and backbone by hand."""
     images = load_images(DataConfig(source=str(photos())), "test")
-    found = embed(encoder, images, pools=POOLS)
+    found = embed(encoder, images, pools=MAP_POOLS)
     view, backbone = evaluation_view(encoder), encoder.backbone
     mean, std = torch.tensor(backbone.mean).view(3, 1, 1), torch.tensor(backbone.std).view(3, 1, 1)
     for row in range(len(images)):
@@ -102,7 +102,7 @@ def test_each_image_embeds_as_it_does_alone(encoder: Encoder) -> None:
         gap = torch.nn.functional.normalize(feature_map.mean((1, 2)), dim=0)
         weighted = torch.nn.functional.normalize((feature_map * attention).sum((1, 2)), dim=0)
         expected = {"gap": gap, "rationale": weighted, "concat": torch.cat([gap, weighted]) / 2**0.5}
-        for pool in POOLS:
+        for pool in MAP_POOLS:
             torch.testing.assert_close(found[pool].features[row], expected[pool], rtol=0, atol=1e-5)
             assert found[pool].identifiers == tuple(images.identifier(i) for i in range(len(images)))
 
@@ -110,9 +110,9 @@ def test_each_image_embeds_as_it_does_alone(encoder: Encoder) -> None:
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 64])
 def test_result_does_not_depend_on_the_batch(batch_size: int, encoder: Encoder) -> None:
     images = load_images(DataConfig(source=str(photos())), "test")
-    whole = embed(encoder, images, pools=POOLS, batch_size=12)
-    parts = embed(encoder, images, pools=POOLS, batch_size=batch_size)
-    for pool in POOLS:
+    whole = embed(encoder, images, pools=MAP_POOLS, batch_size=12)
+    parts = embed(encoder, images, pools=MAP_POOLS, batch_size=batch_size)
+    for pool in MAP_POOLS:
         torch.testing.assert_close(parts[pool].features, whole[pool].features, rtol=0, atol=1e-5)
         assert parts[pool].identifiers == whole[pool].identifiers
 

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from fgssl.backbone.trial import BackbonePlan, read_map, read_map_and_prefix
+from fgssl.backbone.trial import BackbonePlan, read_map, read_map_and_token
 
 # timm's modules whose training step was measured on a CPU as no slower, mostly 1.1 to 2 times faster, in channels_last
 CHANNELS_LAST_MODULES = frozenset(
@@ -77,7 +77,7 @@ class Backbone(nn.Module):
         self.map_size = plan.map_size
         self.image_size = plan.image_size
         self.model_args = plan.model_args
-        self.has_class_token = plan.route.prefix_tokens > 0
+        self.has_class_token = plan.route.has_class_token
         data = data_config or timm.data.resolve_model_data_config(model)
         self.mean: tuple[float, ...] = tuple(data["mean"])
         self.std: tuple[float, ...] = tuple(data["std"])
@@ -118,9 +118,9 @@ class Backbone(nn.Module):
         """
         if not self.has_class_token:
             raise ValueError(f"{self.name} has no class token")
-        feature_map, prefix = read_map_and_prefix(self.model, self._prepare(images), self.plan.route)
+        feature_map, token = read_map_and_token(self.model, self._prepare(images), self.plan.route)
         self._forget_biases()
-        return MapAndToken(_dense(feature_map), prefix[:, 0])  # (N, P, C) -> (N, C)
+        return MapAndToken(_dense(feature_map), token)
 
     def description(self) -> dict[str, Any]:
         """What ``rebuild_backbone`` needs beside the weights; JSON-able."""

@@ -30,11 +30,19 @@ class MapRoute(NamedTuple):
             ``intermediates``: the last one of ``forward_intermediates``.
         final_norm: Whether ``forward_intermediates`` can apply the model's last norm (not in hiera and sam2).
         prefix_tokens: Number of tokens before the patches that ``forward_intermediates`` can hand out.
+        token_apart: The class token comes from ``forward_features`` alone, mostly by class attention after the last
+            map (cait, convit, pit, volo, xcit).
     """
 
     kind: Route
     final_norm: bool = True
     prefix_tokens: int = 0
+    token_apart: bool = False
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether ``read_map_and_token`` works."""
+        return self.prefix_tokens > 0 or self.token_apart
 
 
 class BackbonePlan(NamedTuple):
@@ -76,19 +84,26 @@ def read_map(model: nn.Module, images: Tensor, route: MapRoute) -> Tensor:
     return features.permute(0, 3, 1, 2) if route.kind == "nhwc" else features  # (N, C, h, w)
 
 
-def read_map_and_prefix(model: nn.Module, images: Tensor, route: MapRoute) -> tuple[Tensor, Tensor]:
-    """The last feature map and the tokens before the patches (class, distillation, registers).
+def read_map_and_token(model: nn.Module, images: Tensor, route: MapRoute) -> tuple[Tensor, Tensor]:
+    """The last feature map and the class token, in one pass, or in two where timm hands them out apart.
 
     Args:
-        model: A timm model whose route has ``prefix_tokens``.
+        model: A timm model whose route has a class token.
         images: (N, 3, H, W).
         route: From ``find_route`` of the same architecture.
 
     Returns:
-        Feature map (N, C, h, w) and prefix tokens (N, P, C).
+        Feature map (N, C, h, w) and class token (N, C).
     """
+    if route.token_apart:
+        return read_map(model, images, route), model.forward_features(images)[:, 0]  # type: ignore[operator]
+    feature_map, prefix = _map_and_prefix(model, images, route.final_norm)
+    return feature_map, prefix[:, 0]  # (N, P, C) -> (N, C): before distillation and register tokens
+
+
+def _map_and_prefix(model: nn.Module, images: Tensor, norm: bool) -> tuple[Tensor, Tensor]:
     feature_map, prefix = model.forward_intermediates(  # type: ignore[operator]
-        images, indices=1, norm=route.final_norm, output_fmt="NCHW", intermediates_only=True, return_prefix_tokens=True
+        images, indices=1, norm=norm, output_fmt="NCHW", intermediates_only=True, return_prefix_tokens=True
     )[-1]
     return feature_map, prefix
 
@@ -130,11 +145,23 @@ def find_route(model: nn.Module, images: Tensor) -> MapRoute:
             raise FgsslError("this model has no spatial feature map", "choose another backbone")
         final_norm = True
         try:
-            _intermediate(model, images, True)
+            feature_map = _intermediate(model, images, True)
         except AssertionError:  # hiera and sam2 refuse norm=True
-            _intermediate(model, images, False)
+            feature_map = _intermediate(model, images, False)
             final_norm = False
-        return MapRoute("intermediates", final_norm, _prefix_tokens(model, images, final_norm))
+        prefix = _prefix_tokens(model, images, final_norm)
+        apart = prefix == 0 and _token_in_features(model, features, feature_map)
+        return MapRoute("intermediates", final_norm, prefix, apart)
+
+
+def _token_in_features(model: nn.Module, features: Any, feature_map: Tensor) -> bool:
+    """Whether the first of the tokens that ``forward_features`` returns is a class token."""
+    if not isinstance(getattr(model, "cls_token", None), Tensor):
+        return False
+    if not isinstance(features, Tensor) or features.ndim != 3 or features.shape[2] != feature_map.shape[1]:
+        return False
+    extra = features.shape[1] - feature_map[0, 0].numel()
+    return extra in (1, 2) or features.shape[1] in (1, 2)  # with the patches or alone (pit), maybe distilled
 
 
 def _prefix_tokens(model: nn.Module, images: Tensor, final_norm: bool) -> int:
@@ -142,7 +169,7 @@ def _prefix_tokens(model: nn.Module, images: Tensor, final_norm: bool) -> int:
     if not getattr(model, "has_class_token", getattr(model, "cls_token", None) is not None):
         return 0
     try:
-        _, prefix = read_map_and_prefix(model, images, MapRoute("intermediates", final_norm))
+        _, prefix = _map_and_prefix(model, images, final_norm)
         return int(prefix.shape[1]) if prefix.ndim == 3 else 0
     except (TypeError, ValueError, AttributeError):  # no such argument, or maps alone came back
         return 0
