@@ -83,7 +83,7 @@ def embed(
         progress: Called with (done, total).
 
     Raises:
-        FgsslError: more than a tenth of the images is unreadable, or the encoder lacks the rationale or the class token.
+        FgsslError: more than a tenth of the images is unreadable, or the encoder lacks what to pool with.
     """
     device = device or encoder.device
     training = encoder.training

@@ -108,7 +108,7 @@ class Encoder(nn.Module):
             return {pool: self.pool(feature_map, pool) for pool in pools}
         self.require("cls")
         feature_map, token = self.backbone.forward_with_token(self.normalize(images))
-        pooled = {pool: self.pool(feature_map, pool) for pool in pools if pool != "cls"}
+        pooled: dict[Pool, Tensor] = {pool: self.pool(feature_map, pool) for pool in pools if pool != "cls"}
         return {**pooled, "cls": functional.normalize(token.float(), dim=1)}
 
     def loss_gradcam(self, images: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def open_subject(
         reporter: Told of progress.
 
     Raises:
-        FgsslError: bad checkpoint, unknown pooling, no rationale or class token to pool with, or no data named anywhere.
+        FgsslError: bad checkpoint, unknown pooling, nothing to pool so with, or no data named anywhere.
     """
     if pool is not None and pool not in POOLS:
         raise FgsslError(f"unknown --pool '{pool}'", f"choose one of {', '.join(POOLS)}")

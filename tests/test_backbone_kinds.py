@@ -92,7 +92,9 @@ def test_the_finer_scale_of_a_list_is_not_the_map() -> None:
     torch.testing.assert_close(backbone(images(96)), by_hand)
 
 
-@pytest.mark.parametrize(("name", "nhwc"), [("test_mambaout", True), ("convnextv2_atto", False), ("regnety_002", False)])
+@pytest.mark.parametrize(
+    ("name", "nhwc"), [("test_mambaout", True), ("convnextv2_atto", False), ("regnety_002", False)]
+)
 @torch.no_grad()
 def test_wide_images_keep_rows_and_columns_apart(name: str, nhwc: bool) -> None:
     backbone = build_backbone(name, image_size=64).eval()
@@ -104,7 +106,12 @@ def test_wide_images_keep_rows_and_columns_apart(name: str, nhwc: bool) -> None:
 
 @pytest.mark.parametrize(
     ("name", "side"),
-    [("vit_tiny_patch16_224", 112), ("swin_tiny_patch4_window7_224", 160), ("maxvit_rmlp_pico_rw_256", 64), ("resnet26t", 100)],
+    [
+        ("vit_tiny_patch16_224", 112),
+        ("swin_tiny_patch4_window7_224", 160),
+        ("maxvit_rmlp_pico_rw_256", 64),
+        ("resnet26t", 100),
+    ],
 )
 @torch.no_grad()
 def test_a_size_off_the_default_is_used_and_survives_the_file(name: str, side: int) -> None:
