@@ -12,15 +12,14 @@ from torch import Tensor
 from fgssl.errors import FgsslError
 from fgssl.features import check_features, check_labels, check_widths, unit_rows
 from fgssl.fewshot import FewShotResult, few_shot
+from fgssl.judgement import ClassifierResult, judge
 from fgssl.logistic import LinearClassifiers, fit_logistic
-from fgssl.metrics import per_class_accuracy, topk_accuracy
 from fgssl.nearest import search
 from fgssl.stratified import stratified_fraction, stratified_split
 
 __all__ = [
     "COSTS",
     "ClassifierResult",
-    "Confusion",
     "FewShotResult",
     "ProbeResult",
     "few_shot",
@@ -33,43 +32,6 @@ __all__ = [
 # 0.1 to 10,000, for features of unit variance; an encoder whose features crowd together needs weaker regularisation
 COSTS = tuple(10 ** (half / 2) for half in range(-2, 9))
 HELD_OUT = 0.2
-
-
-class Confusion(NamedTuple):
-    """How often images of one class were taken for another."""
-
-    label: int
-    predicted: int
-    images: int
-
-
-@dataclass(frozen=True)
-class ClassifierResult:
-    """Predictions on a test set, and what they are worth; percentages.
-
-    Attributes:
-        top1: Share of test images whose class has the best score.
-        top5: Share whose class is among the 5 best (among all, with fewer classes).
-        mean_per_class: Mean over the classes in the test set of their own top-1.
-        per_class: (classes,) float64 top-1 of each class, NaN for a class without test images.
-        predictions: (M,) int64.
-        correct: (M,) bool, for a bootstrap.
-        confusions: The most frequent mistakes, most frequent first.
-        protocol: What was done, in one line, to stand beside the number.
-    """
-
-    top1: float
-    top5: float
-    mean_per_class: float
-    per_class: Tensor
-    predictions: Tensor
-    correct: Tensor
-    confusions: tuple[Confusion, ...]
-    protocol: str
-
-    def to_dict(self) -> dict[str, float]:
-        """The three percentages by name."""
-        return {"top1": self.top1, "top5": self.top5, "mean_per_class": self.mean_per_class}
 
 
 @dataclass(frozen=True)
@@ -154,7 +116,7 @@ def linear_probe(
     scores = data.test.new_full((len(data.test), data.classes), float("-inf"))
     scores[:, present] = data.test @ model.weight[0] + model.bias[0]
     protocol = f"logistic regression on L2-normalised frozen features, C = {cost:.3g} of {len(costs)} values, {choice}"
-    judged = _judge(scores, data.test_labels, protocol)
+    judged = judge(scores, data.test_labels, protocol)
     return ProbeResult(**vars(judged), cost=cost, tried=tried, converged=model.converged)
 
 
@@ -210,7 +172,7 @@ def knn_classify(
     used = min(k, len(data.train))
     cut = "" if used == k else f" (all there are; {k} asked)"
     protocol = f"{used} nearest train images by cosine{cut}, votes exp(cosine / {temperature:g})"
-    return _judge(scores, data.test_labels, protocol)
+    return judge(scores, data.test_labels, protocol)
 
 
 class _Data(NamedTuple):
@@ -234,28 +196,3 @@ def _prepare(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Ten
         wrong = smallest if smallest < 0 else largest
         raise FgsslError(f"label {wrong} with {classes} classes", "number the classes from 0")
     return _Data(unit_rows(train), train_labels, unit_rows(test), test_labels, classes)
-
-
-def _judge(scores: Tensor, labels: Tensor, protocol: str) -> ClassifierResult:
-    """What scores (M, C) are worth against labels (M,)."""
-    scores, labels = scores.cpu(), labels.cpu()
-    predictions = scores.argmax(dim=1)
-    per_class = per_class_accuracy(predictions, labels, classes=scores.shape[1])
-    return ClassifierResult(
-        top1=100 * float((predictions == labels).double().mean()),
-        top5=topk_accuracy(scores, labels, k=5),
-        mean_per_class=float(per_class.nanmean()),
-        per_class=per_class,
-        predictions=predictions,
-        correct=predictions == labels,
-        confusions=_confusions(predictions, labels, scores.shape[1]),
-        protocol=protocol,
-    )
-
-
-def _confusions(predictions: Tensor, labels: Tensor, classes: int, most: int = 20) -> tuple[Confusion, ...]:
-    """The most frequent mistakes; equally frequent ones by label, then by prediction."""
-    wrong = predictions != labels
-    pairs, counts = torch.unique(labels[wrong] * classes + predictions[wrong], return_counts=True)
-    order = counts.argsort(descending=True, stable=True)[:most]
-    return tuple(Confusion(int(pairs[i]) // classes, int(pairs[i]) % classes, int(counts[i])) for i in order)

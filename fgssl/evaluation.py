@@ -10,7 +10,7 @@ import torch
 from fgssl.checkpoint import data_of, load_encoder
 from fgssl.config import DataConfig
 from fgssl.data import available_splits, default_split, load_images
-from fgssl.data.images import ImageSet, Subset
+from fgssl.data.images import ImageSet
 from fgssl.embed import Embeddings, embed
 from fgssl.encoder import POOLS, Encoder, Pool
 from fgssl.errors import FgsslError
@@ -112,34 +112,3 @@ def require_labels(images: ImageSet, why: str) -> None:
             f"{images.source} [{images.split}] has no labels, and {why}",
             "use class folders or a labelled data set; fgssl embed and visualize work without labels",
         )
-
-
-class ProbeSplits(NamedTuple):
-    """Labelled images to fit the probe on and to score it on."""
-
-    train: ImageSet
-    test: ImageSet
-    protocol: str  # in words
-
-
-def probe_splits(data: DataConfig, split: str | None, *, seed: int = 0) -> ProbeSplits:
-    """Train and test split for the probe, without an image in common; a single split is divided, stratified, 80 to 20.
-
-    Raises:
-        FgsslError: no labels.
-    """
-    from fgssl.classifiers import stratified_split
-
-    test = open_split(data, split, "test")
-    train = open_split(data, None, "train")
-    others = [name for name in train.split.split("+") if name not in test.split.split("+")]
-    if others and overlapping(train, test):  # an encoder trained on train+test
-        train = open_split(data, "+".join(others), "train")
-    for images in (train, test):
-        require_labels(images, "the probe needs them")
-    if not overlapping(train, test):
-        return ProbeSplits(train, test, f"fitted on {train.split}, scored on {test.split}")
-    assert test.labels is not None
-    kept, held = stratified_split(torch.from_numpy(test.labels), 0.2, seed=seed)
-    words = f"{test.split} divided 80 to 20 by class (seed {seed})"
-    return ProbeSplits(Subset(test, kept.numpy()), Subset(test, held.numpy()), words)

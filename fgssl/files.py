@@ -50,6 +50,18 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def check_folder(path: Path) -> None:
+    """Make a folder for results, before the work that leads to them. Raises FgsslError where it cannot be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except FileExistsError as error:
+        raise FgsslError(f"output '{path}' is a file", "name a folder") from error
+    except OSError as error:
+        raise not_writable(path, error) from error
+
+
 def not_writable(path: Path, error: OSError) -> FgsslError:
     """One line for a file that could not be written."""
     return FgsslError(f"cannot write '{path}': {error.strerror or error}", "free the disk or choose another --output")

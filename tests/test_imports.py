@@ -49,10 +49,16 @@ MAY_IMPORT: dict[str, str] = {
     "fewshot": "bootstrap errors features",
     "retrieval": "bootstrap errors features nearest ranking",
     "metrics": "errors features retrieval",
-    "classifiers": "errors features fewshot logistic metrics nearest stratified",
+    "judgement": "metrics",
+    "classifiers": "errors features fewshot judgement logistic nearest stratified",
+    "sgd": "errors",
+    "trials": "bootstrap errors judgement stratified",
     # evaluation: knows encoders and their files, not how they were trained
     "embed": "data encoder errors machine stopping views",
-    "evaluation": "checkpoint classifiers config data embed encoder errors machine reporting",
+    "evaluation": "checkpoint config data embed encoder errors machine reporting",
+    "sgd_probe": "data encoder machine sgd",
+    "probing": "classifiers config data embed errors evaluation fewshot judgement sgd sgd_probe stratified trials",
+    "probe_files": "embed files judgement probing trials",
     "featurefile": "embed errors features files",
     "classnames": "errors",
     "visualize": "data drawing embed encoder errors",
@@ -65,12 +71,12 @@ MAY_IMPORT: dict[str, str] = {
     "trainer": "data embed plan reporting runfolder state stopping training",
     "pretrain": "checkpoint data errors finish machine plan reporting runfolder state stopping trainer training",
     # the command line, which nothing imports
-    "cli": "checkpoint classifiers data drawing errors evaluation featurefile machine plan pretrain reporting resolve "
-    "retrieval runfolder state stopping visualize",
+    "cli": "checkpoint data drawing errors evaluation featurefile files machine plan pretrain probe_files probing "
+    "reporting resolve retrieval runfolder state stopping visualize",
     "__main__": "cli",
 }
 TRAINING = {"plan", "training", "trainer", "state", "runfolder", "finish", "pretrain", "cli"}
-EVALUATION = {"embed", "evaluation", "visualize", "retrieval", "classifiers", "metrics", "nearest", "checkpoint"}
+EVALUATION = {"embed", "evaluation", "probing", "visualize", "retrieval", "classifiers", "metrics", "nearest", "checkpoint"}
 # imported at once by `fgssl --help` or by loader processes that only decode
 LIGHT = (
     "fgssl", "fgssl.cli", "fgssl.errors", "fgssl.config", "fgssl.resolve", "fgssl.reporting", "fgssl.files",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import typer
+from rich import box
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -38,14 +40,31 @@ def print_json(value: Any) -> None:
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None, text_columns: int = 1
 ) -> None:
-    """A table on stdout: aligned text; numbers with two decimals, to the right."""
-    table = Table(title=escape(title) if title else None, title_justify="left", title_style="bold")
+    """A table on stdout: lines on a terminal, aligned text in a pipe; numbers with two decimals, to the right."""
+    terminal = sys.stdout.isatty()
+    table = Table(
+        title=escape(title) if title else None,
+        title_justify="left",
+        title_style="bold",
+        box=box.HEAVY_HEAD if terminal else None,
+    )
     for place, column in enumerate(columns):
         table.add_column(column, justify="left" if place < text_columns else "right", overflow="fold")
     for row in rows:
         table.add_row(*[escape(cell(value)) for value in row])
-    # a pipe gets the whole width: no cell may be cut off because nobody looks
-    Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160).print(table)
+    # a pipe gets the whole width: no cell may be cut off or folded because nobody looks
+    if terminal:
+        Console(highlight=False, emoji=False).print(table)
+    else:
+        typer.echo("\n".join(line.rstrip() for line in as_lines(table)))
+
+
+def as_lines(table: Table) -> list[str]:
+    """A table as lines of plain text, as wide as it needs."""
+    plain = Console(file=io.StringIO(), highlight=False, emoji=False, width=10_000, color_system=None)
+    with plain.capture() as captured:
+        plain.print(table)
+    return captured.get().splitlines()
 
 
 def cell(value: Any) -> str:
@@ -87,6 +106,7 @@ class PlainReporter(Reporter):
 
     def __init__(self) -> None:
         self._last = time.monotonic()
+        self._begun: tuple[str, float, int] | None = None  # task, when it was first heard of, what was done by then
 
     def note(self, text: str) -> None:
         err.print(escape(text), soft_wrap=True)
@@ -95,8 +115,13 @@ class PlainReporter(Reporter):
         err.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
 
     def progress(self, task: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._begun is None or self._begun[0] != task or done < self._begun[2]:
+            self._begun = (task, now, done)
         if self._due() and done < total:
-            self.note(f"{task}: {done}/{total}")
+            _, start, first = self._begun
+            left = f", {duration((now - start) / (done - first) * (total - done))} left" if done > first else ""
+            self.note(f"{task}: {done}/{total}{left}")
 
     def step(self, report: StepReport) -> None:
         if self._due() or report.step == report.total_steps:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgssl.cli.console import out, print_json, print_table
+from fgssl.cli.console import cell, out, print_json, print_table
+from fgssl.cli.numbers import fractions, whole_numbers
 from fgssl.cli.subject import Batch, Checkpoint, Data, Device, Json, PoolOption, Split, name_faults, opened
+
+if TYPE_CHECKING:
+    from fgssl.evaluation import Subject
+    from fgssl.probing import ProbeOptions
+
+PROTOCOLS = ("cached", "sgd", "knn", "fewshot")
+DEFAULT_LISTS = Path("probe-lists")
 
 
 def probe(
@@ -15,38 +24,111 @@ def probe(
     data: Data = None,
     split: Split = None,
     pool: PoolOption = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(PROTOCOLS),
+            help="cached: logistic regression on features made once. sgd: the paper's, new crops each epoch. "
+            "knn: nearest neighbours. fewshot: nearest class mean.",
+        ),
+    ] = "cached",
+    labels: Annotated[str, typer.Option(help="Shares of the train labels, drawn by class: 1.0,0.5,0.2")] = "1.0",
+    tries: Annotated[int, typer.Option(help="Draws of each share below 1, with seeds --seed, --seed + 1, ...")] = 1,
+    epochs: Annotated[int, typer.Option(help="sgd: passes over the labelled images.")] = 100,
+    k: Annotated[int, typer.Option("--k", help="knn: neighbours that vote.")] = 20,
+    temperature: Annotated[float, typer.Option(help="knn: votes are exp(cosine / temperature).")] = 0.07,
+    shots: Annotated[str, typer.Option(help="fewshot: labelled images of each class: 1,5")] = "1,5",
+    ways: Annotated[int, typer.Option(help="fewshot: classes in an episode; 0 takes all.")] = 5,
+    episodes: Annotated[int, typer.Option(help="fewshot: episodes to average over.")] = 600,
     batch_size: Batch = None,
     device: Device = None,
-    seed: Annotated[int, typer.Option(help="Seed of the slice the regularisation is chosen on.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything drawn: labels, held-out slice, crops, episodes.")] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder for probe.json, per_class.csv, confusions.csv and the lists of labelled "
+            f"images. [{DEFAULT_LISTS} where labels are drawn]"
+        ),
+    ] = None,
     json_output: Json = False,
-) -> None:
-    """Fit a linear classifier on the frozen features of the train split; score it on the test split."""
-    from fgssl.classifiers import linear_probe
-    from fgssl.evaluation import probe_splits
+) -> None:  # fmt: skip
+    """Fit a classifier on the frozen features of the train split; score it on the test split."""
+    if protocol not in PROTOCOLS:
+        raise typer.BadParameter(f"'{protocol}' is not one of {', '.join(PROTOCOLS)}", param_hint="--protocol")
+    shares, shot_counts = fractions(labels, "--labels"), whole_numbers(shots, "--shots")
+    if protocol == "fewshot" and (shares != (1.0,) or output is not None):
+        raise typer.BadParameter("fewshot draws its own labels and has no lists or tables", param_hint="--labels")
+    from fgssl.probing import ProbeOptions
 
+    options = ProbeOptions(protocol, shares, tries, seed, epochs, k, temperature)
+    lists = output or (DEFAULT_LISTS if min(shares) < 1 else None)
     with opened(checkpoint, data=data, pool=pool, batch_size=batch_size, device=device) as subject:
-        splits = probe_splits(subject.data, split, seed=seed)
-        train, test = subject.embed(splits.train), subject.embed(splits.test)
-        name_faults(subject, train, test)
-        result = linear_probe(
-            train.features,
-            train.require_labels(splits.train.split),
-            test.features,
-            test.require_labels(splits.test.split),
-            seed=seed,
-            progress=lambda done, total: subject.reporter.progress("fitting the probe", done, total),
-        )
-    protocol = f"{result.protocol}; {splits.protocol}"
+        if protocol == "fewshot":
+            found = _few_shot(subject, checkpoint, split, shot_counts, ways or None, episodes, seed)
+        else:
+            found = _linear(subject, checkpoint, split, options, lists)
     if json_output:
-        print_json({
-            "checkpoint": checkpoint, "data": subject.data.source, "pool": subject.pool, "protocol": protocol,
-            "labels": len(train.identifiers), **result.to_dict(),
-        })  # fmt: skip
+        print_json(found)
         return
-    row = [subject.pool, result.top1, result.top5, result.mean_per_class, len(train.identifiers), len(test.identifiers)]
+    _print_few_shot(found) if protocol == "fewshot" else _print_linear(protocol, found)
+    out.print(f"protocol: {found['protocol']}", markup=False, soft_wrap=True)
+    if lists is not None:
+        out.print(f"tables and lists: {lists}", markup=False, soft_wrap=True)
+
+
+def _linear(subject: Subject, checkpoint: str, split: str | None, options: ProbeOptions, output: Path | None) -> dict[str, Any]:
+    from fgssl.files import check_folder
+    from fgssl.probe_files import probe_document, write_probe
+    from fgssl.probing import probe_splits, run_probe
+
+    if output is not None:
+        check_folder(output)
+    report = run_probe(subject, probe_splits(subject.data, split, seed=options.seed), options)
+    name_faults(subject, report.train, report.test)
+    head = {"checkpoint": checkpoint, "data": subject.data.source, "pool": subject.pool, "seed": options.seed}
+    document = {**head, **probe_document(report)}
+    document["output"] = None if output is None else str(output)
+    if output is not None:
+        write_probe(output, document, report)
+    return document
+
+
+def _print_linear(protocol: str, found: dict[str, Any]) -> None:
+    drawn = any(share["tries"] > 1 for share in found["results"])
+    uncertainty = "spread" if drawn else "95 %"
+    columns = ("pool", "share", "labels", "tries", "top1", uncertainty, "top5", "mean per class", "test images")
+    rows = []
+    for share in found["results"]:
+        spread = share["top1_spread"] if drawn else f"{cell(share['top1_low'])} to {cell(share['top1_high'])}"
+        rows.append([found["pool"], share["fraction"], share["labels"], share["tries"], share["top1"], spread,
+                     share["top5"], share["mean_per_class"], found["test_images"]])  # fmt: skip
+    print_table(columns, rows, title=f"Probe ({protocol}) on {found['data']} (percent)")
+
+
+def _few_shot(
+    subject: Subject, checkpoint: str, split: str | None, shots: tuple[int, ...], ways: int | None, episodes: int, seed: int
+) -> dict[str, Any]:
+    from fgssl.evaluation import open_split
+    from fgssl.probing import run_few_shot
+
+    images = open_split(subject.data, split, "test")
+    found = run_few_shot(subject, images, shots=shots, ways=ways, episodes=episodes, seed=seed)
+    rows = [
+        {"shots": count, "ways": result.ways, "episodes": episodes, "top1": result.accuracy.value,
+         "top1_low": result.accuracy.low, "top1_high": result.accuracy.high, "skipped_classes": result.skipped}
+        for count, result in zip(shots, found, strict=True)
+    ]  # fmt: skip
+    return {
+        "checkpoint": checkpoint, "data": subject.data.source, "pool": subject.pool, "seed": seed, "top1": rows[0]["top1"], "top5": None,
+        "protocol": f"{found[0].protocol}, drawn from {images.split}", "labels": rows[0]["ways"] * rows[0]["shots"],
+        "results": rows,
+    }  # fmt: skip
+
+
+def _print_few_shot(found: dict[str, Any]) -> None:
     print_table(
-        ("pool", "top1", "top5", "mean per class", "labels", "test images"),
-        [row],
-        title=f"Linear probe on {subject.data.source} (percent)",
-    )
-    out.print(f"protocol: {protocol}", markup=False, soft_wrap=True)
+        ("pool", "shots", "ways", "episodes", "top1", "95 %"),
+        [[found["pool"], r["shots"], r["ways"], r["episodes"], r["top1"],
+          f"{cell(r['top1_low'])} to {cell(r['top1_high'])}"] for r in found["results"]],
+        title=f"Few-shot on {found['data']} (percent)",
+    )  # fmt: skip

@@ -1,0 +1,242 @@
+"""An encoder probed with labels: splits -> features -> a classifier by one of four protocols -> what it is worth."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fgssl.classifiers import knn_classify, linear_probe
+from fgssl.config import DataConfig
+from fgssl.data.images import ImageSet, Subset
+from fgssl.embed import Embeddings
+from fgssl.errors import FgsslError
+from fgssl.evaluation import Subject, open_split, overlapping, require_labels
+from fgssl.fewshot import FewShotResult, few_shot
+from fgssl.judgement import ClassifierResult, judge
+from fgssl.sgd import SgdRecipe
+from fgssl.sgd_probe import train_on_crops
+from fgssl.stratified import stratified_split
+from fgssl.trials import Fit, Share, draw_labels, run_trials
+
+PROTOCOLS = ("cached", "sgd", "knn", "fewshot")
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """How to probe.
+
+    Attributes:
+        protocol: "cached" (logistic regression on features made once), "sgd" (the paper's: a linear layer trained on
+            new random crops each epoch) or "knn" (nearest neighbours).
+        fractions: Of the train labels, each drawn by class.
+        tries: Draws of each fraction below 1.
+        seed: Of the draws, the slice the regularisation is chosen on, crops and initial weights.
+        epochs: Of "sgd".
+        k: Of "knn".
+        temperature: Of "knn".
+    """
+
+    protocol: str = "cached"
+    fractions: tuple[float, ...] = (1.0,)
+    tries: int = 1
+    seed: int = 0
+    epochs: int = 100
+    k: int = 20
+    temperature: float = 0.07
+
+
+class ProbeSplits(NamedTuple):
+    """Labelled images to fit the probe on and to score it on."""
+
+    train: ImageSet
+    test: ImageSet
+    protocol: str  # in words
+    divided: bool  # both are parts of one split
+
+
+class ProbeReport(NamedTuple):
+    """What came of a probe."""
+
+    shares: list[Share]  # one a fraction, in the order asked for
+    train: Embeddings
+    test: Embeddings
+    protocol: str
+
+
+def probe_splits(data: DataConfig, split: str | None, *, seed: int = 0) -> ProbeSplits:
+    """Train and test split for the probe, without an image in common; a single split is divided, stratified, 80 to 20.
+
+    Raises:
+        FgsslError: no labels.
+    """
+    test = open_split(data, split, "test")
+    train = open_split(data, None, "train")
+    others = [name for name in train.split.split("+") if name not in test.split.split("+")]
+    if others and overlapping(train, test):  # an encoder trained on train+test
+        train = open_split(data, "+".join(others), "train")
+    for images in (train, test):
+        require_labels(images, "the probe needs them")
+    if overlapping(train, test):
+        return divide(test, seed=seed)
+    return ProbeSplits(train, test, f"fitted on {train.split}, scored on {test.split}", False)
+
+
+def divide(images: ImageSet, *, seed: int = 0) -> ProbeSplits:
+    """Four fifths of the images of each class to fit on, one fifth to score on. Raises FgsslError without labels."""
+    require_labels(images, "the probe needs them")
+    assert images.labels is not None
+    kept, held = stratified_split(torch.from_numpy(images.labels), 0.2, seed=seed)
+    if not len(held):
+        raise FgsslError(
+            f"every class of {images.source} [{images.split}] has one image", "a probe needs classes with two or more"
+        )
+    words = f"{images.split} divided 80 to 20 by class (seed {seed})"
+    return ProbeSplits(Subset(images, kept.numpy()), Subset(images, held.numpy()), words, True)
+
+
+def run_probe(subject: Subject, splits: ProbeSplits, options: ProbeOptions) -> ProbeReport:
+    """Embed both splits, fit every try of every fraction of the labels, and judge each on the test split.
+
+    Args:
+        subject: What makes the features.
+        splits: Labelled images.
+        options: Protocol, fractions, tries.
+
+    Raises:
+        FgsslError: A fraction that leaves a class without images, or too few classes; told before anything is embedded
+            wherever the labels show it.
+    """
+    if options.protocol not in PROTOCOLS[:3]:
+        raise FgsslError(f"unknown protocol '{options.protocol}'", f"choose one of {', '.join(PROTOCOLS)}")
+    if options.epochs < 1:
+        raise FgsslError(f"--epochs is {options.epochs}", "it must be at least 1")
+    assert splits.train.labels is not None and splits.test.labels is not None
+    draw = partial(draw_labels, fractions=options.fractions, tries=options.tries, seed=options.seed)
+    draw(torch.from_numpy(splits.train.labels))
+    train, test = subject.embed(splits.train), subject.embed(splits.test)
+    labels = train.require_labels(splits.train.split)
+    draws = draw(labels)  # again: an unreadable image has no row
+    task = _Task(subject, splits, train, test, options, _class_count(train, test))
+    shares = run_trials(draws, _fit_all(task, sum(map(len, draws))))
+    first = shares[0].trials[0].result.protocol
+    return ProbeReport(shares, train, test, f"{first}; {splits.protocol}{_drawn(shares)}")
+
+
+def run_few_shot(
+    subject: Subject, images: ImageSet, *, shots: Sequence[int], ways: int | None, episodes: int, seed: int = 0
+) -> list[FewShotResult]:
+    """Nearest class mean over episodes drawn from one labelled split, for each number of shots.
+
+    Raises:
+        FgsslError: No labels, or too few images in too many classes.
+    """
+    require_labels(images, "few-shot episodes are drawn by them")
+    found = subject.embed(images)
+    labels = found.require_labels(images.split)
+
+    def show(done: int, total: int) -> None:
+        subject.reporter.progress("drawing episodes", done, total)
+
+    return [
+        few_shot(found.features, labels, shots=s, ways=ways, episodes=episodes, seed=seed, progress=show) for s in shots
+    ]
+
+
+def _drawn(shares: Sequence[Share]) -> str:
+    """What was drawn, in words; the protocol's own numbers are of the first try."""
+    parts = [
+        f"{share.fraction:g} of the labels drawn by class with seeds {', '.join(map(str, share.seeds))}"
+        for share in shares
+        if share.fraction < 1
+    ]
+    return "".join(f"; {part}" for part in parts)
+
+
+def _class_count(train: Embeddings, test: Embeddings) -> int:
+    assert train.labels is not None and test.labels is not None
+    return max(len(train.class_names or ()), int(train.labels.max()) + 1, int(test.labels.max()) + 1)
+
+
+class _Task(NamedTuple):
+    """What every try of a probe shares."""
+
+    subject: Subject
+    splits: ProbeSplits
+    train: Embeddings
+    test: Embeddings
+    options: ProbeOptions
+    classes: int
+
+    @property
+    def train_labels(self) -> Tensor:
+        return self.train.require_labels(self.splits.train.split)
+
+    @property
+    def test_labels(self) -> Tensor:
+        return self.test.require_labels(self.splits.test.split)
+
+
+def _fit_all(task: _Task, tries: int) -> Fit:
+    """The protocol's fit of one try, with progress over all of them."""
+    fit_one, title = _FITS[task.options.protocol]
+    places = itertools.count()
+
+    def fit(rows: Tensor, seed: int) -> ClassifierResult:
+        place = next(places)
+
+        def show(done: int, total: int) -> None:
+            task.subject.reporter.progress(title, place * total + done, tries * total)
+
+        return fit_one(task, rows, seed, show)
+
+    return fit
+
+
+Progress = Callable[[int, int], None]
+
+
+def _cached(task: _Task, rows: Tensor, seed: int, show: Progress) -> ClassifierResult:
+    features, labels = task.train.features[rows], task.train_labels[rows]
+    return linear_probe(
+        features, labels, task.test.features, task.test_labels, classes=task.classes, seed=seed, progress=show
+    )
+
+
+def _knn(task: _Task, rows: Tensor, _seed: int, show: Progress) -> ClassifierResult:
+    return knn_classify(
+        task.train.features[rows],
+        task.train_labels[rows],
+        task.test.features,
+        task.test_labels,
+        k=task.options.k,
+        temperature=task.options.temperature,
+        classes=task.classes,
+        progress=show,
+    )
+
+
+def _sgd(task: _Task, rows: Tensor, seed: int, show: Progress) -> ClassifierResult:
+    recipe, subject = SgdRecipe(epochs=task.options.epochs), task.subject
+    positions = torch.from_numpy(task.train.positions)[rows]
+    model = train_on_crops(
+        subject.encoder, task.splits.train, positions, pool=subject.pool, width=task.train.features.shape[1],
+        classes=task.classes, recipe=recipe, seed=seed, forward=subject.batch_size, progress=show,
+    )  # fmt: skip
+    scores = model.scores(task.test.features)
+    unseen = torch.ones(task.classes, dtype=torch.bool)
+    unseen[task.train_labels[rows]] = False
+    words = f"linear layer on l2-normalised features of random-resized crops, {recipe.words()}"
+    return judge(scores.masked_fill(unseen, float("-inf")), task.test_labels, words)
+
+
+_FITS = {
+    "cached": (_cached, "fitting the probe"),
+    "sgd": (_sgd, "training the probe"),
+    "knn": (_knn, "voting"),
+}
