@@ -76,7 +76,7 @@ MAY_IMPORT: dict[str, str] = {
     "__main__": "cli",
 }
 TRAINING = {"plan", "training", "trainer", "state", "runfolder", "finish", "pretrain", "cli"}
-EVALUATION = {"embed", "evaluation", "probing", "visualize", "retrieval", "classifiers", "metrics", "nearest", "checkpoint"}
+EVALUATION = {"embed", "evaluation", "probing", "visualize", "retrieval", "metrics", "nearest", "checkpoint"}
 # imported at once by `fgssl --help` or by loader processes that only decode
 LIGHT = (
     "fgssl", "fgssl.cli", "fgssl.errors", "fgssl.config", "fgssl.resolve", "fgssl.reporting", "fgssl.files",

@@ -255,7 +255,7 @@ def test_few_shot_of_the_test_split() -> None:
     "options",
     [
         ("--protocol", "forest"), ("--labels", "20"), ("--labels", "0.5,x"), ("--labels", "0.5,0.5"), ("--labels", "0"),
-        ("--shots", "1.5"), ("--protocol", "fewshot", "--labels", "0.5"),
+        ("--shots", "1.5"), ("--labels", "0.5", "--protocol", "fewshot"),
     ],
     ids=" ".join,
 )  # fmt: skip

@@ -76,7 +76,9 @@ def probe(
         out.print(f"tables and lists: {lists}", markup=False, soft_wrap=True)
 
 
-def _linear(subject: Subject, checkpoint: str, split: str | None, options: ProbeOptions, output: Path | None) -> dict[str, Any]:
+def _linear(
+    subject: Subject, checkpoint: str, split: str | None, options: ProbeOptions, output: Path | None
+) -> dict[str, Any]:
     from fgssl.files import check_folder
     from fgssl.probe_files import probe_document, write_probe
     from fgssl.probing import probe_splits, run_probe
@@ -106,7 +108,13 @@ def _print_linear(protocol: str, found: dict[str, Any]) -> None:
 
 
 def _few_shot(
-    subject: Subject, checkpoint: str, split: str | None, shots: tuple[int, ...], ways: int | None, episodes: int, seed: int
+    subject: Subject,
+    checkpoint: str,
+    split: str | None,
+    shots: tuple[int, ...],
+    ways: int | None,
+    episodes: int,
+    seed: int,
 ) -> dict[str, Any]:
     from fgssl.evaluation import open_split
     from fgssl.probing import run_few_shot
@@ -119,7 +127,8 @@ def _few_shot(
         for count, result in zip(shots, found, strict=True)
     ]  # fmt: skip
     return {
-        "checkpoint": checkpoint, "data": subject.data.source, "pool": subject.pool, "seed": seed, "top1": rows[0]["top1"], "top5": None,
+        "checkpoint": checkpoint, "data": subject.data.source, "pool": subject.pool, "seed": seed,
+        "top1": rows[0]["top1"], "top5": None,
         "protocol": f"{found[0].protocol}, drawn from {images.split}", "labels": rows[0]["ways"] * rows[0]["shots"],
         "results": rows,
     }  # fmt: skip
