@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from fgssl.data.decode import Examined
 from fgssl.errors import UnreadableImage
 
 # Set before torch or huggingface_hub are imported by any test; subprocesses inherit them.
@@ -56,6 +57,11 @@ class ArrayImages:
         if index in self.broken:
             raise UnreadableImage(f"unreadable image memory#{index}: is broken", "replace or remove it")
         return self.pictures[index]
+
+    def examine(self, index: int, min_side: int | None = None) -> Examined:
+        picture = self.load(index)
+        digest = hashlib.md5(picture.tobytes()).digest()
+        return Examined(picture, *picture.size, picture.mode, "memory", False, digest)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.broken).encode())

@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, str] = {
     # pictures
     "views": "config",
     "data": "config errors files stopping views",
+    "check": "config data errors",
     "drawing": "errors",
     # models: objectives do not know the rationale, neither knows the other
     "backbone": "errors files",
@@ -71,7 +72,7 @@ MAY_IMPORT: dict[str, str] = {
     "trainer": "data embed plan reporting runfolder state stopping training",
     "pretrain": "checkpoint data errors finish machine plan reporting runfolder state stopping trainer training",
     # the command line, which nothing imports
-    "cli": "checkpoint data drawing errors evaluation featurefile files machine plan pretrain probe_files probing "
+    "cli": "check checkpoint drawing errors evaluation featurefile files machine plan pretrain probe_files probing "
     "reporting resolve retrieval runfolder state stopping visualize",
     "__main__": "cli",
 }
@@ -81,7 +82,7 @@ EVALUATION = {"embed", "evaluation", "probing", "visualize", "retrieval", "metri
 LIGHT = (
     "fgssl", "fgssl.cli", "fgssl.errors", "fgssl.config", "fgssl.resolve", "fgssl.reporting", "fgssl.files",
     "fgssl.data", "fgssl.data.presets", "fgssl.data.sources", "fgssl.data.images", "fgssl.data.folder",
-    "fgssl.data.textlist", "fgssl.data.decode", "fgssl.drawing",
+    "fgssl.data.textlist", "fgssl.data.decode", "fgssl.drawing", "fgssl.check",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "timm", "datasets", "accelerate", "pyarrow", "pandas", "huggingface_hub")
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgssl.cli.console import print_json, print_table
+from fgssl.cli.console import make_reporter, out, print_json, print_table
+from fgssl.errors import FgsslError
+
+if TYPE_CHECKING:
+    from fgssl.check import Report
 
 data_app = typer.Typer(help="Look after data sets.", no_args_is_help=True, rich_markup_mode=None)
+
+SHOWN = 10  # rows of a listing; --json has all
 
 Sets = Annotated[
     list[str] | None,
@@ -18,16 +24,100 @@ Sets = Annotated[
 
 def check(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="As --data of pretrain.", show_default=False)],
+    split: Annotated[
+        list[str] | None, typer.Option(help="Look at this split only. Repeatable. [all the source has]")
+    ] = None,
+    image_size: Annotated[int, typer.Option(help="Side of the training views: counts pictures smaller than it.")] = 224,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode. [all cores]")] = None,
     sets: Sets = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the report, with every listing, as JSON.")] = False,
 ) -> None:
     """Report what a data set holds: counts, sizes, unreadable pictures, duplicates, leakage between splits."""
-    from fgssl.data import available_splits, load_images
+    from fgssl.check import check_source
     from fgssl.resolve import load_config
 
-    data = load_config(flags={"data.source": source}, sets=sets or ()).config.data
-    parts = [load_images(data, split) for split in available_splits(data)]
+    data = load_config(flags={"data.source": source, "backbone.image_size": image_size}, sets=sets or ()).config.data
+    reporter = make_reporter(quiet=False)
+    try:
+        report = check_source(
+            data, splits=tuple(split or ()), image_size=image_size, workers=workers, progress=reporter.progress
+        )
+    finally:
+        reporter.close()
     if json_output:
-        print_json({"source": source, "splits": [{"name": part.split, "images": len(part)} for part in parts]})
+        print_json(report.to_dict())
     else:
-        print_table(("split", "images"), [(part.split, len(part)) for part in parts], title=source)
+        _print_report(report)
+    if report.verdict == "unusable":
+        problem = next(finding.text for finding in report.findings)
+        raise FgsslError(f"{source} cannot be used: {problem}", "")
+
+
+def _print_report(report: Report) -> None:
+    columns = ("split", "pictures", "unreadable", "classes", "width", "height", "aspect", "modes", "formats")
+    rows = [
+        (
+            split.name, split.images, split.unreadable, split.classes, _range(split.width), _range(split.height),
+            " ".join(f"{value:.2f}" for value in split.aspect), _counts(split.modes), _counts(split.formats),
+        )
+        for split in report.splits
+    ]  # fmt: skip
+    print_table(columns, rows, title=f"{report.source} (sizes: least, median, largest)")
+    _print_classes(report)
+    _listing("unreadable", [f"{image}: {reason}" for _, image, reason in report.unreadable])
+    _listing("passed over", report.skipped)
+    start = f"{report.source.rstrip('/')}/"
+    signs = {"exact": "=", "near": "~"}
+    _listing("in two splits", [_group((x[0], x[2]), signs[x[4]], start) for x in report.leaks])
+    _listing(
+        "under two classes",
+        [" = ".join(f"{i.removeprefix(start)} ({c})" for i, c in group) for group in report.conflicts],
+    )
+    _listing("exact copies", [_group(group, "=", start) for group in report.exact])
+    _listing("near copies", [_group(group, "~", start) for group in sorted(report.near, key=len, reverse=True)])
+    _say("")
+    for finding in report.findings:
+        _say(f"{finding.level}: {finding.text}")
+    _say(f"verdict: {report.verdict}")
+
+
+def _print_classes(report: Report) -> None:
+    """Every class where they are few, else the smallest and the largest."""
+    names = sorted(report.classes, key=lambda name: sum(report.classes[name]), reverse=True)
+    if not names:
+        return
+    half = SHOWN // 2
+    left_out = len(names) - 2 * half
+    shown = names if left_out <= half else [*names[:half], None, *names[-half:]]
+    rows: list[tuple[Any, ...]] = [
+        (f"... {left_out} between", *("" for _ in report.splits)) if name is None else (name, *report.classes[name])
+        for name in shown
+    ]
+    print_table(("class", *(split.name for split in report.splits)), rows, title=f"{len(names)} classes, by size")
+
+
+def _listing(title: str, lines: list[str] | tuple[str, ...]) -> None:
+    if lines:
+        _say(f"{title} ({len(lines)}):")
+    for line in lines[:SHOWN]:
+        _say(f"  {line}")
+    if len(lines) > SHOWN:
+        _say(f"  ... and {len(lines) - SHOWN} more, in --json")
+
+
+def _group(names: tuple[str, ...], sign: str, start: str) -> str:
+    """Pictures that are the same, without the part of their paths that the user gave."""
+    shown = f" {sign} ".join(name.removeprefix(start) for name in names[:4])
+    return f"{shown} ... ({len(names)} in all)" if len(names) > 4 else shown
+
+
+def _range(spread: tuple[float, float, float]) -> str:
+    return " ".join(f"{value:g}" for value in spread)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return " ".join(f"{name}:{count}" for name, count in counts.items()) or "-"
+
+
+def _say(text: str) -> None:
+    out.print(text, markup=False, soft_wrap=True)

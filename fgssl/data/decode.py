@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
@@ -28,6 +30,7 @@ warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
 
 _REMEDY = "replace or remove it"
 _ORIENTATION_TAG = 0x0112
+_ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -52,12 +55,25 @@ _KNOWN_STARTS: tuple[tuple[bytes, str], ...] = (
 )
 
 
-def decode_image(
-    data: bytes | str | os.PathLike[str],
-    min_side: int | None = None,
-    *,
-    name: str | None = None,
-) -> Image.Image:
+EncodedImage = bytes | str | os.PathLike[str]
+"""Encoded bytes, or the path of a file (bytes are always content)."""
+
+_Result = TypeVar("_Result")
+
+
+class Examined(NamedTuple):
+    """A decoded image and what is known of the file it came from."""
+
+    image: Image.Image  # RGB, upright, maybe smaller than stored
+    width: int  # as stored, upright
+    height: int
+    mode: str  # as Pillow names it: RGB, L, P, CMYK, I;16 ...
+    format: str  # JPEG, PNG ...
+    animated: bool  # only the first frame is used
+    digest: bytes  # 16 bytes, of the encoded content
+
+
+def decode_image(data: EncodedImage, min_side: int | None = None, *, name: str | None = None) -> Image.Image:
     """Decodes an image: upright, RGB, the first frame of an animation.
 
     Args:
@@ -72,16 +88,34 @@ def decode_image(
     Raises:
         UnreadableImage: Missing, empty, cut off, not an image, too large, or broken in any other way.
     """
+    return _read(data, name, lambda stream, size: _decode(stream, size, min_side).image)
+
+
+def examine_image(data: EncodedImage, min_side: int | None = None, *, name: str | None = None) -> Examined:
+    """As `decode_image`, and what the file itself is: its size, mode, format and a digest of its content."""
+
+    def examine(stream: IO[bytes], size: int) -> Examined:
+        digest = hashlib.blake2b(digest_size=16)
+        while block := stream.read(1 << 20):
+            digest.update(block)
+        stream.seek(0)
+        return _decode(stream, size, min_side)._replace(digest=digest.digest())
+
+    return _read(data, name, examine)
+
+
+def _read(data: EncodedImage, name: str | None, use: Callable[[IO[bytes], int], _Result]) -> _Result:
+    """Opens the content for `use(stream, size)`; whatever goes wrong becomes UnreadableImage."""
     try:
         if isinstance(data, bytes):
             name = name or f"image of {len(data)} bytes"
-            return _decode(io.BytesIO(data), len(data), min_side)
+            return use(io.BytesIO(data), len(data))
         name = name or printable(os.fspath(data))
         status = os.stat(data)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
             raise _Refused("is a folder, not a file" if stat.S_ISDIR(status.st_mode) else "is not a regular file")
         with open(data, "rb") as stream:
-            return _decode(stream, status.st_size, min_side)
+            return use(stream, status.st_size)
     except Exception as error:  # on broken bytes Pillow raises nearly anything: OSError, SyntaxError, struct.error ...
         reason = _reason(error, data)
         raise UnreadableImage(f"unreadable image {name}: {reason}", _REMEDY) from error
@@ -91,7 +125,7 @@ class _Refused(Exception):
     """A reason found here, already in plain words."""
 
 
-def _decode(stream: IO[bytes], size: int, min_side: int | None) -> Image.Image:
+def _decode(stream: IO[bytes], size: int, min_side: int | None) -> Examined:
     if size == 0:
         raise _Refused("is empty (0 bytes)")
     Image.preinit()
@@ -100,8 +134,10 @@ def _decode(stream: IO[bytes], size: int, min_side: int | None) -> Image.Image:
     except UnidentifiedImageError:
         stream.seek(0)
         raise _Refused(_what_it_is(stream.read(512))) from None
-    if image.width * image.height > MAX_PIXELS:
+    width, height, mode, form = image.width, image.height, image.mode, image.format or "?"
+    if width * height > MAX_PIXELS:
         raise Image.DecompressionBombError
+    animated = form in _ANIMATED and _is_animated(image)
     if min_side is not None:
         image.draft(None, (min_side, min_side))  # no-op for all but JPEG; never below the size asked for
     image.load()
@@ -109,8 +145,11 @@ def _decode(stream: IO[bytes], size: int, min_side: int | None) -> Image.Image:
     image = to_rgb(image)
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
+    if orientation >= 5 and orientation in _UPRIGHT:
+        width, height = height, width
     # a plain Image: without the file handle and metadata of the format's class, and cheap to pickle
-    return image if type(image) is Image.Image else image.copy()
+    plain = image if type(image) is Image.Image else image.copy()
+    return Examined(plain, width, height, mode, form, animated, b"")
 
 
 def _formats() -> tuple[str, ...]:
@@ -123,6 +162,13 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # broken metadata around good pixels: the pixels are what counts
         return 1
+
+
+def _is_animated(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # broken after the first frame, which is all that is used
+        return True
 
 
 def _what_it_is(start: bytes) -> str:

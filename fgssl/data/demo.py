@@ -25,6 +25,7 @@ from PIL import Image
 from fgssl.data.birds.bird import Drawing, Nuisance, draw_nuisance, paint
 from fgssl.data.birds.paper import IMAGE_SIZE
 from fgssl.data.birds.parts import BEAKS, CROWNS, WINGS, Traits
+from fgssl.data.decode import Examined
 from fgssl.errors import FgsslError
 
 __all__ = ["CLASS_NAMES", "CLASS_TRAITS", "IMAGE_SIZE", "SIZES", "SPLITS", "DemoMasks", "DemoSet"]
@@ -91,6 +92,12 @@ class DemoSet:
     def load(self, index: int, min_side: int | None = None) -> Image.Image:
         """Draw image `index`, RGB of IMAGE_SIZE x IMAGE_SIZE pixels; `min_side` saves nothing here."""
         return self._draw(index).picture
+
+    def examine(self, index: int, min_side: int | None = None) -> Examined:
+        """As `load`; what is digested are the drawn pixels."""
+        picture = self.load(index)
+        digest = hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
+        return Examined(picture, picture.width, picture.height, picture.mode, "drawn", False, digest)
 
     def masks(self, index: int) -> DemoMasks:
         """Draw image `index` again and return where its bird and its class-telling parts are."""

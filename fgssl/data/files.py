@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fgssl.data.decode import decode_image
+from fgssl.data.decode import Examined, decode_image, examine_image
 from fgssl.data.names import printable
 from fgssl.data.packed import PackedNames
 
@@ -63,6 +63,9 @@ class FileImages:
 
     def load(self, index: int, min_side: int | None = None) -> Image:
         return decode_image(self.path(index), min_side, name=self.identifier(index))
+
+    def examine(self, index: int, min_side: int | None = None) -> Examined:
+        return examine_image(self.path(index), min_side, name=self.identifier(index))
 
     def fingerprint(self) -> str:
         """Hash of relative paths, sizes and times of change; one `stat` a file the first time."""

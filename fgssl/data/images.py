@@ -14,6 +14,8 @@ from fgssl.errors import FgsslError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from fgssl.data.decode import Examined
+
 
 @runtime_checkable
 class ImageSet(Protocol):
@@ -52,6 +54,10 @@ class ImageSet(Protocol):
         """
         ...
 
+    def examine(self, index: int, min_side: int | None = None) -> Examined:
+        """As `load`, with what is known of the stored picture: its size, mode, format, a digest of its content."""
+        ...
+
     def fingerprint(self) -> str:
         """Hex identity of the set's content, cheap to compute, for caches."""
         ...
@@ -84,6 +90,9 @@ class Subset:
 
     def load(self, index: int, min_side: int | None = None) -> Image:
         return self._images.load(int(self._indices[index]), min_side)
+
+    def examine(self, index: int, min_side: int | None = None) -> Examined:
+        return self._images.examine(int(self._indices[index]), min_side)
 
     def fingerprint(self) -> str:
         digest = hashlib.blake2b(self._images.fingerprint().encode(), digest_size=16)
@@ -129,6 +138,10 @@ class Concatenated:
     def load(self, index: int, min_side: int | None = None) -> Image:
         part, inner = self._locate(index)
         return part.load(inner, min_side)
+
+    def examine(self, index: int, min_side: int | None = None) -> Examined:
+        part, inner = self._locate(index)
+        return part.examine(inner, min_side)
 
     def fingerprint(self) -> str:
         joined = "\n".join(part.fingerprint() for part in self._parts)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fgssl.config import DataConfig
 from fgssl.data.columns import find_image_column, find_label_column, read_labels
-from fgssl.data.decode import decode_image
+from fgssl.data.decode import Examined, decode_image, examine_image
 from fgssl.data.names import printable
 from fgssl.errors import FgsslError, UnreadableImage
 
@@ -57,6 +57,13 @@ class TableImages:
         return f"{self.source}[{self.split}]#{index}"
 
     def load(self, index: int, min_side: int | None = None) -> Image:
+        return decode_image(self._content(index), min_side, name=self.identifier(index))
+
+    def examine(self, index: int, min_side: int | None = None) -> Examined:
+        return examine_image(self._content(index), min_side, name=self.identifier(index))
+
+    def _content(self, index: int) -> bytes | str:
+        """The encoded picture, or the path of its file."""
         name = self.identifier(index)
         try:
             stored = self._rows[index][self._column]
@@ -68,7 +75,9 @@ class TableImages:
         content = None if stored is None else stored["bytes"] if stored["bytes"] is not None else stored["path"]
         if content is None:
             raise UnreadableImage(f"unreadable image {name}: the row holds no image", "replace or remove it")
-        return decode_image(content, min_side, name=name)
+        if not isinstance(content, (bytes, str)):
+            raise UnreadableImage(f"unreadable image {name}: the row holds a {type(content).__name__}", "replace it")
+        return content
 
     def fingerprint(self) -> str:
         """Hash of the table's own fingerprint, its length and the column's name."""
