@@ -121,6 +121,9 @@ class TrainingConfig:
     device: str | None = knob(None, "cpu, cuda, cuda:1, mps (default: the best at hand)")
     save_every: float = knob(10.0, "minutes between saved states (one is also saved at a stop and at the end)")
     log_every: int = knob(10, "steps between lines of metrics.jsonl")
+    signals_every: int | None = knob(
+        None, "steps between label-free signals in metrics.jsonl, 0 for none (default: about 1% of the run's work)"
+    )
     evaluate: bool = knob(True, "retrieval and overview.png at the end of the run")
 
 

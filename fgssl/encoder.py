@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -131,3 +132,15 @@ class Encoder(nn.Module):
             loss, _ = info_nce(query, positive, self.keys, temperature=self.config.objective.temperature or 0.2)
             cam = gradcam(loss * len(images), feature_map, sign=self.config.rationale.sign)
         return cam.detach()
+
+
+@contextmanager
+def evaluated(module: nn.Module) -> Iterator[None]:
+    """Eval mode for the block; afterwards every part has the mode it had, also where they differed."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fgssl.errors import FgsslError
 from fgssl.features import check_features, check_labels, check_widths, unit_rows
+from fgssl.nearest import search
 from fgssl.retrieval import evaluate_retrieval
 
 
@@ -133,6 +134,29 @@ def uniformity(features: Tensor, *, scale: float = 2) -> float:
         squared.diagonal(first).fill_(float("inf"))
         total += float((-scale * squared).exp().sum())
     return math.log(total / (rows * (rows - 1)))
+
+
+def neighbour_overlap(first: Tensor, second: Tensor, *, k: int = 10) -> float:
+    """How far two views of the same images agree on who is near whom: their kNN graphs compared.
+
+    Each image's k nearest others by cosine are found among the first views and, apart, among the second views; the
+    share of images in both lists is averaged. Views that differ in pose, light and colour but lead to the same
+    neighbours show that the neighbourhoods are of the things shown, which no collapse and no trivial cue gives.
+
+    Args:
+        first: (N, D) features of one view of each image, N at least 2.
+        second: (N, D) features of the other.
+        k: Neighbours of an image, at most N - 1.
+
+    Returns:
+        From 0 to 1; k / (N - 1) by chance.
+    """
+    if len(first) != len(second):
+        raise FgsslError(f"{len(first)} features against {len(second)}", "give both views of the same images")
+    if not 1 <= k < len(first):
+        raise FgsslError(f"{k} neighbours among {len(first)} images", f"use k from 1 to {len(first) - 1}")
+    near, other = search(first, top=k).indices, search(second, top=k).indices
+    return float((near[:, :, None] == other[:, None, :]).any(2).double().mean())
 
 
 def entropy_relative_to_uniform(maps: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ from fgssl.resolve import Resolved, build
 
 LARGEST_QUEUE = 65_536
 BATCH_SIZES = (128, 64, 32)  # the paper's, and less where that leaves too few steps
+SIGNAL_IMAGES = 256  # of the training split, the same all through a run
+SIGNAL_SHARE = 0.01  # of a run's work
+STEP_FORWARDS = 4  # a step's work on an image: forward, backward (two forwards' worth), the key's forward
 STEPS_PER_EPOCH = 46  # what the paper has on CUB
 
 
@@ -79,6 +83,7 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True) 
     derive("backbone.output_stride", None, "the model's own")
     _derive_objective(values, derive, backbone, len(train), total_steps)
     _derive_optimizer(values, derive)
+    _derive_signals(values, derive, len(train))
     derive("training.device", str(device), "best at hand")
     values["training.device"] = str(device)  # in full, where `auto` was asked for
     derive("training.workers", automatic_workers(device, world), "cores of this machine")
@@ -168,6 +173,14 @@ def _derive_optimizer(values: dict[str, Any], derive: Any) -> None:
     else:
         derive("optimizer.lr", 1e-4 if started else 1e-3, "usual for adamw, less on trained weights")
         derive("optimizer.weight_decay", 0.05, "usual for adamw")
+
+
+def _derive_signals(values: dict[str, Any], derive: Any, images: int) -> None:
+    """Two forward passes of the sample, as seldom as keeps them within their share, at a line of the log."""
+    steps = 2 * min(SIGNAL_IMAGES, images) / (STEP_FORWARDS * values["training.batch_size"])
+    log_every = values["training.log_every"]
+    every = -(-math.ceil(steps / SIGNAL_SHARE) // log_every) * log_every
+    derive("training.signals_every", every, f"{100 * SIGNAL_SHARE:g} % of the run's work; also after the last step")
 
 
 def _starts_trained(values: dict[str, Any]) -> bool:

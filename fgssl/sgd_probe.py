@@ -12,7 +12,7 @@ from torch import Tensor
 from fgssl.data.cache import Shrunk, open_pixels
 from fgssl.data.crops import CropBatch, CropDataset, CropSampler, crop_batches
 from fgssl.data.images import ImageSet
-from fgssl.encoder import Encoder, Pool
+from fgssl.encoder import Encoder, Pool, evaluated
 from fgssl.machine import automatic_workers
 from fgssl.sgd import Batch, LinearClassifier, SgdRecipe, fit_sgd
 
@@ -73,13 +73,8 @@ def train_on_crops(
                 features = _features(encoder, batch, pool, forward)
                 yield features, labels[batch.index].to(features.device)
 
-    modes = {module: module.training for module in encoder.modules()}
-    encoder.eval()
-    try:
+    with evaluated(encoder):
         return fit_sgd(epoch, width=width, classes=classes, recipe=recipe, seed=seed, device=encoder.device, done=count)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @torch.no_grad()

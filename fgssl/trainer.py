@@ -14,10 +14,12 @@ from accelerate.utils import gather_object
 
 from fgssl.data.cache import PixelStore
 from fgssl.data.feed import StepSampler, ViewBatch, ViewDataset, build_feed
+from fgssl.data.pairs import view_pairs
 from fgssl.embed import reject_unreadable
-from fgssl.plan import Plan
+from fgssl.plan import SIGNAL_IMAGES, Plan
 from fgssl.reporting import Reporter, StepReport
 from fgssl.runfolder import METRICS_FILE
+from fgssl.signals import Signals, signals_of
 from fgssl.state import Loaded, random_state, restore_random_state, save_state
 from fgssl.stopping import Interrupted, StopRequest
 from fgssl.training import LogWindow, PretrainModel, StepOutput, fit_weight, learning_rate, require_finite
@@ -35,6 +37,14 @@ class Progress(NamedTuple):
 def check_faults(faults: dict[int, str], plan: Plan) -> None:
     """Raises FgsslError when too many training images are unreadable."""
     reject_unreadable(list(faults.values()), len(plan.train), f"{plan.train.source}[{plan.train.split}]")
+
+
+def _in_words(found: Signals) -> str:
+    return (
+        f"effective rank {found.effective_rank:.1f}, alignment {found.alignment:.3f}, "
+        f"uniformity {found.uniformity:.2f}, same neighbours {found.neighbour_overlap:.3f} "
+        f"(chance {found.neighbour_chance:.3f})"
+    )
 
 
 class Trainer:
@@ -57,6 +67,7 @@ class Trainer:
             pixels, plan.config.views, size=plan.backbone.image_size, seed=plan.config.training.seed
         )
         self.window, self.last_means = LogWindow(), dict[str, float]()
+        self._pairs: torch.Tensor | None = None  # views for the signals, drawn when they are first due
 
     def restore(self, saved: Loaded) -> Progress:
         """Take over a saved state: weights, queue, optimiser, randomness."""
@@ -152,7 +163,9 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         plan, config, window = self.plan, self.plan.config, self.window
-        means = self.last_means = window.means()
+        means = window.means()
+        signals = self._signals(step)
+        self.last_means = {**means, **signals}
         epoch = (step - 1) // plan.steps_per_epoch + 1
         assert config.training.batch_size is not None  # filled in by the plan
         speed = len(window.steps) * config.training.batch_size / max(window.seconds, 1e-9)
@@ -175,10 +188,27 @@ class Trainer:
             **report._asdict(),
             "positive_similarity": means["positive_similarity"],
             "lr": self.optimizer.param_groups[0]["lr"],
+            **signals,
         }
         with (self.output / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.reporter.step(report)
+
+    def _signals(self, step: int) -> dict[str, float]:
+        """The label-free signals as entries of the log, where the window just logged holds a step they are due at."""
+        every = self.plan.config.training.signals_every
+        last = step == self.plan.total_steps
+        if not every or not (last or step // every > (step - len(self.window.steps)) // every):
+            return {}
+        if self._pairs is None:
+            self._pairs = view_pairs(self.views, SIGNAL_IMAGES)
+        images = self._pairs.shape[1]
+        if images < 2:
+            return {}
+        with self.accelerator.autocast():
+            found = signals_of(self.model.encoder, self._pairs)
+        self.reporter.note(f"step {step}: {images} training images in two views: {_in_words(found)}")
+        return {f"sample_{name}": value for name, value in found._asdict().items()}
 
     def _save(self, progress: Progress) -> None:
         self.window.require_finite()

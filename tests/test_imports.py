@@ -49,7 +49,8 @@ MAY_IMPORT: dict[str, str] = {
     "nearest": "errors features ranking",
     "fewshot": "bootstrap errors features",
     "retrieval": "bootstrap errors features nearest ranking",
-    "metrics": "errors features retrieval",
+    "metrics": "errors features nearest retrieval",
+    "signals": "config data encoder features metrics",
     "judgement": "metrics",
     "classifiers": "errors features fewshot judgement logistic nearest stratified",
     "sgd": "errors",
@@ -69,11 +70,11 @@ MAY_IMPORT: dict[str, str] = {
     "state": "errors files",
     "runfolder": "config errors files plan",
     "finish": "backbone data drawing embed encoder errors nearest plan reporting retrieval runfolder visualize",
-    "trainer": "data embed plan reporting runfolder state stopping training",
+    "trainer": "data embed plan reporting runfolder signals state stopping training",
     "pretrain": "checkpoint data errors finish machine plan reporting runfolder state stopping trainer training",
     # the command line, which nothing imports
-    "cli": "check checkpoint drawing errors evaluation featurefile files machine plan pretrain probe_files probing "
-    "reporting resolve retrieval runfolder state stopping visualize",
+    "cli": "check checkpoint data drawing embed errors evaluation featurefile files machine plan pretrain "
+    "probe_files probing reporting resolve retrieval runfolder signals state stopping visualize",
     "__main__": "cli",
 }
 TRAINING = {"plan", "training", "trainer", "state", "runfolder", "finish", "pretrain", "cli"}

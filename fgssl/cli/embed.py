@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgssl.cli.console import out, print_json
+from fgssl.cli.console import make_reporter, out, print_json, print_table
 from fgssl.cli.subject import Batch, Checkpoint, Data, Device, Json, PoolOption, Split, name_faults, opened
+
+if TYPE_CHECKING:
+    from fgssl.data.images import ImageSet
+    from fgssl.embed import Embeddings
+    from fgssl.evaluation import Subject
 
 
 def embed(
@@ -21,25 +26,70 @@ def embed(
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write: features, labels, paths.")] = Path(
         "features.safetensors"
     ),
+    stats: Annotated[
+        bool,
+        typer.Option(
+            "--stats", help="Also print signals that need no labels: effective rank, uniformity, alignment, whether "
+            "two views have the same neighbours. Of a features.safetensors in place of CHECKPOINT: the first two."
+        ),
+    ] = False,
     json_output: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Write the features of a split or a folder to one safetensors file."""
     from fgssl.checkpoint import identity
     from fgssl.evaluation import open_split
-    from fgssl.featurefile import check_output, save_features
+    from fgssl.featurefile import check_output, is_feature_file, save_features
 
+    if stats and is_feature_file(checkpoint):
+        _file_stats(checkpoint, json_output=json_output)
+        return
     check_output(output)
     with opened(checkpoint, data=data, pool=pool, batch_size=batch_size, device=device) as subject:
         images = open_split(subject.data, split, "test")
         found = subject.embed(images)
         name_faults(subject, found)
+        signals = _stats(subject, images, found) if stats else None
         save_features(
             output, found, source=images.source, split=images.split, pool=subject.pool,
             checkpoint=checkpoint, encoder=identity(subject.encoder),
         )  # fmt: skip
     count, width = found.features.shape
     if json_output:
+        told = {} if signals is None else {"stats": signals}
         print_json({"output": str(output), "images": count, "width": width, "pool": subject.pool,
-                    "labels": found.labels is not None, "unreadable": len(found.faults)})  # fmt: skip
+                    "labels": found.labels is not None, "unreadable": len(found.faults), **told})  # fmt: skip
+        return
+    if signals is not None:
+        _print_stats(signals, f"{images.source} [{images.split}] by {checkpoint} ({subject.pool})")
+    out.print(f"{output}: {count} x {width} features ({subject.pool})", markup=False, soft_wrap=True)
+
+
+def _stats(subject: Subject, images: ImageSet, found: Embeddings) -> dict[str, float]:
+    from fgssl.signals import feature_stats, view_stats
+
+    views = view_stats(subject.encoder, images, pool=subject.pool, batch_size=subject.batch_size)
+    return {**feature_stats(found.features), **views}
+
+
+def _file_stats(path: str, *, json_output: bool) -> None:
+    from fgssl.featurefile import read_features
+    from fgssl.signals import feature_stats
+
+    signals = feature_stats(read_features(path).embeddings.features)
+    make_reporter(quiet=False).note("alignment and neighbours under two views need the encoder and the pictures")
+    if json_output:
+        print_json({"features": path, "stats": signals})
     else:
-        out.print(f"{output}: {count} x {width} features ({subject.pool})", markup=False, soft_wrap=True)
+        _print_stats(signals, path)
+
+
+def _print_stats(signals: dict[str, Any], title: str) -> None:
+    from fgssl.signals import MEANINGS
+
+    of = {name: signals["images"] for name in ("effective_rank", "uniformity")}
+    rows = [
+        [name, meaning, f"{signals[name]:.3f}", of.get(name, signals.get("view_images"))]
+        for name, meaning in MEANINGS.items()
+        if name in signals
+    ]
+    print_table(("signal", "meaning", "value", "images"), rows, title=title, text_columns=2)

@@ -126,11 +126,12 @@ def _few_shot(
          "top1_low": result.accuracy.low, "top1_high": result.accuracy.high, "skipped_classes": result.skipped}
         for count, result in zip(shots, found, strict=True)
     ]  # fmt: skip
+    more = "".join(f", {count}-shot alike" for count in shots[1:])
     return {
         "checkpoint": checkpoint, "data": subject.data.source, "pool": subject.pool, "seed": seed,
         "top1": rows[0]["top1"], "top5": None,
-        "protocol": f"{found[0].protocol}, drawn from {images.split}", "labels": rows[0]["ways"] * rows[0]["shots"],
-        "results": rows,
+        "protocol": f"{found[0].protocol}{more}, drawn from {images.split}",
+        "labels": rows[0]["ways"] * rows[0]["shots"], "results": rows,
     }  # fmt: skip
 
 
