@@ -200,6 +200,7 @@ class Trainer:
         last = step == self.plan.total_steps
         if not every or not (last or step // every > (step - len(self.window.steps)) // every):
             return {}
+        require_finite(self.model, step)
         if self._pairs is None:
             self._pairs = view_pairs(self.views, SIGNAL_IMAGES)
         images = self._pairs.shape[1]
