@@ -6,8 +6,9 @@ shows what each such value became and why. How recipes, flags and `--set` are me
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 
 def knob(default: Any, text: str) -> Any:
@@ -119,7 +120,9 @@ class TrainingConfig:
     workers: int | None = knob(None, "loader processes per process (default: by machine)")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = knob("auto", "autocast precision")
     device: str | None = knob(None, "cpu, cuda, cuda:1, mps (default: the best at hand)")
-    save_every: float = knob(10.0, "minutes between saved states (one is also saved at a stop and at the end)")
+    save_every: str = knob("10m", "between saved states: steps (200) or time (90s, 10m, 2h)")
+    stop_on_collapse: bool = knob(False, "stop when the features collapse, instead of only warning")
+    keep_states: bool = knob(False, "keep the resume states of a finished run")
     log_every: int = knob(10, "steps between lines of metrics.jsonl")
     signals_every: int | None = knob(
         None, "steps between label-free signals in metrics.jsonl, 0 for none (default: about 1% of the run's work)"
@@ -175,6 +178,32 @@ DEMO_PROFILE: dict[str, Any] = {
     "backbone.image_size": 96,
     "training.epochs": 8,
 }
+
+
+_INTERVAL = re.compile(r"(\d+(?:\.\d+)?)\s*(|s|m|min|h)")
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600}
+
+
+class Interval(NamedTuple):
+    """How often something happens, in steps or in time."""
+
+    steps: int | None
+    seconds: float | None
+
+    def over(self, steps: int, seconds: float) -> bool:
+        """Whether it is time again after so many steps and seconds."""
+        return steps >= self.steps if self.steps is not None else seconds > (self.seconds or 0)
+
+
+def interval(text: str) -> Interval | None:
+    """`200` steps, or `90s`, `10m`, `2h`; None for what is neither. `10.0`, as old runs wrote it, is minutes."""
+    match = _INTERVAL.fullmatch(text.strip())
+    if match is None:
+        return None
+    number, unit = match.groups()
+    if not unit and number.isdecimal():
+        return Interval(max(1, int(number)), None)
+    return Interval(None, float(number) * _SECONDS[unit or "m"])
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

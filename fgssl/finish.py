@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from fgssl.backbone import save_timm
+from fgssl.checkpoint import ENCODER_FILE
 from fgssl.data.feed import Key, ViewDataset, epoch_order
 from fgssl.data.images import ImageSet
 from fgssl.drawing import Neighbour, OverviewRow, overview_sheet, save_png, view_pairs_sheet
@@ -19,7 +21,8 @@ from fgssl.nearest import search
 from fgssl.plan import Plan
 from fgssl.reporting import Reporter
 from fgssl.retrieval import evaluate_retrieval
-from fgssl.runfolder import versions, write_summary
+from fgssl.runfolder import SUMMARY_FILE, versions, write_summary
+from fgssl.state import has_state, remove_states
 from fgssl.visualize import explain, shown
 
 OVERVIEW_ROWS, OVERVIEW_NEIGHBOURS, VIEW_PAIRS = 6, 5, 8
@@ -77,7 +80,9 @@ def finish_run(
     last: dict[str, float],
     reporter: Reporter,
 ) -> RunResult:
-    """Write timm/, summary.json and overview.png of the last epoch's weights; nothing is selected on the test split.
+    """Write timm/, overview.png and summary.json of the last epoch's weights; nothing is selected on the test split.
+
+    The resume states go last: until then a killed process can be resumed, and afterwards nothing needs them.
 
     Args:
         plan: Of the run.
@@ -115,7 +120,20 @@ def finish_run(
         "versions": versions(),
     }
     write_summary(output, summary)
+    if not plan.config.training.keep_states:
+        remove_states(output)
     return RunResult(output, summary, rows)
+
+
+def finished_result(output: Path) -> RunResult | None:
+    """What a run left that is finished; None where there is still something to do."""
+    if has_state(output) or not (output / ENCODER_FILE).exists():
+        return None
+    try:
+        summary = json.loads((output / SUMMARY_FILE).read_text(encoding="utf-8"))
+        return RunResult(output, summary, summary["retrieval"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def save_view_pairs(output: Path, plan: Plan, views: ViewDataset) -> None:

@@ -28,7 +28,14 @@ from fgssl.training import KEYS_KEPT, build_model, build_optimizer
 SHRINK = 1.3  # short side of the decoded training pictures, relative to the view: keeps small crops sharp
 
 
-def pretrain(plan: Plan, output: Path, *, reporter: Reporter | None = None, resume: bool = False) -> RunResult:
+def pretrain(
+    plan: Plan,
+    output: Path,
+    *,
+    reporter: Reporter | None = None,
+    resume: bool = False,
+    allow_changes: bool = False,
+) -> RunResult:
     """Train an encoder.
 
     Args:
@@ -36,6 +43,7 @@ def pretrain(plan: Plan, output: Path, *, reporter: Reporter | None = None, resu
         output: The run folder, already checked by the caller.
         reporter: Told how it goes.
         resume: Continue from the state saved in `output`.
+        allow_changes: Continue even with other images than the state was saved with.
 
     Returns:
         Paths and results of the run.
@@ -49,7 +57,7 @@ def pretrain(plan: Plan, output: Path, *, reporter: Reporter | None = None, resu
     model, is_main = trainer.model, trainer.accelerator.is_main_process
     saved = load_state(output) if resume else None
     if saved is not None:
-        progress = trainer.restore(saved)
+        progress = trainer.restore(saved, allow_changes=allow_changes)
     else:
         if resume:
             _start_over(output, reporter)

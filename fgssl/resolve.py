@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 import yaml
 
-from fgssl.config import DEMO_PROFILE, RATIONALE_PRESETS, VIEW_PRESETS, PretrainConfig, flatten
+from fgssl.config import DEMO_PROFILE, RATIONALE_PRESETS, VIEW_PRESETS, PretrainConfig, flatten, interval
 from fgssl.errors import FgsslError
 
 MAX_RECIPE_BYTES = 1_000_000
@@ -202,8 +202,7 @@ def _shown(value: Any) -> str:
 
 _AT_LEAST: dict[str, float] = {
     "training.epochs": 1, "training.batch_size": 2, "training.max_steps": 1, "training.workers": 0,
-    "training.log_every": 1, "training.signals_every": 0, "training.seed": 0, "training.save_every": 0,
-    "objective.queue_size": 1,
+    "training.log_every": 1, "training.signals_every": 0, "training.seed": 0, "objective.queue_size": 1,
     "objective.projector_dim": 1, "objective.projector_hidden": 1, "rationale.projections": 1, "rationale.weight": 0,
     "rationale.warmup_epochs": 0, "optimizer.warmup_epochs": 0, "optimizer.weight_decay": 0,
     "backbone.image_size": 8, "views.brightness": 0, "views.contrast": 0, "views.saturation": 0,
@@ -230,6 +229,9 @@ def _reject_contradictions(config: PretrainConfig) -> None:
     for key in _FRACTION:
         if flat[key] is not None and not 0 <= flat[key] <= 1:
             raise FgsslError(f"{key} is {flat[key]}", "it must lie between 0 and 1")
+    if interval(config.training.save_every) is None:
+        asked = _shown(config.training.save_every)
+        raise FgsslError(f"training.save_every cannot be {asked}", "give steps (200) or time (90s, 10m, 2h)")
     views = config.views
     if views.crop_min > views.crop_max:
         raise FgsslError(f"views.crop_min {views.crop_min} is above views.crop_max {views.crop_max}", "swap them")

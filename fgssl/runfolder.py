@@ -21,10 +21,11 @@ from fgssl.config import flatten, nested
 from fgssl.errors import FgsslError
 from fgssl.files import not_writable, write_text
 from fgssl.plan import Plan
+from fgssl.runlock import LOCK_FILE
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, "encoder.safetensors", "overview.png", "views.png")
-RUN_FOLDERS = ("timm", "resume")
+RUN_FOLDERS = ("timm", "resume", ".resume-removed")
 
 
 def prepare_output(output: Path, *, overwrite: bool) -> None:
@@ -36,7 +37,7 @@ def prepare_output(output: Path, *, overwrite: bool) -> None:
     try:
         if output.exists() and not output.is_dir():
             raise FgsslError(f"output '{output}' is a file", "choose a folder with --output")
-        if output.is_dir() and any(output.iterdir()):
+        if output.is_dir() and any(path.name != LOCK_FILE for path in output.iterdir()):
             if not overwrite:
                 raise FgsslError(
                     f"output folder '{output}' is not empty",

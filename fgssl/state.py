@@ -6,9 +6,12 @@ RUN/resume/000001234.sha256   its checksum, written after it: a state without a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import pickle
 import random
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +22,7 @@ from fgssl.errors import FgsslError
 from fgssl.files import atomic_path, write_text
 
 STATES_KEPT = 2
+REMOVED = ".resume-removed"
 
 
 class Loaded(NamedTuple):
@@ -77,6 +81,13 @@ def _states(folder: Path) -> list[Path]:
 def has_state(run: Path) -> bool:
     """Whether any state was saved, damaged or not."""
     return bool(_states(run / "resume"))
+
+
+def remove_states(run: Path) -> None:
+    """Of a finished run: they are several times the size of its encoder."""
+    with contextlib.suppress(OSError):  # renamed first: a process killed here leaves all states or none
+        os.replace(run / "resume", run / REMOVED)
+    shutil.rmtree(run / REMOVED, ignore_errors=True)
 
 
 def random_state() -> dict[str, Any]:

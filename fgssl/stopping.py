@@ -1,4 +1,4 @@
-"""Stop requests: the first Ctrl-C or SIGTERM lets the step finish and the state be saved, a second Ctrl-C does not."""
+"""Stop requests: the first signal lets the step finish and the state be saved, a second Ctrl-C does not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from types import FrameType
 
 import torch
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+# SIGUSR1 is what batch systems can send some time before the end; SIGHUP comes when a terminal is closed
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+
+
+def heeded_signals() -> tuple[int, ...]:
+    """The stop signals this process listens to: not the SIGHUP that `nohup` has switched off."""
+    return tuple(n for n in SIGNALS if n == signal.SIGINT or signal.getsignal(n) != signal.SIG_IGN)
 
 
 class Interrupted(Exception):
@@ -37,6 +44,7 @@ class StopRequest:
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third one ends the process even inside a call that hangs
             raise KeyboardInterrupt
         self.received = number
 
@@ -54,7 +62,7 @@ def listen_for_stop() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    former = {number: signal.signal(number, request._receive) for number in SIGNALS}
+    former = {number: signal.signal(number, request._receive) for number in heeded_signals()}
     try:
         yield request
     finally:

@@ -12,10 +12,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from fgssl.config import Interval, interval
 from fgssl.data.cache import PixelStore
 from fgssl.data.feed import StepSampler, ViewBatch, ViewDataset, build_feed
 from fgssl.data.pairs import view_pairs
 from fgssl.embed import reject_unreadable
+from fgssl.errors import FgsslError
 from fgssl.plan import SIGNAL_IMAGES, Plan
 from fgssl.reporting import Reporter, StepReport
 from fgssl.runfolder import METRICS_FILE
@@ -69,12 +71,23 @@ class Trainer:
         self.window, self.last_means = LogWindow(), dict[str, float]()
         self._pairs: torch.Tensor | None = None  # views for the signals, drawn when they are first due
 
-    def restore(self, saved: Loaded) -> Progress:
-        """Take over a saved state: weights, queue, optimiser, randomness."""
+    def restore(self, saved: Loaded, *, allow_changes: bool = False) -> Progress:
+        """Take over a saved state: weights, queue, optimiser, randomness.
+
+        Raises:
+            FgsslError: the model has other sizes, or the split other images, than when the state was saved.
+        """
         for warning in saved.warnings:
             self.reporter.warn(warning)
-        self.model.load_state_dict(saved.state["model"])
-        self.optimizer.load_state_dict(saved.state["optimizer"])
+        self._check_data(saved.state.get("data"), allow_changes=allow_changes)
+        try:
+            self.model.load_state_dict(saved.state["model"])
+            self.optimizer.load_state_dict(saved.state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise FgsslError(
+                "the saved state does not fit the changed settings: the model or its optimiser has other parts",
+                "start a new run with --set backbone.init=RUN",
+            ) from error
         randoms = saved.state["random"]  # of the processes there were then
         restore_random_state(randoms[self.accelerator.process_index % len(randoms)])
         progress = Progress(**saved.state["progress"])
@@ -91,7 +104,9 @@ class Trainer:
         self.model.train()
         faults = dict(progress.faults)
         started = last_saved = time.monotonic()
-        step, mark = progress.step, time.perf_counter()
+        step = saved_step = progress.step
+        mark = time.perf_counter()
+        every = interval(training.save_every) or Interval(None, 600.0)
         batches = self.batches(progress.step)
         self._note_faults(self.pixels.faults, faults)
 
@@ -111,12 +126,12 @@ class Trainer:
                 self._log(step, now().seconds - progress.seconds, progress.step)
                 self.window = LogWindow()
             signal_number = stop.agreed(plan.device)
-            if signal_number or time.monotonic() - last_saved > 60 * training.save_every:
+            if signal_number or every.over(step - saved_step, time.monotonic() - last_saved):
                 self._save(now())
-                last_saved = time.monotonic()
+                saved_step, last_saved = step, time.monotonic()
                 if signal_number:
                     raise Interrupted(signal_number, step)
-        if step > progress.step:
+        if step > saved_step:
             self._save(now())
         return now()
 
@@ -211,6 +226,26 @@ class Trainer:
         self.reporter.note(f"step {step}: {images} training images in two views: {_in_words(found)}")
         return {f"sample_{name}": value for name, value in found._asdict().items()}
 
+    def _data(self) -> dict[str, Any]:
+        """What the order of images depends on."""
+        return {"images": len(self.plan.train), "fingerprint": self.plan.train.fingerprint()}
+
+    def _check_data(self, saved: dict[str, Any] | None, *, allow_changes: bool) -> None:
+        """Raises FgsslError where the split has grown or shrunk: every later step would see other images."""
+        now = self._data()
+        if saved is None or saved == now:
+            return
+        name = f"{self.plan.train.source}[{self.plan.train.split}]"
+        if saved["images"] == now["images"]:
+            self.reporter.warn(f"{name} changed since the state was saved: if its pictures did, this is another run")
+        elif allow_changes:
+            self.reporter.warn(f"{name} has {now['images']} images, {saved['images']} when the state was saved")
+        else:
+            raise FgsslError(
+                f"{name} has {now['images']} images, but {saved['images']} when the state was saved",
+                "restore them, start a new run, or go on by --allow-changes",
+            )
+
     def _save(self, progress: Progress) -> None:
         self.window.require_finite()
         require_finite(self.model, progress.step)
@@ -223,6 +258,7 @@ class Trainer:
                 "random": randoms,
                 "window": self.window.state(),
                 "last_means": self.last_means,
+                "data": self._data(),
             }
             save_state(self.output, progress.step, state)
         self.accelerator.wait_for_everyone()

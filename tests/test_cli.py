@@ -149,13 +149,9 @@ def test_dry_run_names_recipe_preset_and_demo_as_origins(tmp_path: Path) -> None
         ("visualize",),
         ("retrieve",),
         ("dance",),
-        ("pretrain", "--resume", "run", "--lr", "1"),
-        ("pretrain", "--resume", "run", "--set", "training.seed=1"),
-        ("pretrain", "--resume", "run", "--recipe", "x.yaml"),
         ("pretrain", "--resume", "run", "--output", "other"),
         ("pretrain", "--resume", "run", "--overwrite"),
-        ("pretrain", "--resume", "run", "--no-rationale"),
-        ("pretrain", "--resume", "run", "--max-steps", "9"),
+        ("pretrain", "--allow-changes"),
     ],
 )
 def test_wrong_usage_is_exit_2(arguments: tuple[str, ...]) -> None:

@@ -25,10 +25,12 @@ MAY_IMPORT: dict[str, str] = {
     "errors": "",
     "files": "errors",
     "config": "",
+    "changes": "config errors resolve",
     "resolve": "config errors",
     "reporting": "",
     "machine": "errors",
     "stopping": "",
+    "runlock": "errors files",
     # pictures
     "views": "config",
     "data": "config errors files stopping views",
@@ -68,13 +70,14 @@ MAY_IMPORT: dict[str, str] = {
     "plan": "backbone config data errors machine resolve",
     "training": "config encoder errors metrics objectives plan rationale",
     "state": "errors files",
-    "runfolder": "config errors files plan",
-    "finish": "backbone data drawing embed encoder errors nearest plan reporting retrieval runfolder visualize",
-    "trainer": "data embed plan reporting runfolder signals state stopping training",
+    "runfolder": "config errors files plan runlock",
+    "finish": "backbone checkpoint data drawing embed encoder errors nearest plan reporting retrieval runfolder state "
+    "visualize",
+    "trainer": "config data embed errors plan reporting runfolder signals state stopping training",
     "pretrain": "checkpoint data errors finish machine plan reporting runfolder state stopping trainer training",
     # the command line, which nothing imports
-    "cli": "check checkpoint data drawing embed errors evaluation featurefile files machine plan pretrain "
-    "probe_files probing reporting resolve retrieval runfolder signals state stopping visualize",
+    "cli": "changes check checkpoint data drawing embed errors evaluation featurefile files finish machine plan pretrain "
+    "probe_files probing reporting resolve retrieval runfolder runlock signals state stopping visualize",
     "__main__": "cli",
 }
 TRAINING = {"plan", "training", "trainer", "state", "runfolder", "finish", "pretrain", "cli"}

@@ -65,9 +65,8 @@ def after_step(number: int, action: Callable[[], object]) -> Iterator[None]:
 
 def test_run_folder_is_complete_and_valid() -> None:
     run, outcome = finished_run()
-    assert {path.name for path in run.iterdir()} == FILES | {"timm", "resume"}
+    assert {path.name for path in run.iterdir()} == FILES | {"timm"}  # the states went last
     assert {path.name for path in (run / "timm").iterdir()} == {"config.json", "model.safetensors"}
-    assert {path.name for path in (run / "resume").iterdir()} == {"000000006.pt", "000000006.sha256"}
     for name in ("overview.png", "views.png"):
         with Image.open(run / name) as picture:
             picture.load()
@@ -215,24 +214,43 @@ def test_lines_logged_after_the_saved_state_are_logged_once(tmp_path: Path) -> N
     assert metrics(run) == metrics(finished_run()[0])
 
 
-def test_resuming_a_finished_run_writes_its_results_again(tmp_path: Path) -> None:
+def test_a_run_stopped_while_writing_its_results_writes_them_again(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    shutil.copytree(finished_run()[0], run)
-    for name in ("overview.png", "summary.json"):
-        (run / name).unlink()
+    with mock.patch("fgssl.finish.draw_overview", side_effect=KeyboardInterrupt):
+        assert fgssl("pretrain", "--data", photos(), *EVALUATED, "--output", run).code == 130
+    assert not (run / "summary.json").exists()
     outcome = fgssl("pretrain", "--resume", run)
     assert outcome.code == 0 and "already trained" in outcome.err
     assert_equal_encoders(finished_run()[0], run)
     assert metrics(run) == metrics(finished_run()[0])
     ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (run, finished_run()[0]))
-    assert {**ours, "train_seconds": 0} == {**theirs, "train_seconds": 0}
+    for summary in (ours, theirs):
+        del summary["train_seconds"], summary["last"]["wait_share"]
+    assert ours == theirs
     assert (run / "overview.png").is_file()
+
+
+def test_resuming_a_finished_run_says_so_and_shows_its_results(tmp_path: Path) -> None:
+    """As a batch system does that starts the same script again: nothing is trained, nothing changes, exit code 0."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run()[0], run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    outcome = fgssl("pretrain", "--resume", run)
+    assert outcome.code == 0 and "finished: nothing is left to do" in outcome.err
+    assert outcome.out.replace(str(run), "") == finished_run()[1].out.replace(str(finished_run()[0]), "")
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_states_of_a_finished_run_are_kept_where_asked(tmp_path: Path) -> None:
+    options = ("--set", "training.keep_states=true", "--save-every", "1", "--output", tmp_path / "run")
+    assert fgssl("pretrain", "--data", photos(), *SHORT, *options).code == 0
+    assert sorted(path.stem for path in (tmp_path / "run" / "resume").glob("*.pt")) == ["000000001", "000000002"]
 
 
 def test_resuming_never_throws_a_finished_encoder_away(tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run()[0], run)
-    shutil.rmtree(run / "resume")
+    (run / "summary.json").unlink()
     before = (run / "encoder.safetensors").read_bytes()
     assert "saved states are gone" in fgssl("pretrain", "--resume", run).error()
     assert (run / "encoder.safetensors").read_bytes() == before

@@ -1,7 +1,7 @@
 """The command line: verbs parse, call one function, print. Only this package prints.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a problem said in one line, 2 wrong usage,
-130 and 143 stopped by Ctrl-C and SIGTERM.
+130, 143, 138 and 129 stopped by Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP.
 """
 
 from __future__ import annotations
@@ -80,7 +80,10 @@ def main() -> None:
     if not os.environ.get("FGSSL_DEBUG"):
         warnings.simplefilter("ignore")  # other libraries' notes to developers are not for users
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminated)
+        for name in ("SIGTERM", "SIGUSR1", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` leaves it
+                signal.signal(number, _terminated)
     try:
         app()
     except FgsslError as error:
@@ -94,7 +97,7 @@ def main() -> None:
 
 
 def _terminated(number: int, _frame: Any) -> None:
-    """SIGTERM outside the training steps, which catch it themselves: temporary files are removed, as by Ctrl-C."""
+    """A stop outside the training steps, which catch signals themselves: temporary files go, as by Ctrl-C."""
     raise SystemExit(128 + number)
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fgssl.cli.console import PlainReporter, make_reporter, out, print_json, print_table, process_rank
 from fgssl.errors import FgsslError
 
+if TYPE_CHECKING:
+    from fgssl.finish import RunResult
+    from fgssl.plan import Plan
+    from fgssl.resolve import Resolved
+
 RUNS = Path("runs")
-# what --resume may change: the machine, not the run
-MACHINE_FLAGS = ("training.workers", "training.device")
 
 
 def pretrain(
@@ -51,7 +55,16 @@ def pretrain(
         str | None, typer.Option(help="auto, no, bf16 or fp16. [auto]", metavar="auto|no|bf16|fp16")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [best at hand]")] = None,
+    save_every: Annotated[
+        str | None, typer.Option(metavar="N|TIME", help="Save the state every 200 steps, 90s, 10m or 2h. [10m]")
+    ] = None,
+    stop_on_collapse: Annotated[
+        bool | None, typer.Option("--stop-on-collapse", help="Stop when the features collapse, not only warn.")
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run folder, with its own settings.")] = None,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Resume with other settings, although that is another run.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
@@ -73,28 +86,30 @@ def pretrain(
         "training.workers": workers,
         "training.mixed_precision": mixed_precision,
         "training.device": device,
+        "training.save_every": save_every,
+        "training.stop_on_collapse": stop_on_collapse,
     }
-    if resume is not None:
-        given = [k for k, v in flags.items() if v is not None and k not in MACHINE_FLAGS]
-        if given or recipe or sets or output or overwrite:
-            raise typer.BadParameter(
-                "--resume continues a run with its own settings; only --device, --workers, --json, --quiet go with it"
-            )
-        flags = {k: flags[k] for k in MACHINE_FLAGS}
-        recipe = resume / "config.yaml"
-        if not recipe.is_file():
-            raise FgsslError(f"'{resume}' is not a run folder (no config.yaml)", "give the folder of an unfinished run")
+    if resume is not None and (output or overwrite):
+        raise typer.BadParameter("--resume names the run folder itself: leave out --output and --overwrite")
+    if allow_changes and resume is None:
+        raise typer.BadParameter("--allow-changes goes with --resume")
 
     from fgssl.resolve import load_config
 
-    resolved = load_config(recipe, flags=flags, sets=sets or ())
+    changes: list[str] = []
+    if resume is None:
+        resolved = load_config(recipe, flags=flags, sets=sets or ())
+    else:
+        resolved, changes = _resumed(resume, load_config(recipe, flags=flags, sets=sets or ()), allow=allow_changes)
     if dry_run:
         _dry_run(resolved, as_json=json_output)
         return
     target = resume or output or default_output(resolved.config.data.source, resolved.config.backbone.name)
     reporter = make_reporter(quiet=quiet)
+    if changes:
+        reporter.note(f"changed for the rest of the run: {', '.join(changes)}")
     try:
-        result = _run(resolved, target, reporter, resume=resume is not None, overwrite=overwrite)
+        result = _run(resolved, target, reporter, resume=resume is not None, overwrite=overwrite, allow=allow_changes)
     finally:
         reporter.close()
     if process_rank() == 0:
@@ -110,21 +125,59 @@ def default_output(source: str, backbone: str) -> Path:
     return path
 
 
-def _run(resolved: Any, target: Path, reporter: PlainReporter, *, resume: bool, overwrite: bool) -> Any:
-    from fgssl.plan import describe, make_plan
+def _resumed(run: Path, asked: Resolved, *, allow: bool) -> tuple[Resolved, list[str]]:
+    """The settings of a run to continue, and in words what is to change in them."""
+    from fgssl.changes import changed, with_changes
+    from fgssl.resolve import load_config
+
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise FgsslError(f"'{run}' is not a run folder (no config.yaml)", "give the folder of an unfinished run")
+    saved = load_config(config)
+    changes = changed(saved, asked)
+    return with_changes(saved, changes, allow=allow, run=str(run)), [str(change) for change in changes]
+
+
+def _run(
+    resolved: Resolved, target: Path, reporter: PlainReporter, *, resume: bool, overwrite: bool, allow: bool
+) -> RunResult:
+    """The run, behind a lock on its folder."""
+    from fgssl.finish import finished_result
+    from fgssl.plan import make_plan
+    from fgssl.runfolder import CONFIG_FILE, METRICS_FILE, prepare_output, write_config
+    from fgssl.runlock import hold_run
+    from fgssl.state import has_state
+
+    finished = finished_result(target) if resume else None
+    if finished is not None:
+        reporter.note(f"{target} is finished: nothing is left to do")
+        return finished
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), process_rank()
+    plan = make_plan(resolved, world=world, load_weights=not (resume and has_state(target)))
+    with hold_run(target, note=reporter.note) if rank == 0 else nullcontext():
+        if rank == 0 and not resume:
+            prepare_output(target, overwrite=overwrite)
+            write_config(target, plan)  # at once: --resume needs it, whenever this process is killed
+        try:
+            return _train(plan, target, reporter, resume=resume, allow=allow)
+        except FgsslError:
+            if rank == 0 and not (target / METRICS_FILE).exists():  # before the first step: nothing worth keeping
+                (target / CONFIG_FILE).unlink(missing_ok=True)
+            raise
+
+
+def _train(plan: Plan, target: Path, reporter: PlainReporter, *, resume: bool, allow: bool) -> RunResult:
+    """The run itself; a stop says how to go on."""
+    from fgssl.plan import describe
     from fgssl.pretrain import pretrain as train
-    from fgssl.runfolder import prepare_output
     from fgssl.state import has_state
     from fgssl.stopping import Interrupted
 
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), process_rank()
-    plan = make_plan(resolved, world=world, load_weights=not (resume and has_state(target)))
-    if rank == 0 and not resume:
-        prepare_output(target, overwrite=overwrite)
+    rank = process_rank()
     reporter.planned(describe(plan), plan.facts())
     reporter.note(f"run folder: {target}")
     try:
-        return train(plan, target, reporter=reporter, resume=resume)
+        return train(plan, target, reporter=reporter, resume=resume, allow_changes=allow)
     except Interrupted as stop:
         reporter.close()
         if rank == 0:
