@@ -53,8 +53,8 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """(N, 3, S, S) uint8 to the floats the backbone expects, in its memory format."""
-        floats = images.to(dtype=torch.float32).div_(255).sub_(self.mean).div_(self.std)
+        """(N, 3, S, S) levels 0 to 255, uint8 or float32, to the floats the backbone expects, in its memory format."""
+        floats = torch.sub(images, 255 * self.mean).div_(255 * self.std)  # bytes become floats on the way
         return floats.contiguous(memory_format=torch.channels_last) if self.backbone.channels_last else floats
 
     @property

@@ -145,7 +145,7 @@ def save_view_pairs(output: Path, plan: Plan, views: ViewDataset) -> None:
         except UnreadableImage:
             continue
         first, second = (
-            Image.fromarray(view.permute(1, 2, 0).numpy()) for view in views.two_views(pixels, Key(0, index))
+            Image.fromarray(view[0].permute(1, 2, 0).numpy()) for view in views.make([pixels], [Key(0, index)])
         )
         pairs.append((Image.fromarray(np.array(pixels)), first, second))
         names.append(_name(plan.train, index))

@@ -16,7 +16,7 @@ from fgssl.checkpoint import ENCODER_FILE, save_encoder
 from fgssl.data.cache import PixelStore, Shrunk, open_pixels
 from fgssl.errors import FgsslError
 from fgssl.finish import RunResult, finish_run, retrieval_rows, save_view_pairs
-from fgssl.machine import available_cores
+from fgssl.machine import available_cores, keep_freed_memory
 from fgssl.plan import Plan
 from fgssl.reporting import Reporter
 from fgssl.runfolder import truncate_metrics, write_config
@@ -92,6 +92,8 @@ def _start_over(output: Path, reporter: Reporter) -> None:
 
 def build_trainer(plan: Plan, output: Path, reporter: Reporter) -> Trainer:
     """Everything a run steps with, on its device: decoded pixels, model, optimiser."""
+    if plan.device.type == "cpu":
+        keep_freed_memory()
     accelerator = _accelerator(plan)
     pixels = _training_pixels(plan, accelerator, reporter)
     torch.manual_seed(plan.config.training.seed)

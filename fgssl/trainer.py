@@ -18,6 +18,7 @@ from fgssl.data.feed import StepSampler, ViewBatch, ViewDataset, build_feed
 from fgssl.data.pairs import view_pairs
 from fgssl.embed import reject_unreadable
 from fgssl.errors import FgsslError
+from fgssl.machine import available_cores
 from fgssl.plan import SIGNAL_IMAGES, Plan
 from fgssl.reporting import Reporter, StepReport
 from fgssl.runfolder import METRICS_FILE
@@ -66,7 +67,11 @@ class Trainer:
         self.plan, self.output, self.accelerator, self.reporter = plan, output, accelerator, reporter
         self.model, self.wrapped, self.optimizer, self.pixels = model, wrapped, optimizer, pixels
         self.views = ViewDataset(
-            pixels, plan.config.views, size=plan.backbone.image_size, seed=plan.config.training.seed
+            pixels,
+            plan.config.views,
+            size=plan.backbone.image_size,
+            seed=plan.config.training.seed,
+            on_device=plan.device.type == "cuda",
         )
         self.window, self.last_means = LogWindow(), dict[str, float]()
         self._pairs: torch.Tensor | None = None  # views for the signals, drawn when they are first due
@@ -148,7 +153,11 @@ class Trainer:
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
         )
-        feed = build_feed(self.views, sampler, workers=training.workers, pin=plan.device.type == "cuda")
+        derived = plan.origins.get("training.workers", "").startswith("derived")
+        # a process of its own would take turns with the training's threads, which wait for each other
+        in_process = derived and plan.device.type == "cpu" and self.pixels.path is not None and available_cores() <= 4
+        workers = 0 if in_process else training.workers
+        feed = build_feed(self.views, sampler, workers=workers, pin=plan.device.type == "cuda")
         feed.generator = torch.Generator()  # a loader draws one number when it starts: not from the run's stream
         return iter(feed)
 
@@ -158,7 +167,7 @@ class Trainer:
         rate = learning_rate(step, config.optimizer, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        views = batch.views.to(plan.device, non_blocking=True)
+        views = batch.views_on(plan.device)
         index = batch.index.to(plan.device, non_blocking=True)
         weight = fit_weight(step, config, steps_per_epoch=plan.steps_per_epoch)
         output: StepOutput = self.wrapped(views, index, weight)

@@ -22,7 +22,7 @@ from fgssl.data.feed import (
     epoch_order,
 )
 from fgssl.errors import UnreadableImage
-from fgssl.views import apply_view, draw_view
+from fgssl.views import DRAWS, draw_views, make_views
 
 SIZE, BATCH, COUNT = 16, 4, 12  # 3 steps an epoch
 
@@ -42,7 +42,8 @@ def batches(pixels: PixelStore, *, workers: int = 0, seed: int = 3, start: int =
 def assert_equal(first: list[ViewBatch], second: list[ViewBatch]) -> None:
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
-        assert torch.equal(one.views, other.views) and torch.equal(one.index, other.index)
+        # bytes from a worker process, floats of the same levels from this one
+        assert torch.equal(one.views.float(), other.views.float()) and torch.equal(one.index, other.index)
         assert one.faults == other.faults
 
 
@@ -91,19 +92,33 @@ def test_shares_of_processes_interleave_to_the_global_batch(length, world, start
 # ---- content
 
 
-def test_views_are_those_of_the_seed_epoch_and_image(pixels):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_views_are_those_of_the_seed_epoch_and_image(workers, pixels):
     """Each batch against one made by hand from the definition."""
-    for step, batch in enumerate(batches(pixels)):
+    for step, batch in enumerate(batches(pixels, workers=workers)):
         epoch, position = divmod(step, COUNT // BATCH)
         chosen = epoch_order(COUNT, 3, epoch)[position * BATCH : (position + 1) * BATCH]
         assert batch.index.tolist() == chosen.tolist() and batch.faults == ()
-        assert batch.views.shape == (2, BATCH, 3, SIZE, SIZE) and batch.views.dtype == torch.uint8
+        assert batch.views.shape == (2, BATCH, 3, SIZE, SIZE)
+        assert batch.views.dtype == (torch.uint8 if workers else torch.float32)
         for place, index in enumerate(chosen):
-            image = torch.from_numpy(np.array(pixels[index])).permute(2, 0, 1)
-            rng = np.random.default_rng([3, epoch, index])
-            for number in range(2):
-                view = draw_view(rng, ViewsConfig(), height=image.shape[1], width=image.shape[2], size=SIZE)
-                assert torch.equal(batch.views[number, place], apply_view(image, view, SIZE))
+            image = np.array(pixels[index])
+            height, width = (np.full(2, side) for side in image.shape[:2])
+            randoms = np.random.default_rng([3, epoch, index]).random((2, DRAWS))
+            views = draw_views(randoms, ViewsConfig(), heights=height, widths=width, size=SIZE)
+            assert torch.equal(batch.views[:, place], make_views([image, image], views, SIZE).to(batch.views.dtype))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_views_made_on_the_device_are_nearly_those_of_the_cpu(workers, pixels):
+    """The same parameters, at most 4 levels apart, through pickling and pinning-shaped batches alike."""
+    sampler = StepSampler(COUNT, BATCH, seed=3, start=0, stop=4)
+    dataset = ViewDataset(pixels, ViewsConfig(), size=SIZE, seed=3, on_device=True)
+    for batch, other in zip(build_feed(dataset, sampler, workers=workers, pin=False), batches(pixels), strict=False):
+        made = batch.views_on(torch.device("cpu"))
+        assert made.shape == (2, BATCH, 3, SIZE, SIZE) and made.dtype == torch.uint8
+        assert torch.equal(batch.index, other.index)
+        assert (made.float() - other.views).abs().max() <= 4
 
 
 def test_the_two_views_the_epochs_and_the_seeds_differ(pixels):
@@ -143,7 +158,7 @@ def test_resuming_changes_nothing(start, pixels):
 def test_resuming_with_other_workers_and_processes_changes_nothing(pixels):
     shares = [batches(pixels, start=4, workers=1, rank=rank, world=2) for rank in range(2)]
     for step, whole in enumerate(batches(pixels)[4:]):
-        assert torch.equal(shares[1][step].views, whole.views[:, 1::2])
+        assert torch.equal(shares[1][step].views.float(), whole.views[:, 1::2])
 
 
 def test_global_random_state_changes_and_is_changed_by_nothing(pixels):
@@ -206,7 +221,7 @@ def test_broken_images_do_not_disturb_the_others(workers, cached, tmp_path):
         store = open_pixels(store.images, Shrunk(24), cache=str(tmp_path))
     for good, batch in zip(batches(whole, stop=3), batches(store, workers=workers, stop=3), strict=True):
         untouched = good.index != 2
-        assert torch.equal(good.views[:, untouched], batch.views[:, untouched])
+        assert torch.equal(good.views[:, untouched], batch.views[:, untouched].float())
         assert torch.equal(batch.index, torch.where(untouched, good.index, 3))
         assert [fault.index for fault in batch.faults] == good.index[~untouched].tolist()
 

@@ -73,7 +73,7 @@ MAY_IMPORT: dict[str, str] = {
     "runfolder": "config errors files plan runlock",
     "finish": "backbone checkpoint data drawing embed encoder errors nearest plan reporting retrieval runfolder state "
     "visualize",
-    "trainer": "config data embed errors plan reporting runfolder signals state stopping training",
+    "trainer": "config data embed errors machine plan reporting runfolder signals state stopping training",
     "pretrain": "checkpoint data errors finish machine plan reporting runfolder state stopping trainer training",
     # the command line, which nothing imports
     "cli": "changes check checkpoint data drawing embed errors evaluation featurefile files finish machine plan pretrain "

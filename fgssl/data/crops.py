@@ -16,7 +16,7 @@ from fgssl.config import ViewsConfig
 from fgssl.data.cache import PixelStore
 from fgssl.data.feed import epoch_order
 from fgssl.stopping import ignore_stop_signals
-from fgssl.views import apply_view, draw_view
+from fgssl.views import DRAWS, draw_views, make_views
 
 # torchvision's RandomResizedCrop and a flip, nothing else: how linear classifiers are trained on ImageNet
 CROPS = ViewsConfig(preset="geometric", crop_min=0.08, jitter=0.0, grayscale=0.0, blur=0.0)
@@ -74,21 +74,18 @@ class CropDataset(Dataset[CropBatch]):
         self.pixels, self.size, self.seed, self.views = pixels, size, seed, views
 
     def __getitems__(self, keys: Sequence[CropKey]) -> CropBatch:
-        crops, index = [], []
-        for key in keys:
-            pixels = self.pixels.read(key.position)
-            if not isinstance(pixels, str):
-                crops.append(self.crop(pixels, key))
-                index.append(key.position)
-        images = torch.stack(crops) if crops else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-        return CropBatch(images, torch.tensor(index, dtype=torch.int64))
-
-    def crop(self, pixels: NDArray[np.uint8], key: CropKey) -> Tensor:
-        """The crop of (H, W, 3) uint8 pixels in an epoch: (3, S, S) uint8."""
-        rng = np.random.default_rng([self.seed, key.epoch, key.position])
-        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)  # (3, H, W)
-        view = draw_view(rng, self.views, height=image.shape[1], width=image.shape[2], size=self.size)
-        return apply_view(image, view, self.size)
+        found = [(key, self.pixels.read(key.position)) for key in keys]
+        readable = [(key, pixels) for key, pixels in found if not isinstance(pixels, str)]
+        index = torch.tensor([key.position for key, _ in readable], dtype=torch.int64)
+        if not readable:
+            return CropBatch(torch.empty(0, 3, self.size, self.size, dtype=torch.uint8), index)
+        pictures = [pixels for _, pixels in readable]
+        randoms = np.stack(
+            [np.random.default_rng([self.seed, key.epoch, key.position]).random(DRAWS) for key, _ in readable]
+        )
+        heights, widths = np.array([pixels.shape[:2] for pixels in pictures]).T
+        views = draw_views(randoms, self.views, heights=heights, widths=widths, size=self.size)
+        return CropBatch(make_views(pictures, views, self.size), index)
 
 
 def _whole(batch: CropBatch) -> CropBatch:

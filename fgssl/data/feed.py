@@ -6,7 +6,7 @@ processes, and not on whether the run was resumed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,20 +19,28 @@ from fgssl.config import ViewsConfig
 from fgssl.data.cache import Fault, PixelStore
 from fgssl.errors import UnreadableImage
 from fgssl.stopping import ignore_stop_signals
-from fgssl.views import apply_view, draw_view
+from fgssl.views import DRAWS, Views, draw_views, make_views
+from fgssl.views.device import PackedViews, pack_views
 
 
 @dataclass(frozen=True)
 class ViewBatch:
     """One process's share of a step."""
 
-    views: Tensor  # (2, N, 3, S, S) uint8
+    views: Tensor | PackedViews  # (2, N, 3, S, S) levels; packed: pictures and parameters, for the device to make them
     index: Tensor  # (N,) int64, the images' positions in the split
     faults: tuple[Fault, ...]  # unreadable images met, each replaced by another one
 
     def pin_memory(self) -> ViewBatch:
         """The batch in page-locked memory, which the loader asks for beside a GPU."""
         return ViewBatch(self.views.pin_memory(), self.index.pin_memory(), self.faults)
+
+    def views_on(self, device: torch.device) -> Tensor:
+        """The (2, N, 3, S, S) views on the device, which is not waited for."""
+        if isinstance(self.views, PackedViews):
+            made = self.views.make(device)
+            return made.view(2, -1, *made.shape[1:])
+        return self.views.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -89,30 +97,42 @@ class ViewDataset(Dataset[ViewBatch]):
         views: Probabilities and ranges.
         size: Side of a view in pixels.
         seed: Of the views.
+        on_device: Leave making the views to the device that trains; a batch then holds pictures and parameters.
     """
 
-    def __init__(self, pixels: PixelStore, views: ViewsConfig, *, size: int, seed: int) -> None:
-        self.pixels, self.config, self.size, self.seed = pixels, views, size, seed
+    def __init__(
+        self, pixels: PixelStore, views: ViewsConfig, *, size: int, seed: int, on_device: bool = False
+    ) -> None:
+        self.pixels, self.config, self.size, self.seed, self.on_device = pixels, views, size, seed, on_device
+        self.dtype = torch.uint8
 
     def __getitems__(self, keys: list[Key]) -> ViewBatch:
         """The batch for the keys; an unreadable image is replaced by the next readable one and reported."""
-        out = torch.empty(2, len(keys), 3, self.size, self.size, dtype=torch.uint8)
-        index = torch.empty(len(keys), dtype=torch.int64)
         faults: list[Fault] = []
-        for place, key in enumerate(keys):
-            used, pixels = self._read(key.index, faults)
-            index[place] = used
-            for number, view in enumerate(self.two_views(pixels, key)):
-                out[number, place] = view
-        return ViewBatch(out, index, tuple(faults))
+        used, pictures = zip(*(self._read(key.index, faults) for key in keys), strict=True)
+        views: Tensor | PackedViews
+        if self.on_device:
+            sources = np.tile(np.arange(len(keys)), 2)
+            views = pack_views(pictures, sources, self._draw(pictures, keys), self.size)
+        else:
+            views = self.make(pictures, keys, dtype=self.dtype)
+        return ViewBatch(views, torch.tensor(used), tuple(faults))
 
-    def two_views(self, pixels: np.ndarray, key: Key) -> Iterator[Tensor]:
-        """The views of (H, W, 3) uint8 pixels in an epoch: two of (3, S, S) uint8."""
-        rng = np.random.default_rng([self.seed, key.epoch, key.index])
-        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)  # (3, H, W)
-        for _ in range(2):
-            view = draw_view(rng, self.config, height=image.shape[1], width=image.shape[2], size=self.size)
-            yield apply_view(image, view, self.size)
+    def make(self, pictures: Sequence[np.ndarray], keys: Sequence[Key], *, dtype: torch.dtype = torch.uint8) -> Tensor:
+        """Both views of N pictures of (H, W, 3) uint8 as their keys draw them: (2, N, 3, S, S) levels."""
+        made = make_views([*pictures, *pictures], self._draw(pictures, keys), self.size, dtype=dtype)
+        return made.view(2, len(keys), *made.shape[1:])
+
+    def _draw(self, pictures: Sequence[np.ndarray], keys: Sequence[Key]) -> Views:
+        """Parameters of the first view of every picture, then of the second."""
+        randoms = np.stack(
+            [np.random.default_rng([self.seed, key.epoch, key.index]).random((2, DRAWS)) for key in keys], 1
+        )  # (2, N, DRAWS)
+        heights, widths = np.array([picture.shape[:2] for picture in pictures]).T
+        return draw_views(
+            randoms.reshape(-1, DRAWS), self.config, heights=np.tile(heights, 2), widths=np.tile(widths, 2),
+            size=self.size,
+        )  # fmt: skip
 
     def _read(self, index: int, faults: list[Fault]) -> tuple[int, np.ndarray]:
         total = len(self.pixels)
@@ -139,4 +159,6 @@ def build_feed(dataset: ViewDataset, sampler: StepSampler, *, workers: int, pin:
     """A loader over all remaining steps of the run: workers live as long as it does, one batch ahead each."""
     extra: dict[str, Any] = {"prefetch_factor": 2, "worker_init_fn": _start_worker} if workers else {}
     collate: Callable[[Any], ViewBatch] = _whole
+    # bytes travel between processes; made in this one, floats of the same levels save a conversion to and fro
+    dataset.dtype = torch.uint8 if workers else torch.float32
     return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate, pin_memory=pin, **extra)

@@ -23,9 +23,8 @@ def view_pairs(views: ViewDataset, count: int) -> Tensor:
     """
     total = len(views.pixels)
     chosen = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
-    pairs = []
-    for index in chosen.tolist():
-        pixels = views.pixels.read(index)
-        if not isinstance(pixels, str):
-            pairs.append(torch.stack(list(views.two_views(pixels, Key(EPOCH, index)))))
-    return torch.stack(pairs, 1) if pairs else torch.empty(2, 0, 3, views.size, views.size, dtype=torch.uint8)
+    readings = [(views.pixels.read(index), Key(EPOCH, index)) for index in chosen.tolist()]
+    readable = [(pixels, key) for pixels, key in readings if not isinstance(pixels, str)]
+    if not readable:
+        return torch.empty(2, 0, 3, views.size, views.size, dtype=torch.uint8)
+    return views.make([pixels for pixels, _ in readable], [key for _, key in readable])

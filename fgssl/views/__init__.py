@@ -1,0 +1,14 @@
+"""The two random views of a training image, and the one evaluation view.
+
+Parameters are drawn first (`draw_views`, numpy, one definition) and applied afterwards, by the CPU picture by picture
+(`make_views`) or by any device in one go (`fgssl.views.device`). Both resize in their own way and share all operations
+on colours. Images come and go as levels 0 to 255; normalisation happens on the training device.
+"""
+
+from __future__ import annotations
+
+from fgssl.views.crop import make_views
+from fgssl.views.draw import DRAWS, Views, draw_views
+from fgssl.views.evaluation import EvaluationView, resize_short_side
+
+__all__ = ["DRAWS", "EvaluationView", "Views", "draw_views", "make_views", "resize_short_side"]

@@ -1,0 +1,128 @@
+"""Views on a GPU (or any device), batched: pictures of differing sizes go over the bus once, as uint8.
+
+Crop, antialiased resize and flip are one product with two small matrices a view; the colours are those of the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fgssl.views.colour import blur_radius, blurred, jitter, luminance, solarized
+from fgssl.views.draw import Views
+
+CROP_CHUNK = 64  # views cropped at a time: bounds the memory of their padded crops
+
+
+@dataclass(frozen=True)
+class PackedViews:
+    """Pictures one behind another, and the views to make of them, sorted by the order of their jitter."""
+
+    pixels: Tensor  # uint8, all bytes of all pictures
+    places: Tensor  # (M, 7) int64: first byte and width of the view's picture, crop's top, left, height, width; target
+    factors: Tensor  # (M, 8) float32: four of the jitter, then flip, grayscale, sigma, solarize
+    largest: tuple[int, int]  # height and width that hold every crop
+    orders: tuple[tuple[int, int], ...]  # order of the jitter, and end of its rows
+    strongest_blur: float
+    any_solarized: bool
+    size: int
+
+    def pin_memory(self) -> PackedViews:
+        """The tensors in page-locked memory."""
+        pinned = {name: getattr(self, name).pin_memory() for name in ("pixels", "places", "factors")}
+        return replace(self, **pinned)
+
+    def make(self, device: torch.device) -> Tensor:
+        """Send everything to the device, without waiting for it, and make the views: (M, 3, S, S) uint8."""
+        sent = (tensor.to(device, non_blocking=True) for tensor in (self.pixels, self.places, self.factors))
+        pixels, places, factors = sent
+        levels = torch.cat(
+            [
+                crop_resized(
+                    pixels, places[start : start + CROP_CHUNK], factors[start : start + CROP_CHUNK, 4],
+                    largest=self.largest, size=self.size,
+                )
+                for start in range(0, len(places), CROP_CHUNK)
+            ]
+        )  # fmt: skip
+        start = 0
+        for order, end in self.orders:
+            jitter(levels[start:end], order, factors[start:end, :4])
+            start = end
+        gray, sigma, solarize = (factors[:, column].view(-1, 1, 1, 1) for column in (5, 6, 7))
+        levels = torch.where(gray > 0, luminance(levels), levels)
+        if self.strongest_blur > 0:
+            radius = blur_radius(self.strongest_blur, self.size)
+            levels = blurred(levels, sigma.flatten(), radius).clamp_(0, 255)
+        if self.any_solarized:
+            levels = torch.where(solarize > 0, solarized(levels), levels)
+        out = torch.empty_like(levels, dtype=torch.uint8)
+        return out.index_copy_(0, places[:, 6], levels.round_().to(torch.uint8))
+
+
+def pack_views(
+    pictures: Sequence[NDArray[np.uint8]], sources: NDArray[np.int64], views: Views, size: int
+) -> PackedViews:
+    """Everything a device needs to make the views.
+
+    Args:
+        pictures: Each (H, W, 3).
+        sources: (M,) the picture that each view is made of.
+        views: What to do.
+        size: Side of the views in pixels.
+    """
+    starts = np.cumsum([0, *(picture.size for picture in pictures)])
+    pixels = np.empty(starts[-1], np.uint8)
+    for start, picture in zip(starts, pictures, strict=False):
+        pixels[start : start + picture.size] = picture.reshape(-1)
+    rows = np.argsort(views.order, kind="stable")
+    widths = np.array([picture.shape[1] for picture in pictures])
+    sorted_views, sources = views.take(rows), sources[rows]
+    places = np.column_stack([starts[sources], widths[sources], sorted_views.box, rows])
+    switches = (sorted_views.flip, sorted_views.grayscale, sorted_views.sigma, sorted_views.solarize)
+    factors = np.column_stack([sorted_views.factors, *switches]).astype(np.float32)
+    ends = np.append(np.flatnonzero(np.diff(sorted_views.order)) + 1, len(rows))
+    return PackedViews(
+        torch.from_numpy(pixels),
+        torch.from_numpy(places),
+        torch.from_numpy(factors),
+        (int(views.box[:, 2].max()), int(views.box[:, 3].max())),
+        tuple((int(sorted_views.order[end - 1]), int(end)) for end in ends),
+        float(views.sigma.max()),
+        bool(views.solarize.any()),
+        size,
+    )
+
+
+def crop_resized(pixels: Tensor, places: Tensor, flip: Tensor, *, largest: tuple[int, int], size: int) -> Tensor:
+    """Crop, resize (bilinear, antialiased) and flip: (N, 3, S, S) float32 levels."""
+    start, width, top, left, crop_height, crop_width, _ = places.T
+    rows = torch.arange(largest[0], device=pixels.device)
+    columns = torch.arange(largest[1], device=pixels.device)
+    # beyond a crop's border the matrices below are zero; the index only has to stay inside the buffer
+    y = top[:, None] + torch.minimum(rows, crop_height[:, None] - 1)  # (N, H)
+    x = left[:, None] + torch.minimum(columns, crop_width[:, None] - 1)  # (N, W)
+    pixel = start[:, None, None] + 3 * (y[:, :, None] * width[:, None, None] + x[:, None])  # (N, H, W)
+    crops = pixels[pixel.unsqueeze(1) + torch.arange(3, device=pixels.device).view(3, 1, 1)].float()  # (N, 3, H, W)
+    vertical = resize_matrix(crop_height, largest[0], size)[:, None]  # (N, 1, S, H)
+    horizontal = resize_matrix(crop_width, largest[1], size)
+    horizontal = torch.where(flip.view(-1, 1, 1) > 0, horizontal.flip(1), horizontal)[:, None]
+    return vertical @ crops @ horizontal.mT
+
+
+def resize_matrix(lengths: Tensor, longest: int, size: int) -> Tensor:
+    """Weights of Pillow's and torch's antialiased bilinear resize of an axis: (N,) lengths -> (N, size, longest).
+
+    A triangle as wide as the reduction, or one source pixel where the axis is enlarged, normalised at the borders.
+    """
+    scale = (lengths / size)[:, None, None]  # (N, 1, 1)
+    centre = scale * (torch.arange(size, device=lengths.device) + 0.5)[:, None]  # (N, S, 1)
+    source = torch.arange(longest, device=lengths.device)  # (L,)
+    weights = (1 - (source + 0.5 - centre).abs() / scale.clamp(min=1)).clamp_(min=0)
+    weights = weights * (source < lengths[:, None, None])
+    return weights / weights.sum(2, keepdim=True)

@@ -1,0 +1,101 @@
+"""Parameters of random views, drawn for a whole batch at once.
+
+The default values are MoCo v2's (paper section 4); blur is given in pixels of a 224-pixel crop and scaled to the size
+in use, so that a small crop is not blurred beyond recognition.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgssl.config import ViewsConfig
+
+ASPECT = (3 / 4, 4 / 3)  # of a random crop, as in torchvision's RandomResizedCrop
+CROP_TRIES = 10
+DRAWS = 2 * CROP_TRIES + 13  # uniform numbers that one view takes, whatever is drawn
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+ORDERS = tuple(itertools.permutations(range(4)))  # of the jitter's operations
+
+
+class Views(NamedTuple):
+    """What is done to M images to make a random view of each; pixels of the source image, factors as torchvision's."""
+
+    box: NDArray[np.int64]  # (M, 4) top, left, height, width of the crop
+    flip: NDArray[np.bool_]  # (M,)
+    order: NDArray[np.int64]  # (M,) of the jitter's operations: position in ORDERS; -1 = no jitter
+    factors: NDArray[np.float32]  # (M, 4) of brightness, contrast and saturation, and the hue's shift in turns
+    grayscale: NDArray[np.bool_]  # (M,)
+    sigma: NDArray[np.float32]  # (M,) of the blur, in output pixels; 0 = none
+    solarize: NDArray[np.bool_]  # (M,)
+
+    def take(self, rows: NDArray[np.int64]) -> Views:
+        """The views of some rows."""
+        return Views(
+            self.box[rows], self.flip[rows], self.order[rows], self.factors[rows], self.grayscale[rows],
+            self.sigma[rows], self.solarize[rows],
+        )  # fmt: skip
+
+
+def draw_views(
+    randoms: NDArray[np.float64],
+    config: ViewsConfig,
+    *,
+    heights: NDArray[np.int64],
+    widths: NDArray[np.int64],
+    size: int,
+) -> Views:
+    """Turn uniform random numbers into the parameters of views; distributions as torchvision's transforms.
+
+    Args:
+        randoms: (M, DRAWS) independent and uniform in [0, 1).
+        config: Probabilities and ranges.
+        heights: (M,) of the source images, in pixels.
+        widths: (M,) of the source images, in pixels.
+        size: Side of the views, in pixels.
+    """
+    crops, (flip, jitter, gray, blur, solarize), strengths, (order, sigma) = (
+        randoms[:, : 2 * CROP_TRIES + 2],
+        randoms[:, 2 * CROP_TRIES + 2 : -6].T,
+        randoms[:, -6:-2],
+        randoms[:, -2:].T,
+    )
+    ranges = np.array([config.brightness, config.contrast, config.saturation, config.hue])
+    factors = (2 * strengths - 1) * ranges
+    factors[:, :HUE] = np.maximum(0.0, 1.0 + factors[:, :HUE])  # multipliers, never negative; the hue is a shift
+    low, high = config.blur_sigma_min, config.blur_sigma_max
+    return Views(
+        _draw_crops(crops, config, heights.astype(np.int64), widths.astype(np.int64)),
+        flip < config.flip,
+        np.where(jitter < config.jitter, (order * len(ORDERS)).astype(np.int64), -1),
+        factors.astype(np.float32),
+        gray < config.grayscale,
+        np.where(blur < config.blur, (low + sigma * (high - low)) * size / 224, 0.0).astype(np.float32),
+        solarize < config.solarize,
+    )
+
+
+def _draw_crops(
+    randoms: NDArray[np.float64], config: ViewsConfig, heights: NDArray[np.int64], widths: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Area and aspect ratio are drawn until they fit, else the largest centred crop of a legal aspect ratio."""
+    drawn, position = randoms[:, :-2].reshape(len(randoms), 2, CROP_TRIES), randoms[:, -2:]
+    full_height, full_width = heights[:, None], widths[:, None]
+    area = (config.crop_min + drawn[:, 0] * (config.crop_max - config.crop_min)) * full_height * full_width
+    ratio = np.exp(math.log(ASPECT[0]) + drawn[:, 1] * math.log(ASPECT[1] / ASPECT[0]))
+    tried_height, tried_width = np.rint(np.sqrt(area / ratio)), np.rint(np.sqrt(area * ratio))
+    fits = (tried_height >= 1) & (tried_width >= 1) & (tried_height <= full_height) & (tried_width <= full_width)
+    first = fits.argmax(1)
+    rows = np.arange(len(randoms))
+    found = fits[rows, first]
+    widest = np.clip(np.rint(heights * ASPECT[1]), 1, widths)
+    tallest = np.clip(np.rint(widths / ASPECT[0]), 1, heights)
+    height = np.where(found, tried_height[rows, first], tallest).astype(np.int64)
+    width = np.where(found, tried_width[rows, first], widest).astype(np.int64)
+    top = np.where(found, position[:, 0] * (heights - height + 1), (heights - height) // 2).astype(np.int64)
+    left = np.where(found, position[:, 1] * (widths - width + 1), (widths - width) // 2).astype(np.int64)
+    return np.stack([top, left, height, width], 1)

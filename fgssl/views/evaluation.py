@@ -1,0 +1,40 @@
+"""The one view of evaluation, and how pictures are shrunk before they are kept."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from PIL import Image
+
+_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+class EvaluationView(NamedTuple):
+    """Resize the short side to size / crop_fraction, then cut the central square (paper: 256, then 224)."""
+
+    size: int
+    crop_fraction: float = 0.875
+    interpolation: str = "bilinear"
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The central (size, size) square of an RGB image, resized once from the original pixels."""
+        # One resize with a fractional box does both steps; the box is centred, so nothing shifts by half a pixel.
+        side = min(image.size) * min(1.0, self.crop_fraction)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        filter_ = _FILTERS.get(self.interpolation, Image.Resampling.BICUBIC)
+        return image.resize((self.size, self.size), filter_, box=(left, top, left + side, top + side))
+
+
+def resize_short_side(image: Image.Image, side: int) -> Image.Image:
+    """Shrink so that the short side is `side` pixels (never enlarge); the long side is bounded to 8 times that."""
+    scale = side / min(image.size)
+    if scale < 1:
+        long_side = min(8 * side, max(side, round(max(image.size) * scale)))
+        target = (side, long_side) if image.width <= image.height else (long_side, side)
+        return image.resize(target, Image.Resampling.BILINEAR, reducing_gap=3.0)
+    return image
