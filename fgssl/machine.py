@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
+from pathlib import Path
 
 import torch
 
 from fgssl.errors import FgsslError
+
+DEFAULT_SCRATCH = 512 * 2**20
 
 
 def keep_freed_memory() -> None:
@@ -36,6 +40,36 @@ def automatic_workers(device: torch.device | None = None, world: int = 1) -> int
     if device is not None and device.type != "cpu":
         return max(1, min(16, cores // world - 1))
     return max(1, min(8, cores // (2 * world)))
+
+
+def available_memory() -> int | None:
+    """Bytes this process may still take: the machine's, or what a container leaves; None where nobody tells."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+    return max(0, min(found)) if found else None
+
+
+def scratch_memory() -> int:
+    """Bytes for scratch such as chunks of scores: a quarter of what is available, between 64 MiB and 1 GiB."""
+    available = available_memory()
+    return DEFAULT_SCRATCH if available is None else max(64 * 2**20, min(2**30, available // 4))
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of "2G", "512M", "1.5GiB" or a plain number; units are powers of 1024. Raises FgsslError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text, re.IGNORECASE)
+    size = int(float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " ")) if found else 0
+    if size < 1:
+        raise FgsslError(f"'{text}' is not an amount of memory", "write it as 512M or 2G")
+    return size
 
 
 def resolve_device(name: str | None) -> torch.device:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fgssl.bootstrap import Comparison, Interval, bootstrap_interval, paired_bootstrap
+from fgssl.bootstrap import Comparison, Interval, bootstrap_interval, metric_intervals, paired_bootstrap
 from fgssl.errors import FgsslError
 from fgssl.features import check_features, check_labels, check_widths, unit_rows
 from fgssl.nearest import Neighbours, search
@@ -44,6 +44,8 @@ DEFINITIONS: dict[str, str] = {
     "so an exact duplicate of it stays in.",
     "lone_queries": "Queries without any image of their class in the gallery; they are counted and left out of every "
     "mean.",
+    "intervals": "95 % percentile bootstrap: 1000 resamples of the queries with replacement (seed 0). Queries are taken as "
+    "independent; photographs of one scene are not, so the real uncertainty is larger.",
     "score": "Cosine of the two features, in their own precision (float32).",
     "k": "A k beyond the number of gallery images takes the whole ranking.",
 }
@@ -95,6 +97,11 @@ class RetrievalResult:
         values = {name: 100 * float(value.mean()) for name, value in self.per_query().items()}
         values |= {f"macro_{name}": 100 * self.macro(value) for name, value in self.per_query().items()}
         return values | {"queries": self.queries, "gallery": self.gallery, "lone_queries": self.lone_queries}
+
+    def intervals(self, *, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
+        """The 95 % bootstrap interval of every metric in percent, by the names of `to_dict`."""
+        found = metric_intervals(self.per_query(), self.labels, resamples=resamples, seed=seed)
+        return {name: Interval(*(100 * value for value in interval)) for name, interval in found.items()}
 
     def macro(self, values: Tensor) -> float:
         """Mean of the class means of (Q,) values."""
