@@ -44,8 +44,8 @@ DEFINITIONS: dict[str, str] = {
     "so an exact duplicate of it stays in.",
     "lone_queries": "Queries without any image of their class in the gallery; they are counted and left out of every "
     "mean.",
-    "intervals": "95 % percentile bootstrap: 1000 resamples of the queries with replacement (seed 0). Queries are taken as "
-    "independent; photographs of one scene are not, so the real uncertainty is larger.",
+    "intervals": "95 % percentile bootstrap: 1000 resamples of the queries with replacement (seed 0). Queries are "
+    "taken as independent; photographs of one scene are not, so the real uncertainty is larger.",
     "score": "Cosine of the two features, in their own precision (float32).",
     "k": "A k beyond the number of gallery images takes the whole ranking.",
 }

@@ -32,13 +32,16 @@ def shown(encoder: Encoder, picture: Image.Image, *, size: int = SHOWN_SIZE) -> 
     return evaluation_view(encoder)._replace(size=size)(picture)
 
 
-def explain(encoder: Encoder, pictures: Sequence[Image.Image], *, batch_size: int = 16) -> list[Maps]:
+def explain(
+    encoder: Encoder, pictures: Sequence[Image.Image], *, batch_size: int = 16, with_gradcam: bool = True
+) -> list[Maps]:
     """GradCAM and rationale of each picture, independent of the others.
 
     Args:
         encoder: In eval mode.
         pictures: Upright RGB, any size.
         batch_size: Pictures per forward.
+        with_gradcam: False leaves out GradCAM, which takes several passes.
     """
     view = evaluation_view(encoder)
     device = encoder.device
@@ -47,7 +50,7 @@ def explain(encoder: Encoder, pictures: Sequence[Image.Image], *, batch_size: in
         stacked = np.stack([np.asarray(view(picture)) for picture in pictures[start : start + batch_size]])
         images = torch.from_numpy(stacked).permute(0, 3, 1, 2).to(device)  # (N, 3, S, S)
         cams = rationales = [None] * len(images)
-        if encoder.keys is not None and len(encoder.keys):
+        if with_gradcam and encoder.keys is not None and len(encoder.keys):
             cams = list(encoder.loss_gradcam(images).cpu().numpy())
         if encoder.rationale is not None:
             with torch.no_grad():

@@ -66,6 +66,12 @@ MAY_IMPORT: dict[str, str] = {
     "featurefile": "embed errors features files",
     "classnames": "errors",
     "visualize": "data drawing embed encoder errors",
+    "gallery": "checkpoint config data embed errors evaluation featurefile",
+    "retrieve": "classnames config data embed errors evaluation featurefile features gallery machine reporting "
+    "retrieval",
+    "featurecache": "checkpoint data embed errors evaluation files",
+    "lookup": "data drawing embed encoder errors evaluation featurecache featurefile features gallery machine nearest "
+    "reporting visualize",
     # training
     "plan": "backbone config data errors machine resolve",
     "training": "config encoder errors metrics objectives plan rationale",
@@ -76,8 +82,9 @@ MAY_IMPORT: dict[str, str] = {
     "trainer": "config data embed errors machine plan reporting runfolder signals state stopping training",
     "pretrain": "checkpoint data errors finish machine plan reporting runfolder state stopping trainer training",
     # the command line, which nothing imports
-    "cli": "changes check checkpoint data drawing embed errors evaluation featurefile files finish machine plan pretrain "
-    "probe_files probing reporting resolve retrieval runfolder runlock signals state stopping visualize",
+    "cli": "changes check checkpoint data drawing embed errors evaluation featurefile files finish lookup machine plan "
+    "pretrain probe_files probing reporting resolve retrieval retrieve runfolder runlock signals state stopping "
+    "visualize",
     "__main__": "cli",
 }
 TRAINING = {"plan", "training", "trainer", "state", "runfolder", "finish", "pretrain", "cli"}

@@ -22,6 +22,7 @@ from fgssl import __version__
 from fgssl.cli.console import print_error
 from fgssl.cli.data import check, data_app
 from fgssl.cli.embed import embed
+from fgssl.cli.greedy import QueryCommand
 from fgssl.cli.pretrain import pretrain
 from fgssl.cli.probe import probe
 from fgssl.cli.retrieve import retrieve
@@ -56,7 +57,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (pretrain, probe, retrieve, embed, visualize):
-    app.command()(_shielded(verb))
+    app.command(cls=QueryCommand if verb is retrieve else None)(_shielded(verb))
 for data_verb in (check,):
     data_app.command()(_shielded(data_verb))
 app.add_typer(data_app, name="data")

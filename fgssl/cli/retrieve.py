@@ -2,59 +2,169 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgssl.cli.console import print_json, print_table
-from fgssl.cli.subject import Batch, Checkpoint, Data, Device, Json, PoolOption, Split, name_faults, opened
+from fgssl.cli.console import err, make_reporter, out, print_json, print_table
+from fgssl.cli.subject import Batch, Checkpoint, Data, Device, Json, PoolOption
+
+if TYPE_CHECKING:
+    from fgssl.lookup import Lookup
+    from fgssl.retrieve import Scored
+
+QUERY_FLAG = "--query"
+_METRICS = ("rank1", "rank5", "rank10", "mAP", "mAP_at_R", "r_precision")
 
 
 def retrieve(
     checkpoint: Checkpoint,
     data: Data = None,
-    split: Split = None,
+    query_split: Annotated[
+        str | None, typer.Option("--query-split", "--split", help="Split of the queries. [the source's test split]")
+    ] = None,
+    gallery: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Search here: a data source, or features.safetensors.")
+    ] = None,
     gallery_split: Annotated[
-        str | None, typer.Option(help="Search in this split. [leave-one-out within --split]")
+        str | None,
+        typer.Option(help="Split to search in. [all of --gallery; without --gallery leave-one-out in --query-split]"),
+    ] = None,
+    query: Annotated[
+        list[Path] | None,
+        typer.Option(
+            QUERY_FLAG, metavar="IMAGE...", help="Find images like these instead of scoring; needs no labels."
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(help="Hits of each --query.")] = 10,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Picture of queries and hits to write (.png, .jpg).")
     ] = None,
     pool: PoolOption = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Scratch memory for scores, as 512M or 2G. [from the machine]")
+    ] = None,
     batch_size: Batch = None,
     device: Device = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Print what each number means.")] = False,
     json_output: Json = False,
 ) -> None:
-    """Find images of the same class by nearest neighbours: rank-1, rank-5, mAP over the full ranking."""
-    from fgssl.errors import FgsslError
-    from fgssl.evaluation import open_split, overlapping, require_labels
-    from fgssl.retrieval import evaluate_retrieval
+    """Score how well nearest neighbours share a class, or find the images most like some pictures (--query)."""
+    from fgssl.machine import parse_bytes
 
-    with opened(checkpoint, data=data, pool=pool, batch_size=batch_size, device=device) as subject:
-        images = open_split(subject.data, split, "test")
-        gallery = None if gallery_split is None else open_split(subject.data, gallery_split, "gallery")
-        for needed in (images, gallery):
-            if needed is not None:
-                require_labels(needed, "retrieval is scored by them")
-        if gallery is not None and overlapping(gallery, images):
-            raise FgsslError(
-                f"--gallery-split {gallery.split} holds the queries themselves ({images.split})",
-                "leave it out for leave-one-out",
-            )
-        queries = subject.embed(images)
-        found = None if gallery is None else subject.embed(gallery)
-        result = evaluate_retrieval(
-            queries.features,
-            queries.require_labels(images.split),
-            gallery=None if found is None else found.features,
-            gallery_labels=None if found is None else found.labels,
-        )
-        name_faults(subject, *(e for e in (queries, found) if e is not None))
-    metrics = result.to_dict()
-    protocol = f"{images.split} -> {gallery.split}" if gallery is not None else f"leave-one-out in {images.split}"
+    options: dict[str, Any] = {"pool": pool, "batch_size": batch_size, "device": device}
+    size = None if memory is None else parse_bytes(memory)
+    reporter = make_reporter(quiet=False)
+    try:
+        if query:
+            _refuse({"--query-split": query_split, "--explain": explain or None}, "goes with scoring, not with --query")
+            found = _look_up(checkpoint, query, data, gallery, gallery_split, top, size, output, options, reporter)
+        else:
+            _refuse({"--output": output}, "draws the hits of --query; without it there are none")
+            scored = _score(checkpoint, (data, query_split, gallery, gallery_split), size, options, reporter)
+    finally:
+        reporter.close()
+    if query:
+        _print_hits(found, checkpoint, output, json_output)
+    else:
+        _print_scores(scored, checkpoint, explain, json_output)
+
+
+def _refuse(flags: dict[str, Any], why: str) -> None:
+    given = [flag for flag, value in flags.items() if value is not None]
+    if given:
+        raise typer.BadParameter(f"{' and '.join(given)} {why}")
+
+
+def _score(checkpoint: str, asked: tuple[str | None, ...], size: int | None, options: Any, reporter: Any) -> Scored:
+    from fgssl.featurefile import is_feature_file
+    from fgssl.retrieve import Asked, score_encoder, score_files
+
+    where = Asked(*asked)
+    if not is_feature_file(checkpoint):
+        return score_encoder(checkpoint, where, memory_bytes=size, reporter=reporter, **options)
+    flags = {"--data": where.data, "--query-split": where.query_split, "--gallery-split": where.gallery_split}
+    flags |= {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+    _refuse(flags, f"has no meaning for a file of features ('{checkpoint}')")
+    return score_files(checkpoint, where.gallery, memory_bytes=size, reporter=reporter)
+
+
+def _print_scores(scored: Scored, checkpoint: str, explain: bool, json_output: bool) -> None:
+    from fgssl.retrieval import DEFINITIONS
+
+    metrics, intervals = scored.result.to_dict(), scored.result.intervals()
     if json_output:
-        print_json({"checkpoint": checkpoint, "data": subject.data.source, "protocol": protocol,
-                    "pool": subject.pool, **metrics})  # fmt: skip
+        print_json({
+            "checkpoint": checkpoint, "data": scored.data, "protocol": scored.protocol, "pool": scored.pool, **metrics,
+            "intervals": {name: [interval.low, interval.high] for name, interval in intervals.items()},
+            "definitions": DEFINITIONS,
+        })  # fmt: skip
         return
-    columns = ("rank1", "rank5", "mAP", "macro_rank1", "macro_mAP", "queries", "gallery", "lone_queries")
-    counts = ("queries", "gallery", "lone_queries")
-    row = [int(metrics[c]) if c in counts else metrics[c] for c in columns]
-    title = f"Retrieval on {subject.data.source}, {protocol} (percent)"
-    print_table(("pool", *columns), [[subject.pool, *row]], title=title)
+    rows = []
+    for name in _METRICS:
+        row: list[Any] = [name]
+        for key in (name, f"macro_{name}"):
+            row += [metrics[key], f"{intervals[key].low:.2f} to {intervals[key].high:.2f}"]
+        rows.append(row)
+    # not the table's own title, which would wrap at the width of the table
+    out.print(f"Retrieval on {scored.data}, {scored.protocol} (percent)", markup=False, soft_wrap=True, style="bold")
+    print_table(("", "mean", "95 % interval", "class mean", "95 % interval"), rows)
+    counts = [f"{scored.result.queries} queries", f"{scored.result.gallery} gallery images"]
+    counts += [f"{scored.result.lone_queries} lone queries left out"] if scored.result.lone_queries else []
+    counts += [] if scored.pool is None else [f"{scored.pool} pooling"]
+    out.print(", ".join(counts), soft_wrap=True)
+    if explain:
+        for name, meaning in DEFINITIONS.items():
+            out.print(f"{name}: {meaning}", markup=False, soft_wrap=True)
+
+
+def _look_up(
+    checkpoint: str,
+    queries: list[Path],
+    data: str | None,
+    gallery: str | None,
+    gallery_split: str | None,
+    top: int,
+    size: int | None,
+    output: Path | None,
+    options: Any,
+    reporter: Any,
+) -> Lookup:
+    from fgssl.drawing import check_picture_path, save_png
+    from fgssl.lookup import draw_lookup, look_up
+
+    if output is not None:
+        check_picture_path(output)
+    found = look_up(
+        checkpoint,
+        queries,
+        gallery=gallery or data,
+        gallery_split=gallery_split,
+        top=top,
+        memory_bytes=size,
+        reporter=reporter,
+        **options,
+    )
+    if output is not None:
+        save_png(draw_lookup(found, title=f"{checkpoint} in {found.gallery}"), output)
+    return found
+
+
+def _print_hits(found: Lookup, checkpoint: str, output: Path | None, json_output: bool) -> None:
+    if json_output:
+        print_json({
+            "checkpoint": checkpoint, "gallery": found.gallery, "images": found.images, "pool": found.pool,
+            "score": "cosine", "output": None if output is None else str(output),
+            "queries": [
+                {"query": result.name, "hits": [hit._asdict() for hit in result.hits]} for result in found.results
+            ],
+        })  # fmt: skip
+        return
+    for result in found.results:
+        if len(found.results) > 1:
+            out.print(result.name, markup=False, soft_wrap=True)
+        for hit in result.hits:
+            out.print(f"{hit.rank:4d}  {hit.score:.4f}  {hit.path}", markup=False, soft_wrap=True)
+    if output is not None:
+        err.print(f"picture: {output}", markup=False, soft_wrap=True)

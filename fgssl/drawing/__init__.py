@@ -14,6 +14,7 @@ from fgssl.drawing.figures import (
     view_pairs_sheet,
 )
 from fgssl.drawing.maps import colormap, colour_bar, heat, is_flat, overlay
+from fgssl.drawing.projections import Map
 from fgssl.drawing.save import check_picture_path, save_png
 from fgssl.drawing.sheets import contact_sheet, sheet
 
@@ -23,6 +24,7 @@ __all__ = [
     "RED",
     "ExplainRow",
     "Key",
+    "Map",
     "Neighbour",
     "OverviewRow",
     "Panel",

@@ -15,6 +15,7 @@ from fgssl.drawing.sheets import sheet
 GRADCAM_WORDS = "GradCAM: where the feature map moves the self-supervised loss of this image"
 RATIONALE_WORDS = "Rationale: the weight the fitted branch gives each place when features are pooled"
 _HIGHLIGHT = INK  # frame of a query
+_PAIR_GAP = 4  # between a picture and its map below
 
 
 class Neighbour(NamedTuple):
@@ -25,12 +26,14 @@ class Neighbour(NamedTuple):
         caption: Class or file name.
         agrees: Whether its label is the query's; None where there are no labels.
         score: Similarity to the query, written before the caption; None leaves it out.
+        rationale: Its map (h, w), which a search shows below it.
     """
 
     image: Image.Image
     caption: str = ""
     agrees: bool | None = None
     score: float | None = None
+    rationale: Map | None = None
 
 
 class OverviewRow(NamedTuple):
@@ -54,11 +57,12 @@ class ExplainRow(NamedTuple):
 
 
 class SearchRow(NamedTuple):
-    """One query of a search and its hits, best first."""
+    """One query of a search, its hits, best first, and its rationale (h, w) where there is one."""
 
     image: Image.Image
     caption: str = ""
     hits: Sequence[Neighbour] = ()
+    rationale: Map | None = None
 
 
 def view_pairs_sheet(
@@ -181,7 +185,7 @@ def search_sheet(
     panel_size: int = 160,
     columns: int | None = None,
 ) -> Image.Image:
-    """Queries at the left, their hits at the right, best first, with scores.
+    """Queries at the left, their hits at the right, best first, with scores; each above its rationale, if any has one.
 
     Args:
         rows: One for each query.
@@ -192,23 +196,44 @@ def search_sheet(
     """
     most = max((len(row.hits) for row in rows), default=0)
     wide = max(1, min(most, columns or 8))
+    mapped = any(row.rationale is not None or any(hit.rationale is not None for hit in row.hits) for row in rows)
+
+    def pair(panel: Panel, values: Map | None) -> Panel:
+        return panel._replace(image=_over_map(panel.image, values, panel_size)) if mapped else panel
+
     grid: list[list[Panel | None]] = []
     for row in rows:
-        hits = [_neighbour_panel(hit) for hit in row.hits]
+        hits = [pair(_neighbour_panel(hit), hit.rationale) for hit in row.hits]
         for first in range(0, max(1, len(hits)), wide):
-            query = Panel(row.image, row.caption, _HIGHLIGHT) if first == 0 else None
+            query = pair(Panel(row.image, row.caption, _HIGHLIGHT), row.rationale) if first == 0 else None
             grid.append([query, *hits[first : first + wide]])
+    ranks = ["best hit", *[f"{rank}" for rank in range(2, most + 1)]] if most else []
     labelled = any(hit.agrees is not None for row in rows for hit in row.hits)
+    legend = _label_legend() if labelled else []
+    if mapped:
+        legend += [Key(colour_bar(), "low to high, each map on its own scale"), Key(None, RATIONALE_WORDS)]
     return sheet(
         grid,
-        column_titles=["query", "best hit"] if most else ["query"],
+        column_titles=["query", *(ranks if most <= wide else ranks[:1])],
         title=title,
-        legend=_label_legend() if labelled else (),
+        legend=legend,
         footer=footer,
-        panel_size=panel_size,
+        panel_size=2 * panel_size + _PAIR_GAP if mapped else panel_size,
+        column_widths=[panel_size] * (1 + (wide if most else 0)),
         separators=[1] if most else [],
         rules=len(rows) > 1 and most <= wide,
+        caption_lines=3 if mapped else 2,
     )
+
+
+def _over_map(image: Image.Image, values: Map | None, size: int) -> Image.Image:
+    """A picture above the same picture under its map; without a map the lower place stays white."""
+    picture = fit_image(image, (size, size))
+    both = Image.new("RGB", (picture.width, 2 * picture.height + _PAIR_GAP), WHITE)
+    both.paste(picture, (0, 0))
+    if values is not None:
+        both.paste(overlay(picture, values), (0, picture.height + _PAIR_GAP))
+    return both
 
 
 class _MapColumn(NamedTuple):
