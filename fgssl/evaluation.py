@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,15 +33,19 @@ class Subject(NamedTuple):
 
     def embed(self, images: ImageSet) -> Embeddings:
         """Embeddings of a split in its order."""
+        return self.embed_all(images, (self.pool,))[self.pool]
+
+    def embed_all(self, images: ImageSet, pools: Sequence[Pool]) -> dict[Pool, Embeddings]:
+        """Embeddings of a split in its order, pooled in several ways from one pass."""
         title = f"embedding {images.split}"
         return embed(
             self.encoder,
             images,
-            pools=(self.pool,),
+            pools=pools,
             batch_size=self.batch_size,
             device=self.device,
             progress=lambda done, total: self.reporter.progress(title, done, total),
-        )[self.pool]
+        )
 
 
 def open_subject(

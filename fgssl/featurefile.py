@@ -10,6 +10,7 @@ A file of another tool needs `features` and, to be scored, `labels`; without `cl
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,6 +125,11 @@ def _names(metadata: dict[str, str], key: str, name: str) -> tuple[str, ...] | N
     return tuple(found)
 
 
+def _from_anywhere(name: str) -> str:
+    """A path that means the same in any folder; the name of an image that is no file as it is."""
+    return os.path.abspath(name) if os.path.exists(name) else name
+
+
 def check_output(path: Path) -> None:
     """Refuses, before hours of embedding, a path that `save_features` could not write. Raises FgsslError."""
     if path.is_dir():
@@ -148,7 +154,7 @@ def save_features(path: Path, embeddings: Embeddings, **told: str) -> None:
     metadata = {
         "format": FORMAT,
         "fgssl": __version__,
-        "paths": json.dumps(embeddings.identifiers),
+        "paths": json.dumps([_from_anywhere(name) for name in embeddings.identifiers]),
         "class_names": json.dumps(embeddings.class_names),
         **told,
     }

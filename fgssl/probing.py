@@ -6,22 +6,22 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from fgssl.classifiers import knn_classify, linear_probe
-from fgssl.config import DataConfig
-from fgssl.data.images import ImageSet, Subset
+from fgssl.data.images import ImageSet
 from fgssl.embed import Embeddings
 from fgssl.errors import FgsslError
-from fgssl.evaluation import Subject, open_split, overlapping, require_labels
+from fgssl.evaluation import Subject, require_labels
 from fgssl.fewshot import FewShotResult, few_shot
 from fgssl.judgement import ClassifierResult, judge
+from fgssl.probe_splits import ProbeSplits
+from fgssl.reporting import Reporter
 from fgssl.sgd import SgdRecipe
 from fgssl.sgd_probe import train_on_crops
-from fgssl.stratified import stratified_split
 from fgssl.trials import Fit, Share, draw_labels, run_trials
 
 PROTOCOLS = ("cached", "sgd", "knn", "fewshot")
@@ -51,15 +51,6 @@ class ProbeOptions:
     temperature: float = 0.07
 
 
-class ProbeSplits(NamedTuple):
-    """Labelled images to fit the probe on and to score it on."""
-
-    train: ImageSet
-    test: ImageSet
-    protocol: str  # in words
-    divided: bool  # both are parts of one split
-
-
 class ProbeReport(NamedTuple):
     """What came of a probe."""
 
@@ -69,38 +60,25 @@ class ProbeReport(NamedTuple):
     protocol: str
 
 
-def probe_splits(data: DataConfig, split: str | None, *, seed: int = 0) -> ProbeSplits:
-    """Train and test split for the probe, without an image in common; a single split is divided, stratified, 80 to 20.
+class FeatureSource(Protocol):
+    """What makes features: a `Subject`, or a `FeatureTable` in its place."""
 
-    Raises:
-        FgsslError: no labels.
-    """
-    test = open_split(data, split, "test")
-    train = open_split(data, None, "train")
-    others = [name for name in train.split.split("+") if name not in test.split.split("+")]
-    if others and overlapping(train, test):  # an encoder trained on train+test
-        train = open_split(data, "+".join(others), "train")
-    for images in (train, test):
-        require_labels(images, "the probe needs them")
-    if overlapping(train, test):
-        return divide(test, seed=seed)
-    return ProbeSplits(train, test, f"fitted on {train.split}, scored on {test.split}", False)
+    @property
+    def pool(self) -> str | None:
+        """How they are pooled, where that is known."""
+        ...
 
+    @property
+    def reporter(self) -> Reporter:
+        """Told of progress."""
+        ...
 
-def divide(images: ImageSet, *, seed: int = 0) -> ProbeSplits:
-    """Four fifths of the images of each class to fit on, one fifth to score on. Raises FgsslError without labels."""
-    require_labels(images, "the probe needs them")
-    assert images.labels is not None
-    kept, held = stratified_split(torch.from_numpy(images.labels), 0.2, seed=seed)
-    if not len(held):
-        raise FgsslError(
-            f"every class of {images.source} [{images.split}] has one image", "a probe needs classes with two or more"
-        )
-    words = f"{images.split} divided 80 to 20 by class (seed {seed})"
-    return ProbeSplits(Subset(images, kept.numpy()), Subset(images, held.numpy()), words, True)
+    def embed(self, images: ImageSet) -> Embeddings:
+        """Features of a split, in its order."""
+        ...
 
 
-def run_probe(subject: Subject, splits: ProbeSplits, options: ProbeOptions) -> ProbeReport:
+def run_probe(subject: FeatureSource, splits: ProbeSplits, options: ProbeOptions) -> ProbeReport:
     """Embed both splits, fit every try of every fraction of the labels, and judge each on the test split.
 
     Args:
@@ -114,6 +92,9 @@ def run_probe(subject: Subject, splits: ProbeSplits, options: ProbeOptions) -> P
     """
     if options.protocol not in PROTOCOLS[:3]:
         raise FgsslError(f"unknown protocol '{options.protocol}'", f"choose one of {', '.join(PROTOCOLS)}")
+    if options.protocol == "sgd" and not isinstance(subject, Subject):
+        raise FgsslError("--protocol sgd embeds new crops in every epoch, and a file holds features only",
+                         "use --protocol cached, or give the encoder")  # fmt: skip
     if options.epochs < 1:
         raise FgsslError(f"--epochs is {options.epochs}", "it must be at least 1")
     assert splits.train.labels is not None and splits.test.labels is not None
@@ -129,7 +110,7 @@ def run_probe(subject: Subject, splits: ProbeSplits, options: ProbeOptions) -> P
 
 
 def run_few_shot(
-    subject: Subject, images: ImageSet, *, shots: Sequence[int], ways: int | None, episodes: int, seed: int = 0
+    subject: FeatureSource, images: ImageSet, *, shots: Sequence[int], ways: int | None, episodes: int, seed: int = 0
 ) -> list[FewShotResult]:
     """Nearest class mean over episodes drawn from one labelled split, for each number of shots.
 
@@ -166,7 +147,7 @@ def _class_count(train: Embeddings, test: Embeddings) -> int:
 class _Task(NamedTuple):
     """What every try of a probe shares."""
 
-    subject: Subject
+    subject: FeatureSource
     splits: ProbeSplits
     train: Embeddings
     test: Embeddings
@@ -223,6 +204,7 @@ def _knn(task: _Task, rows: Tensor, _seed: int, show: Progress) -> ClassifierRes
 
 def _sgd(task: _Task, rows: Tensor, seed: int, show: Progress) -> ClassifierResult:
     recipe, subject = SgdRecipe(epochs=task.options.epochs), task.subject
+    assert isinstance(subject, Subject)  # run_probe refuses others
     positions = torch.from_numpy(task.train.positions)[rows]
     model = train_on_crops(
         subject.encoder, task.splits.train, positions, pool=subject.pool, width=task.train.features.shape[1],

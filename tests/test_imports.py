@@ -61,7 +61,11 @@ MAY_IMPORT: dict[str, str] = {
     "embed": "data encoder errors machine stopping views",
     "evaluation": "checkpoint config data embed encoder errors machine reporting",
     "sgd_probe": "data encoder machine sgd",
-    "probing": "classifiers config data embed errors evaluation fewshot judgement sgd sgd_probe stratified trials",
+    "probing": "classifiers data embed errors evaluation fewshot judgement probe_splits reporting sgd sgd_probe trials",
+    "probe_splits": "classnames config data errors evaluation featurefile featuretable stratified",
+    "featuretable": "data embed errors featurefile reporting",
+    "comparison": "bootstrap checkpoint classifiers config embed encoder errors evaluation featuretable probe_splits "
+    "reporting retrieval",
     "probe_files": "embed files judgement probing trials",
     "featurefile": "embed errors features files",
     "classnames": "errors",
@@ -82,9 +86,9 @@ MAY_IMPORT: dict[str, str] = {
     "trainer": "config data embed errors machine plan reporting runfolder signals state stopping training",
     "pretrain": "checkpoint data errors finish machine plan reporting runfolder state stopping trainer training",
     # the command line, which nothing imports
-    "cli": "changes check checkpoint data drawing embed errors evaluation featurefile files finish lookup machine plan "
-    "pretrain probe_files probing reporting resolve retrieval retrieve runfolder runlock signals state stopping "
-    "visualize",
+    "cli": "changes check checkpoint comparison config data drawing embed errors evaluation featurefile "
+    "featuretable files finish lookup machine plan pretrain probe_files probe_splits probing reporting "
+    "resolve retrieval retrieve runfolder runlock signals state stopping visualize",
     "__main__": "cli",
 }
 TRAINING = {"plan", "training", "trainer", "state", "runfolder", "finish", "pretrain", "cli"}

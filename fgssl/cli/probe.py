@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgssl.cli.console import cell, out, print_json, print_table
+from fgssl.cli.console import cell, make_reporter, out, print_json, print_table
 from fgssl.cli.numbers import fractions, whole_numbers
 from fgssl.cli.subject import Batch, Checkpoint, Data, Device, Json, PoolOption, Split, name_faults, opened
 
 if TYPE_CHECKING:
+    from fgssl.data.images import ImageSet
     from fgssl.evaluation import Subject
+    from fgssl.featuretable import FeatureTable
     from fgssl.probing import ProbeOptions
 
 PROTOCOLS = ("cached", "sgd", "knn", "fewshot")
@@ -23,6 +27,11 @@ def probe(
     checkpoint: Checkpoint,
     data: Data = None,
     split: Split = None,
+    train: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="features.safetensors to fit on, where CHECKPOINT is one to score on. "
+                     "[CHECKPOINT divided 80 to 20 by class]"),
+    ] = None,
     pool: PoolOption = None,
     protocol: Annotated[
         str,
@@ -58,15 +67,20 @@ def probe(
     shares, shot_counts = fractions(labels, "--labels"), whole_numbers(shots, "--shots")
     if protocol == "fewshot" and (shares != (1.0,) or output is not None):
         raise typer.BadParameter("fewshot draws its own labels and has no lists or tables", param_hint="--labels")
+    from fgssl.files import check_folder
     from fgssl.probing import ProbeOptions
 
     options = ProbeOptions(protocol, shares, tries, seed, epochs, k, temperature)
     lists = output or (DEFAULT_LISTS if min(shares) < 1 else None)
-    with opened(checkpoint, data=data, pool=pool, batch_size=batch_size, device=device) as subject:
+    with _source(checkpoint, train, data=data, pool=pool, batch_size=batch_size, device=device) as source:
         if protocol == "fewshot":
-            found = _few_shot(subject, checkpoint, split, shot_counts, ways or None, episodes, seed)
+            images = _scored(source, data, split)
+            found = {"checkpoint": checkpoint, **_few_shot(source, images, shot_counts, ways or None, episodes, seed)}
         else:
-            found = _linear(subject, checkpoint, split, options, lists)
+            if lists is not None:
+                check_folder(lists)
+            splits = _splits(source, data, split, train, seed)
+            found = _linear(source, splits, options, lists, checkpoint)
     if json_output:
         print_json(found)
         return
@@ -76,18 +90,59 @@ def probe(
         out.print(f"tables and lists: {lists}", markup=False, soft_wrap=True)
 
 
-def _linear(
-    subject: Subject, checkpoint: str, split: str | None, options: ProbeOptions, output: Path | None
-) -> dict[str, Any]:
-    from fgssl.files import check_folder
-    from fgssl.probe_files import probe_document, write_probe
-    from fgssl.probing import probe_splits, run_probe
+@contextmanager
+def _source(checkpoint: str, train: str | None, **options: Any) -> Iterator[Subject | FeatureTable]:
+    """The encoder with its data, or files of features in its place."""
+    from fgssl.featuretable import SEPARATOR, FeatureTable, is_feature_table
 
-    if output is not None:
-        check_folder(output)
-    report = run_probe(subject, probe_splits(subject.data, split, seed=options.seed), options)
-    name_faults(subject, report.train, report.test)
-    head = {"checkpoint": checkpoint, "data": subject.data.source, "pool": subject.pool, "seed": options.seed}
+    if not is_feature_table(checkpoint):
+        if train is not None:
+            raise typer.BadParameter("belongs to files of features; an encoder has --data", param_hint="--train")
+        with opened(checkpoint, **options) as subject:
+            yield subject
+        return
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None and name != "data"]
+    if given:
+        raise typer.BadParameter("a file of features needs none", param_hint=" ".join(given))
+    reporter = make_reporter(quiet=False)
+    try:
+        yield FeatureTable(SEPARATOR.join([checkpoint, *([train] if train else [])]), reporter=reporter)
+    finally:
+        reporter.close()
+
+
+def _splits(source: Subject | FeatureTable, data: str | None, split: str | None, train: str | None, seed: int) -> Any:
+    from fgssl.config import DataConfig
+    from fgssl.evaluation import Subject
+    from fgssl.probe_splits import file_splits, probe_splits
+
+    if isinstance(source, Subject):
+        return probe_splits(source.data, split, seed=seed)
+    if data is not None:
+        return probe_splits(DataConfig(source=data), split, seed=seed)
+    return file_splits(source, train, seed=seed)
+
+
+def _scored(source: Subject | FeatureTable, data: str | None, split: str | None) -> ImageSet:
+    """The labelled images that few-shot episodes are drawn from."""
+    from fgssl.config import DataConfig
+    from fgssl.evaluation import Subject, open_split
+    from fgssl.featuretable import FeatureImages
+
+    if isinstance(source, Subject):
+        return open_split(source.data, split, "test")
+    return FeatureImages(source.files[0]) if data is None else open_split(DataConfig(source=data), split, "test")
+
+
+def _linear(
+    source: Subject | FeatureTable, splits: Any, options: ProbeOptions, output: Path | None, checkpoint: str
+) -> dict[str, Any]:
+    from fgssl.probe_files import probe_document, write_probe
+    from fgssl.probing import run_probe
+
+    report = run_probe(source, splits, options)
+    name_faults(source, report.train, report.test)
+    head = {"checkpoint": checkpoint, "data": splits.test.source, "pool": source.pool, "seed": options.seed}
     document = {**head, **probe_document(report)}
     document["output"] = None if output is None else str(output)
     if output is not None:
@@ -108,19 +163,11 @@ def _print_linear(protocol: str, found: dict[str, Any]) -> None:
 
 
 def _few_shot(
-    subject: Subject,
-    checkpoint: str,
-    split: str | None,
-    shots: tuple[int, ...],
-    ways: int | None,
-    episodes: int,
-    seed: int,
+    source: Subject | FeatureTable, images: ImageSet, shots: tuple[int, ...], ways: int | None, episodes: int, seed: int
 ) -> dict[str, Any]:
-    from fgssl.evaluation import open_split
     from fgssl.probing import run_few_shot
 
-    images = open_split(subject.data, split, "test")
-    found = run_few_shot(subject, images, shots=shots, ways=ways, episodes=episodes, seed=seed)
+    found = run_few_shot(source, images, shots=shots, ways=ways, episodes=episodes, seed=seed)
     rows = [
         {"shots": count, "ways": result.ways, "episodes": episodes, "top1": result.accuracy.value,
          "top1_low": result.accuracy.low, "top1_high": result.accuracy.high, "skipped_classes": result.skipped}
@@ -128,7 +175,7 @@ def _few_shot(
     ]  # fmt: skip
     more = "".join(f", {count}-shot alike" for count in shots[1:])
     return {
-        "checkpoint": checkpoint, "data": subject.data.source, "pool": subject.pool, "seed": seed,
+        "data": images.source, "pool": source.pool, "seed": seed,
         "top1": rows[0]["top1"], "top5": None,
         "protocol": f"{found[0].protocol}{more}, drawn from {images.split}",
         "labels": rows[0]["ways"] * rows[0]["shots"], "results": rows,

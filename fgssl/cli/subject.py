@@ -39,7 +39,7 @@ def opened(checkpoint: str, **options: Any) -> Iterator[Subject]:
         reporter.close()
 
 
-def name_faults(subject: Subject, *found: Any) -> None:
+def name_faults(subject: Any, *found: Any) -> None:
     """A warning for each image that could not be read."""
     for embeddings in found:
         for fault in embeddings.faults:
