@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fgssl import __version__
 from fgssl.backbone import build_backbone, rebuild_backbone
@@ -32,6 +33,8 @@ from fgssl.resolve import config_from_flat
 FORMAT = "fgssl-encoder-1"
 ENCODER_FILE = "encoder.safetensors"
 TIMM_PREFIX = "timm:"
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def save_encoder(path: Path, encoder: Encoder) -> None:
@@ -75,9 +78,12 @@ def load_encoder(checkpoint: str) -> Encoder:
         encoder = Encoder(backbone, config=config, keys=tensors.get("keys"))
         if config is not None:
             _attach_head(encoder, config, tensors)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except FgsslError as error:
+        raise FgsslError(f"'{path}': {error.problem}", error.remedy) from error
+    except Exception as error:  # what a file says can fail anywhere in timm
+        reason = (str(error) or "?").splitlines()[0][:200]
         raise FgsslError(
-            f"'{path}' is damaged: {type(error).__name__} {error}", "use another copy, or train again"
+            f"'{path}' is damaged: {type(error).__name__} {reason}", "use another copy, or train again"
         ) from error
     return encoder.eval()
 
@@ -142,9 +148,22 @@ def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def _attach_head(encoder: Encoder, config: PretrainConfig, tensors: dict[str, Tensor]) -> None:
-    channels = encoder.backbone.channels
+    channels, objective = encoder.backbone.channels, config.objective
     if config.rationale.enabled:
-        encoder.rationale = RationaleHead(channels, config.rationale)
-        encoder.rationale.load_state_dict(_part(tensors, "rationale"))
-    encoder.projector = build_projector(channels, config.objective.projector_hidden, config.objective.projector_dim)
-    encoder.projector.load_state_dict(_part(tensors, "projector"))
+        encoder.rationale = _filled(lambda: RationaleHead(channels, config.rationale), _part(tensors, "rationale"))
+    hidden, width = objective.projector_hidden, objective.projector_dim
+    encoder.projector = _filled(lambda: build_projector(channels, hidden, width), _part(tensors, "projector"))
+    keys = encoder.keys
+    if keys is not None and (keys.ndim != 2 or keys.shape[1] != width or not keys.is_floating_point()):
+        raise ValueError(f"keys of shape {tuple(keys.shape)}")
+
+
+def _filled(build: Callable[[], Module], weights: dict[str, Tensor]) -> Module:
+    """A module with weights that fit it; sizes that a file only claims take no memory."""
+    with torch.device("meta"):
+        wanted = {key: value.shape for key, value in build().state_dict().items()}
+    if wanted != {key: value.shape for key, value in weights.items()}:
+        raise ValueError("weights and settings do not fit each other")
+    module = build()
+    module.load_state_dict(weights)
+    return module

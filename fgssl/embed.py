@@ -69,6 +69,7 @@ def embed(
     workers: int | None = None,
     cache: str = "auto",
     progress: Progress | None = None,
+    decoding: Progress | None = None,
 ) -> dict[Pool, Embeddings]:
     """Embed a split once and pool it in each of the asked ways.
 
@@ -80,7 +81,8 @@ def embed(
         device: Where to compute (default: where the encoder is).
         workers: Loader processes (default: by machine).
         cache: See `open_pixels`.
-        progress: Called with (done, total).
+        progress: Called with (done, total) images embedded.
+        decoding: Called with (done, total) images decoded, where they are not in the cache yet.
 
     Raises:
         FgsslError: more than a tenth of the images is unreadable, or the encoder lacks what to pool with.
@@ -89,7 +91,7 @@ def embed(
     training = encoder.training
     encoder.to(device).eval()
     workers = automatic_workers() if workers is None else workers
-    pixels = open_pixels(images, evaluation_view(encoder), cache=cache, workers=workers)
+    pixels = open_pixels(images, evaluation_view(encoder), cache=cache, workers=workers, progress=decoding)
     features: dict[Pool, list[Tensor]] = {pool: [] for pool in pools}
     kept: list[np.ndarray] = []
     faults: list[Fault] = []

@@ -45,6 +45,7 @@ class Subject(NamedTuple):
             batch_size=self.batch_size,
             device=self.device,
             progress=lambda done, total: self.reporter.progress(title, done, total),
+            decoding=lambda done, total: self.reporter.progress(f"decoding {images.split}", done, total),
         )
 
 

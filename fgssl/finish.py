@@ -57,6 +57,7 @@ def _embed(plan: Plan, images: ImageSet, encoder: Encoder, title: str, reporter:
         pools=run_pools(encoder),
         device=plan.device,
         progress=lambda done, total: reporter.progress(title, done, total),
+        decoding=lambda done, total: reporter.progress(f"decoding {images.split}", done, total),
     )
 
 
@@ -97,14 +98,17 @@ def finish_run(
     rows, faults = list(progress["initial_rows"]), list(progress["faults"].values())
     if plan.config.training.evaluate:
         images = plan.test if plan.test is not None else plan.train
-        found = _embed(plan, images, encoder, "embedding (trained)", reporter)
-        if plan.test is not None and images.labels is not None:
-            rows += _rows(found, "trained")
-        for fault in found["gap"].faults:
+        try:
+            found = _embed(plan, images, encoder, "embedding (trained)", reporter)
+        except FgsslError as error:  # pictures went away while it trained: the encoder is saved, its table is not all
+            reporter.warn(f"no retrieval of the trained encoder and no overview: {error.problem}")
+            found = {}
+        rows += _rows(found, "trained") if plan.test is not None and images.labels is not None else []
+        for fault in found["gap"].faults if found else ():
             if fault.reason not in faults:
                 reporter.warn(f"left out: {fault.reason}")
                 faults.append(fault.reason)
-        overview = draw_overview(encoder, images, found[encoder.default_pool()])
+        overview = draw_overview(encoder, images, found[encoder.default_pool()]) if found else None
         if overview is not None:
             save_png(overview, output / "overview.png")
     summary = {
@@ -161,26 +165,36 @@ def draw_overview(encoder: Encoder, images: ImageSet, embeddings: Embeddings) ->
     if total < 2:
         return None
     index = embeddings.positions.tolist()
-    queries = np.unique(np.linspace(0, total - 1, OVERVIEW_ROWS + 2)[1:-1].round().astype(int))
-    features = embeddings.features
+    asked = np.unique(np.linspace(0, total - 1, OVERVIEW_ROWS + 2)[1:-1].round().astype(int)).tolist()
+    pictures = {query: picture for query in asked if (picture := _still_there(images, index[query])) is not None}
+    if not pictures:
+        return None
+    queries, features = list(pictures), embeddings.features
     top = min(OVERVIEW_NEIGHBOURS, total - 1)
     indices = search(features[queries], features, top=top + 1).indices.tolist()
-    pictures = [images.load(index[q]) for q in queries]
     rows = []
-    for place, (query, maps) in enumerate(zip(queries.tolist(), explain(encoder, pictures), strict=True)):
-        others = [i for i in indices[place] if i != query][:top]
+    for place, (query, maps) in enumerate(zip(queries, explain(encoder, list(pictures.values())), strict=True)):
         neighbours = [
             Neighbour(
-                shown(encoder, images.load(index[i]), size=224),
+                shown(encoder, picture, size=224),
                 _name(images, index[i]),
                 None if embeddings.labels is None else bool(embeddings.labels[i] == embeddings.labels[query]),
             )
-            for i in others
+            for i in [i for i in indices[place] if i != query][:top]
+            if (picture := _still_there(images, index[i])) is not None
         ]
-        picture = shown(encoder, pictures[place], size=224)
+        picture = shown(encoder, pictures[query], size=224)
         rows.append(OverviewRow(picture, _name(images, index[query]), maps.gradcam, maps.rationale, neighbours))
     title = f"{encoder.backbone.name} on {images.source} [{images.split}]"
     return overview_sheet(rows, title=title)
+
+
+def _still_there(images: ImageSet, index: int) -> Image.Image | None:
+    """A picture that was embedded from the cache; its file may be gone, or be no picture, hours later."""
+    try:
+        return images.load(index)
+    except UnreadableImage:
+        return None
 
 
 def _name(images: ImageSet, index: int) -> str:

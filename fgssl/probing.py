@@ -205,10 +205,15 @@ def _knn(task: _Task, rows: Tensor, _seed: int, show: Progress) -> ClassifierRes
 def _sgd(task: _Task, rows: Tensor, seed: int, show: Progress) -> ClassifierResult:
     recipe, subject = SgdRecipe(epochs=task.options.epochs), task.subject
     assert isinstance(subject, Subject)  # run_probe refuses others
+
+    def decoding(done: int, total: int) -> None:
+        subject.reporter.progress(f"decoding {task.splits.train.split}", done, total)
+
     positions = torch.from_numpy(task.train.positions)[rows]
     model = train_on_crops(
         subject.encoder, task.splits.train, positions, pool=subject.pool, width=task.train.features.shape[1],
         classes=task.classes, recipe=recipe, seed=seed, forward=subject.batch_size, progress=show,
+        decoding=decoding,
     )  # fmt: skip
     scores = model.scores(task.test.features)
     unseen = torch.ones(task.classes, dtype=torch.bool)

@@ -32,6 +32,7 @@ def train_on_crops(
     forward: int = 64,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    decoding: Callable[[int, int], None] | None = None,
 ) -> LinearClassifier:
     """Train a linear layer on l2-normalised pooled features of random-resized, flipped crops (paper section 4.1).
 
@@ -49,13 +50,14 @@ def train_on_crops(
         forward: Images in one pass through the encoder.
         workers: Loader processes (default: by machine).
         progress: Called with (crops seen, crops to see).
+        decoding: Called with (done, total) images decoded, where they are not in the cache yet.
     """
     recipe = recipe or SgdRecipe()
     assert images.labels is not None
     labels = torch.from_numpy(images.labels)
     workers = automatic_workers(encoder.device) if workers is None else workers
     size = encoder.backbone.image_size
-    pixels = open_pixels(images, Shrunk(round(SHRINK * size)), workers=workers)
+    pixels = open_pixels(images, Shrunk(round(SHRINK * size)), workers=workers, progress=decoding)
     chosen = positions.numpy().astype(np.int64)
     sampler = CropSampler(chosen, batch_size=recipe.batch_size, epochs=recipe.epochs, seed=seed)
     stream = crop_batches(CropDataset(pixels, size=size, seed=seed), sampler, workers=workers)

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor
 
-from fgssl.backbone.export import load_strictly
+from fgssl.backbone.export import load_strictly, reject_misfit
 from fgssl.backbone.initial import no_published_weights, weights_unavailable
 from fgssl.backbone.module import Backbone
 from fgssl.backbone.names import resolve_source
 from fgssl.backbone.offline import hub_or_cache
 from fgssl.backbone.plan import plan_backbone
 from fgssl.backbone.trial import run_trial
+from fgssl.backbone.trust import check_description
 
 
 def build_backbone(
@@ -69,9 +71,11 @@ def rebuild_backbone(description: Mapping[str, Any], state_dict: Mapping[str, Te
     Raises:
         FgsslError: This timm does not know the architecture, or keys are missing, unexpected or of other shapes.
     """
+    check_description(description)
     architecture, model_args = description["architecture"], dict(description["model_args"])
     size = int(description["image_size"])
     resolve_source(architecture)
+    _check_shapes(architecture, model_args, state_dict, description["name"])
     try:
         plan = run_trial(architecture, model_args, size, "meta")
     except Exception:  # a few models need real numbers
@@ -81,3 +85,13 @@ def rebuild_backbone(description: Mapping[str, Any], state_dict: Mapping[str, Te
     return Backbone(
         model, plan, name=description["name"], architecture=architecture, data_config=description["data_config"]
     )
+
+
+def _check_shapes(architecture: str, model_args: dict[str, Any], state_dict: Mapping[str, Tensor], name: str) -> None:
+    """Refuse weights that do not fit before a model of whatever size a file claims takes memory."""
+    try:
+        with torch.device("meta"):
+            wanted = timm.create_model(architecture, **model_args).state_dict()
+    except Exception:  # a few models cannot be built without numbers; what is wrong with a file shows again below
+        return
+    reject_misfit(wanted, state_dict, name)

@@ -77,13 +77,17 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], name: str)
     Raises:
         FgsslError: Keys are missing, unexpected, or of other shapes.
     """
-    wanted = model.state_dict()
+    reject_misfit(model.state_dict(), state_dict, name)
+    model.load_state_dict(dict(state_dict))
+
+
+def reject_misfit(wanted: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], name: str) -> None:
+    """Raise FgsslError unless keys and shapes are exactly those that are wanted."""
     faults = shape_faults(wanted, state_dict)
     faults += [f"missing {some(wanted.keys() - state_dict.keys())}"] if wanted.keys() - state_dict.keys() else []
     faults += [f"unexpected {some(state_dict.keys() - wanted.keys())}"] if state_dict.keys() - wanted.keys() else []
     if faults:
         raise FgsslError(f"the weights do not fit {name}: {', '.join(faults)}", "the checkpoint is of another model")
-    model.load_state_dict(dict(state_dict))
 
 
 def shape_faults(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:

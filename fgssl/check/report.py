@@ -109,9 +109,10 @@ def check_source(
         splits=summaries,
         classes=classes,
         unreadable=tuple(
-            (part.images.split, part.images.identifier(index), _reason(reason))
+            (part.images.split, name, problem.removeprefix(f"unreadable image {name}: "))
             for part in facts
-            for index, reason in part.reasons.items()
+            for index, problem in part.reasons.items()
+            for name in (part.images.identifier(index),)
         ),
         skipped=tuple(line for images in found for line in getattr(images, "skipped", ())),
         exact=_named(facts, copies.exact),
@@ -194,8 +195,3 @@ def _class(facts: Sequence[SplitFacts], place: Place) -> str:
     if images.labels is None or images.class_names is None:
         return "-"
     return images.class_names[int(images.labels[place.index])]
-
-
-def _reason(problem: str) -> str:
-    """ "is empty (0 bytes)" of "unreadable image a.jpg: is empty (0 bytes)"."""
-    return problem.rpartition(": ")[2]

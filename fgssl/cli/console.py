@@ -18,11 +18,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from fgssl.data.names import printable
 from fgssl.reporting import Reporter, StepReport
 
+
+class SafeConsole(Console):
+    """A console on which a name from a file or a data set cannot steer the terminal."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's, with control characters of strings as escapes."""
+        super().print(*(harmless(o) if isinstance(o, str) else o for o in objects), **options)
+
+
+def harmless(text: str) -> str:
+    """Text without characters that a terminal obeys; lines stay lines."""
+    return text if text.isprintable() else "\n".join(map(printable, text.split("\n")))
+
+
 # emoji=False: a file named :bird:.jpg keeps its name
-err = Console(stderr=True, highlight=False, emoji=False)
-out = Console(highlight=False, emoji=False)
+err = SafeConsole(stderr=True, highlight=False, emoji=False)
+out = SafeConsole(highlight=False, emoji=False)
 PLAIN_SECONDS = 5.0  # between progress lines where there is no terminal
 
 
@@ -43,13 +58,13 @@ def print_table(
     """A table on stdout: lines on a terminal, aligned text in a pipe; numbers with two decimals, to the right."""
     terminal = sys.stdout.isatty()
     table = Table(
-        title=escape(title) if title else None,
+        title=escape(harmless(title)) if title else None,
         title_justify="left",
         title_style="bold",
         box=box.HEAVY_HEAD if terminal else None,
     )
     for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place < text_columns else "right", overflow="fold")
+        table.add_column(escape(harmless(column)), justify="left" if place < text_columns else "right", overflow="fold")
     for row in rows:
         table.add_row(*[escape(cell(value)) for value in row])
     # a pipe gets the whole width: no cell may be cut off or folded because nobody looks
@@ -73,7 +88,7 @@ def cell(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.2f}"
-    return str(value)
+    return harmless(str(value))
 
 
 def duration(seconds: float) -> str:

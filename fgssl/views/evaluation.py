@@ -31,10 +31,14 @@ class EvaluationView(NamedTuple):
 
 
 def resize_short_side(image: Image.Image, side: int) -> Image.Image:
-    """Shrink so that the short side is `side` pixels (never enlarge); the long side is bounded to 8 times that."""
-    scale = side / min(image.size)
-    if scale < 1:
-        long_side = min(8 * side, max(side, round(max(image.size) * scale)))
-        target = (side, long_side) if image.width <= image.height else (long_side, side)
+    """Shrink so that the short side is at most `side` pixels (never enlarge) and the long one at most 8 times that.
+
+    A strip of 100 x 1,000,000 pixels is a file of kilobytes and would be 300 MB in the cache of decoded pictures.
+    """
+    scale = min(1.0, side / min(image.size))
+    short, long = min(image.size), max(image.size)
+    if scale < 1 or long > 8 * side:
+        short, long = (side if scale < 1 else short), min(8 * side, max(side, round(long * scale)))
+        target = (short, long) if image.width <= image.height else (long, short)
         return image.resize(target, Image.Resampling.BILINEAR, reducing_gap=3.0)
     return image
