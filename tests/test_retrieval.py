@@ -194,6 +194,39 @@ def test_average_precision_equals_scikit_learn(memory: int | None) -> None:
     np.testing.assert_allclose(result.average_precision, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_metrics_equal_pytorch_metric_learning(own: bool) -> None:
+    pytest.importorskip("pytorch_metric_learning")
+    from pytorch_metric_learning.distances import CosineSimilarity
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+    from pytorch_metric_learning.utils.inference import CustomKNN
+
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.randint(0, 15, (240,), generator=generator)
+    labels[200:] = labels[200:] % 5  # classes of very different sizes
+    labels[0] = 77  # a lone query
+    features = torch.randn(240, 16, generator=generator) + torch.randn(80, 16, generator=generator)[labels]
+    split = 0 if own else 100
+    gallery, gallery_labels = features[split:], labels[split:]
+    queries, query_labels = (features, labels) if own else (features[:100], labels[:100])
+    calculator = AccuracyCalculator(
+        include=("mean_average_precision", "mean_average_precision_at_r", "r_precision", "precision_at_1"),
+        k=len(gallery) - own,
+        knn_func=CustomKNN(CosineSimilarity()),
+    )
+    theirs = calculator.get_accuracy(queries, query_labels, gallery, gallery_labels, ref_includes_query=own)
+    searched = {} if own else {"gallery": gallery, "gallery_labels": gallery_labels}
+    ours = evaluate_retrieval(queries, query_labels, **searched).to_dict()
+    for name, their_name in (
+        ("mAP", "mean_average_precision"),
+        ("mAP_at_R", "mean_average_precision_at_r"),
+        ("r_precision", "r_precision"),
+        ("rank1", "precision_at_1"),
+    ):
+        assert ours[name] == pytest.approx(100 * theirs[their_name], abs=1e-4), name
+    assert ours["lone_queries"] == 1
+
+
 @pytest.mark.parametrize("signal", [0.0, 0.2, 0.6, 3.0])
 def test_sorting_only_a_part_of_long_rows_changes_nothing(signal: float, monkeypatch: pytest.MonkeyPatch) -> None:
     # signals at which none, some and all thresholds lie in the part sorted; doubled rows for ties, lone queries
