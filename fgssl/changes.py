@@ -13,7 +13,8 @@ from fgssl.resolve import Resolved, config_from_flat
 FREE = (
     "training.workers", "training.device", "training.save_every", "training.log_every", "training.evaluate",
     "training.signals_every",
-    "training.keep_states", "training.stop_on_collapse",
+    "training.keep_states", "training.stop_on_collapse", "training.cache", "training.cache_budget", "training.compile",
+    "training.checkpoint_gradients",
 )  # fmt: skip
 """Settings that change how a run is carried out, not what it learns."""
 

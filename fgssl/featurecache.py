@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fgssl.checkpoint import identity
-from fgssl.data.cache import RETRIED_FAULTS, Fault, PixelStore, cache_folder
+from fgssl.data.cache import RETRIED_FAULTS, Fault, PixelStore
 from fgssl.data.images import ImageSet
+from fgssl.data.location import cache_folder
 from fgssl.embed import Embeddings, evaluation_view
 from fgssl.errors import FgsslError
 from fgssl.evaluation import Subject

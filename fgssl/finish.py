@@ -17,6 +17,7 @@ from fgssl.drawing import Neighbour, OverviewRow, overview_sheet, save_png, view
 from fgssl.embed import Embeddings, embed
 from fgssl.encoder import Encoder, Pool
 from fgssl.errors import FgsslError, UnreadableImage
+from fgssl.machine import peak_memory
 from fgssl.nearest import search
 from fgssl.plan import Plan
 from fgssl.reporting import Reporter
@@ -116,6 +117,7 @@ def finish_run(
         **plan.facts(),
         "steps": progress["step"],
         "train_seconds": round(progress["seconds"], 1),
+        "peak_memory_gb": peak_memory(plan.device),
         "last": last,
         "retrieval": rows,
         "retrieval_protocol": "leave-one-out in the test split" if rows else None,

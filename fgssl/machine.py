@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -27,6 +28,18 @@ def keep_freed_memory() -> None:
         if not mallopt(largest_kept, 1 << 30):
             mallopt(largest_kept, 1 << 25)  # the most that older versions take
         mallopt(trim_above, (1 << 31) - 1)
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory this process has used so far, in gigabytes: of the GPU, or of the machine (loaders excluded)."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
 
 
 def available_cores() -> int:

@@ -125,6 +125,12 @@ def _fit_batch(values: dict[str, Any], derive: Any, images: int, world: int) -> 
         batch = values["training.batch_size"]
     if batch > images:
         raise FgsslError(f"--batch-size {batch} is larger than the data ({images} images)", f"use at most {images}")
+    parts = world * values["training.accumulate"]
+    if values["training.accumulate"] > 1 and (batch % parts or batch // parts < 2):
+        raise FgsslError(
+            f"--batch-size {batch} cannot be divided into {values['training.accumulate']} parts by --accumulate",
+            f"use a multiple of {parts}, at least {2 * parts}",
+        )
     if batch % world or batch // world < 2:
         raise FgsslError(
             f"--batch-size {batch} cannot be shared by {world} processes",

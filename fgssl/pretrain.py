@@ -128,6 +128,13 @@ def _training_pixels(plan: Plan, accelerator: Accelerator, reporter: Reporter) -
         reporter.progress("decoding", done, total)
 
     with accelerator.main_process_first():
-        pixels = open_pixels(plan.train, prepare, workers=workers, progress=show)
+        pixels = open_pixels(
+            plan.train,
+            prepare,
+            cache=plan.config.training.cache,
+            budget=plan.config.training.cache_budget,
+            workers=workers,
+            progress=show,
+        )
     check_faults(pixels.faults, plan)
     return pixels

@@ -201,7 +201,8 @@ def _shown(value: Any) -> str:
 
 
 _AT_LEAST: dict[str, float] = {
-    "training.epochs": 1, "training.batch_size": 2, "training.max_steps": 1, "training.workers": 0,
+    "training.epochs": 1, "training.accumulate": 1, "training.cache_budget": 0,
+    "training.batch_size": 2, "training.max_steps": 1, "training.workers": 0,
     "training.log_every": 1, "training.signals_every": 0, "training.seed": 0, "objective.queue_size": 1,
     "objective.projector_dim": 1, "objective.projector_hidden": 1, "rationale.projections": 1, "rationale.weight": 0,
     "rationale.warmup_epochs": 0, "optimizer.warmup_epochs": 0, "optimizer.weight_decay": 0,

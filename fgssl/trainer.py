@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -18,14 +19,17 @@ from fgssl.data.feed import StepSampler, ViewBatch, ViewDataset, build_feed
 from fgssl.data.pairs import view_pairs
 from fgssl.embed import reject_unreadable
 from fgssl.errors import FgsslError
-from fgssl.machine import available_cores
+from fgssl.machine import available_cores, peak_memory
 from fgssl.plan import SIGNAL_IMAGES, Plan
 from fgssl.reporting import Reporter, StepReport
 from fgssl.runfolder import METRICS_FILE
 from fgssl.signals import Signals, signals_of
 from fgssl.state import Loaded, random_state, restore_random_state, save_state
 from fgssl.stopping import Interrupted, StopRequest
-from fgssl.training import LogWindow, PretrainModel, StepOutput, fit_weight, learning_rate, require_finite
+from fgssl.training import LogWindow, PretrainModel, StepOutput, fit_weight, learning_rate, mean_output, require_finite
+
+LONG_WAIT = 0.1  # share of the time waiting for data that is worth a hint
+SETTLED_STEPS = 100  # before them the queue of batches fills and the disk is read for the first time
 
 
 class Progress(NamedTuple):
@@ -74,6 +78,7 @@ class Trainer:
             on_device=plan.device.type == "cuda",
         )
         self.window, self.last_means = LogWindow(), dict[str, float]()
+        self._hinted = False
         self._pairs: torch.Tensor | None = None  # views for the signals, drawn when they are first due
 
     def restore(self, saved: Loaded, *, allow_changes: bool = False) -> Progress:
@@ -107,6 +112,7 @@ class Trainer:
         """All remaining steps."""
         plan, training = self.plan, self.plan.config.training
         self.model.train()
+        self._prepare_backbone()
         faults = dict(progress.faults)
         started = last_saved = time.monotonic()
         step = saved_step = progress.step
@@ -138,7 +144,16 @@ class Trainer:
                     raise Interrupted(signal_number, step)
         if step > saved_step:
             self._save(now())
+        self.model.objective.forget_compiled()
         return now()
+
+    def _prepare_backbone(self) -> None:
+        """Checkpointing and compiling, where asked for: in train mode only, so that evaluation is not compiled too."""
+        training, objective = self.plan.config.training, self.model.objective
+        if training.checkpoint_gradients:
+            objective.backbone.checkpoint_gradients()
+        if training.compile:
+            objective.compile_backbones()
 
     def batches(self, start: int) -> Iterator[ViewBatch]:
         """This process's share of every step from `start` to the end of the run."""
@@ -170,11 +185,18 @@ class Trainer:
         views = batch.views_on(plan.device)
         index = batch.index.to(plan.device, non_blocking=True)
         weight = fit_weight(step, config, steps_per_epoch=plan.steps_per_epoch)
-        output: StepOutput = self.wrapped(views, index, weight)
-        self.accelerator.backward(output.total)
+        parts, outputs = config.training.accumulate, list[StepOutput]()
+        for part, images in enumerate(zip(views.chunk(parts, 1), index.chunk(parts), strict=True)):
+            self.model.objective.update_target = part == 0
+            last = part == parts - 1
+            # gradients of several processes are averaged once a step
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                output: StepOutput = self.wrapped(*images, weight)
+                self.accelerator.backward(output.total / parts)
+            outputs.append(output)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return output
+        return outputs[0] if parts == 1 else mean_output(outputs)
 
     def _note_faults(self, found: dict[int, str], faults: dict[int, str]) -> None:
         for index, reason in found.items():
@@ -212,11 +234,21 @@ class Trainer:
             **report._asdict(),
             "positive_similarity": means["positive_similarity"],
             "lr": self.optimizer.param_groups[0]["lr"],
+            "peak_memory_gb": peak_memory(plan.device),
             **signals,
         }
         with (self.output / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.reporter.step(report)
+        self._hint(step - first, means["wait_share"])
+
+    def _hint(self, steps: int, wait_share: float) -> None:
+        """Say once what may help where data come too slowly."""
+        if self._hinted or wait_share <= LONG_WAIT or steps < SETTLED_STEPS:
+            return
+        self._hinted, workers = True, self.plan.config.training.workers
+        remedy = "leave out --cache off" if self.pixels.path is None else f"try more --workers than {workers}"
+        self.reporter.warn(f"{100 * wait_share:.0f} % of the time is spent waiting for pictures: {remedy}")
 
     def _signals(self, step: int) -> dict[str, float]:
         """The label-free signals as entries of the log, where the window just logged holds a step they are due at."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import timm.optim
@@ -57,6 +58,12 @@ class PretrainModel(nn.Module):
         similarity = output.metrics.get("positive_similarity", zero)
         features = output.feature_maps[0].detach().float().mean((2, 3))
         return StepOutput(total, output.loss.detach(), fit, entropy, similarity, features)
+
+
+def mean_output(parts: Sequence[StepOutput]) -> StepOutput:
+    """The scalars of a step that was taken in parts, and all of its features."""
+    means = [torch.stack(values).mean() for values in zip(*(part[:-1] for part in parts), strict=True)]
+    return StepOutput._make([*means, torch.cat([part.features for part in parts])])
 
 
 def build_model(plan: Plan) -> PretrainModel:

@@ -22,11 +22,11 @@ from fgssl.data.cache import (
     _FOOTER,
     PixelStore,
     Shrunk,
-    cache_folder,
     cache_path,
     decode,
     open_pixels,
 )
+from fgssl.data.location import cache_folder
 from fgssl.errors import UnreadableImage
 from fgssl.views import EvaluationView
 

@@ -81,8 +81,8 @@ MAY_IMPORT: dict[str, str] = {
     "training": "config encoder errors metrics objectives plan rationale",
     "state": "errors files",
     "runfolder": "config errors files plan runlock",
-    "finish": "backbone checkpoint data drawing embed encoder errors nearest plan reporting retrieval runfolder state "
-    "visualize",
+    "finish": "backbone checkpoint data drawing embed encoder errors machine nearest plan reporting retrieval "
+    "runfolder state visualize",
     "trainer": "config data embed errors machine plan reporting runfolder signals state stopping training",
     "pretrain": "checkpoint data errors finish machine plan reporting runfolder state stopping trainer training",
     # the command line, which nothing imports

@@ -19,7 +19,7 @@ from fgssl.checkpoint import load_encoder
 from fgssl.cli.greedy import repeat_flag
 from fgssl.config import DataConfig
 from fgssl.data import load_images
-from fgssl.data.cache import cache_folder
+from fgssl.data.location import cache_folder
 from fgssl.embed import embed
 
 PICTURES = sorted((photos() / "test" / "class 1").iterdir())[:2]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fgssl.backbone.trial import BackbonePlan, read_map, read_map_and_token
+from fgssl.errors import FgsslError
 
 # timm's modules whose training step was measured on a CPU as no slower, mostly 1.1 to 2 times faster, in channels_last
 CHANNELS_LAST_MODULES = frozenset(
@@ -121,6 +122,21 @@ class Backbone(nn.Module):
         feature_map, token = read_map_and_token(self.model, self._prepare(images), self.plan.route)
         self._forget_biases()
         return MapAndToken(_dense(feature_map), token)
+
+    def checkpoint_gradients(self) -> None:
+        """Keep only some activations for the backward pass and compute the others again: less memory, more time.
+
+        BatchNorm's running statistics are then updated twice a step, which only makes them more recent.
+
+        Raises:
+            FgsslError: The model does not offer it.
+        """
+        try:
+            self.model.set_grad_checkpointing(True)  # type: ignore[operator]
+        except (AttributeError, AssertionError, NotImplementedError) as error:
+            raise FgsslError(
+                f"{self.name} offers no gradient checkpointing", "use --accumulate, or leave out --checkpoint-gradients"
+            ) from error
 
     def description(self) -> dict[str, Any]:
         """What ``rebuild_backbone`` needs beside the weights; JSON-able."""

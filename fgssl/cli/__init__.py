@@ -22,6 +22,7 @@ from fgssl import __version__
 from fgssl.cli.compare import compare
 from fgssl.cli.console import print_error
 from fgssl.cli.data import check, data_app
+from fgssl.cli.data_cache import cache
 from fgssl.cli.embed import embed
 from fgssl.cli.greedy import QueryCommand
 from fgssl.cli.pretrain import pretrain
@@ -59,7 +60,7 @@ app = typer.Typer(
 )
 for verb in (pretrain, probe, retrieve, compare, embed, visualize):
     app.command(cls=QueryCommand if verb is retrieve else None)(_shielded(verb))
-for data_verb in (check,):
+for data_verb in (check, cache):
     data_app.command()(_shielded(data_verb))
 app.add_typer(data_app, name="data")
 

@@ -58,6 +58,19 @@ def pretrain(
     save_every: Annotated[
         str | None, typer.Option(metavar="N|TIME", help="Save the state every 200 steps, 90s, 10m or 2h. [10m]")
     ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Work through a batch in this many parts, to save memory. [1]")
+    ] = None,
+    checkpoint_gradients: Annotated[
+        bool | None,
+        typer.Option("--checkpoint-gradients", help="Compute activations twice instead of keeping them."),
+    ] = None,
+    compile_backbone: Annotated[
+        bool | None, typer.Option("--compile", help="torch.compile the backbone: pays in long runs on a GPU.")
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Decoded pictures: auto, off, or a folder.", metavar="auto|off|PATH")
+    ] = None,
     stop_on_collapse: Annotated[
         bool | None, typer.Option("--stop-on-collapse", help="Stop when the features collapse, not only warn.")
     ] = None,
@@ -87,6 +100,10 @@ def pretrain(
         "training.mixed_precision": mixed_precision,
         "training.device": device,
         "training.save_every": save_every,
+        "training.accumulate": accumulate,
+        "training.checkpoint_gradients": checkpoint_gradients,
+        "training.compile": compile_backbone,
+        "training.cache": cache,
         "training.stop_on_collapse": stop_on_collapse,
     }
     if resume is not None and (output or overwrite):

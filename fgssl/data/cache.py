@@ -28,6 +28,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from fgssl.data.images import ImageSet
+from fgssl.data.location import cache_folder
 from fgssl.errors import UnreadableImage
 from fgssl.files import umask
 from fgssl.stopping import ignore_stop_signals
@@ -133,13 +134,6 @@ def decode(images: ImageSet, index: int, prepare: Preparation) -> np.ndarray:
     return np.asarray(prepare(images.load(index, least)))
 
 
-def cache_folder() -> Path:
-    """Where decoded pictures live: FGSSL_CACHE, else XDG_CACHE_HOME/fgssl, else ~/.cache/fgssl."""
-    if os.environ.get("FGSSL_CACHE"):
-        return Path(os.environ["FGSSL_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fgssl"
-
-
 def cache_path(images: ImageSet, prepare: Preparation, folder: Path) -> Path:
     """The file that would hold this split prepared this way."""
     identity = f"{images.fingerprint()} {prepare!r} {_MAGIC!r}"
@@ -147,7 +141,13 @@ def cache_path(images: ImageSet, prepare: Preparation, folder: Path) -> Path:
 
 
 def open_pixels(
-    images: ImageSet, prepare: Preparation, *, cache: str = "auto", workers: int = 0, progress: Progress | None = None
+    images: ImageSet,
+    prepare: Preparation,
+    *,
+    cache: str = "auto",
+    budget: float | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
 ) -> PixelStore:
     """The pixels of a split through the cache, which is built first if it is missing.
 
@@ -155,6 +155,7 @@ def open_pixels(
         images: The split.
         prepare: `Shrunk(side)` for training, `EvaluationView` for evaluation.
         cache: "auto" (used where it can be written and fits), "off", or a folder.
+        budget: Gigabytes the file may take; above them pictures are decoded each time. None: a share of the free disk.
         workers: Processes that decode while the cache is built.
         progress: Called with (done, total).
     """
@@ -171,7 +172,8 @@ def open_pixels(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         side = prepare.side if isinstance(prepare, Shrunk) else prepare.size
-        if len(images) * side * side * 4 > FREE_SPACE_SHARE * shutil.disk_usage(path.parent).free:
+        room = FREE_SPACE_SHARE * shutil.disk_usage(path.parent).free if budget is None else budget * 1e9
+        if len(images) * side * side * 4 > room:
             return PixelStore(images, prepare)
         _build(images, prepare, path, workers, progress)
         return PixelStore(images, prepare, path)

@@ -35,6 +35,7 @@ class Objective(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.config = config
+        self.update_target = True  # whether the next forward moves a momentum encoder: once a step of several parts
         self.projector = build_projector(backbone.channels, config.projector_hidden, config.projector_dim)
 
     def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
@@ -45,6 +46,20 @@ class Objective(nn.Module):
             index: (N,) int64, the images' positions in the split.
         """
         raise NotImplementedError
+
+    def backbones(self) -> list[Backbone]:
+        """Every backbone that takes part in a step."""
+        return [module for module in self.modules() if isinstance(module, Backbone)]
+
+    def compile_backbones(self) -> None:
+        """torch.compile the backbones; loss, GradCAM and branch stay as they are, and so do the names of weights."""
+        for backbone in self.backbones():
+            backbone.compile()
+
+    def forget_compiled(self) -> None:
+        """Undo `compile_backbones`: what follows a run has other shapes and would be compiled anew."""
+        for backbone in self.backbones():
+            backbone._compiled_call_impl = None
 
     def chance_level(self) -> float:
         """The loss of an encoder that knows nothing, in nats."""

@@ -66,7 +66,7 @@ class MoCo(Objective):
         feature_map = self.backbone(views[0])  # (N, C, H, W)
         query = project(feature_map, self.projector)  # (N, D)
         with torch.no_grad():
-            if self.training:
+            if self.training and self.update_target:
                 self._update_key_encoder()
             key = project(self.key_backbone(views[1]), self.key_projector)  # (N, D)
         own = index[:, None] == self.queue_index  # (N, K)

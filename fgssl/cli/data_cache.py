@@ -1,0 +1,50 @@
+"""fgssl data cache: what lies in the cache, and how to be rid of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fgssl.cli.console import out, print_json, print_table
+from fgssl.errors import FgsslError
+
+
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Delete the files instead of listing them.")] = False,
+    kind: Annotated[
+        str | None, typer.Option(help="Only this kind: decoded or features.", metavar="KIND", show_default=False)
+    ] = None,
+    unused_days: Annotated[
+        float, typer.Option(help="Only files that nobody has read or written for so many days.", min=0)
+    ] = 0.0,
+    folder: Annotated[
+        str | None, typer.Option("--cache", help="Another cache folder. [FGSSL_CACHE or ~/.cache/fgssl]")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the listing as JSON.")] = False,
+) -> None:
+    """List the cache of decoded pictures and features, or clear it: what is needed is made anew."""
+    from pathlib import Path
+
+    from fgssl.data.cachefiles import KINDS, cache_files, clear_cache
+    from fgssl.data.location import cache_folder
+
+    if kind is not None and kind not in KINDS:
+        raise FgsslError(f"unknown --kind '{kind}'", f"choose one of {', '.join(KINDS)}")
+    where = cache_folder() if folder is None else Path(folder).expanduser()
+    files = [f for f in cache_files(where) if kind in (None, f.kind) and f.age_days >= unused_days]
+    if clear:
+        files = clear_cache(files)
+    total = sum(file.size for file in files)
+    if json_output:
+        rows = [{**file._asdict(), "path": str(file.path)} for file in files]
+        print_json({"folder": str(where), "cleared": clear, "bytes": total, "files": rows})
+        return
+    if files:
+        print_table(
+            ("kind", "file", "MB", "unused days"),
+            [(KINDS[f.kind][0], str(f.path.relative_to(where)), f.size / 1e6, f.age_days) for f in files],
+            text_columns=2,
+        )
+    word = "freed" if clear else "in"
+    out.print(f"{word} {where}: {len(files)} files, {total / 1e6:.1f} MB", soft_wrap=True, markup=False)

@@ -1,0 +1,49 @@
+"""What lies in the cache folder: listed by kind, cleared."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+# subfolder of the cache -> what its files are, and their names: nothing else is ever listed or deleted
+KINDS = {
+    "decoded": ("decoded pictures", ("*.pixels", ".building-*")),
+    "features": ("features", ("*.safetensors",)),
+}
+BUILDING_SECONDS = 3600  # a hidden file written to more recently is still being built
+
+
+class CacheFile(NamedTuple):
+    """One file of the cache."""
+
+    kind: str  # subfolder
+    path: Path
+    size: int  # bytes
+    age_days: float  # since it was last read, where the disk notes that, else since it was written
+
+
+def cache_files(folder: Path) -> list[CacheFile]:
+    """Every file of the known kinds, largest first; those that a build is still writing are left out."""
+    found = []
+    for kind in KINDS:
+        for path in (path for pattern in KINDS[kind][1] for path in (folder / kind).glob(pattern)):
+            with contextlib.suppress(OSError):  # another process may clear as well
+                status = path.stat()
+                age = max(0.0, time.time() - max(status.st_atime, status.st_mtime))
+                building = path.name.startswith(".") and age < BUILDING_SECONDS
+                if path.is_file() and not building:
+                    found.append(CacheFile(kind, path, status.st_size, age / 86_400))
+    return sorted(found, key=lambda file: -file.size)
+
+
+def clear_cache(files: list[CacheFile]) -> list[CacheFile]:
+    """Delete the files; runs that read them now keep them until they end. Returns those that are gone."""
+    gone = []
+    for file in files:
+        with contextlib.suppress(OSError):
+            os.unlink(file.path)
+            gone.append(file)
+    return gone
