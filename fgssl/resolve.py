@@ -75,14 +75,18 @@ def _assemble(given: dict[str, tuple[Any, str]]) -> Resolved:
     values = {k: (_coerce(k, v, hints[k]), origin) for k, (v, origin) in given.items()}
 
     def chosen(key: str) -> Any:
-        return values.get(key, (defaults[key], ""))[0]
+        return values.get(key, (profile.get(key, defaults[key]), ""))[0]
 
+    profile: dict[str, Any] = {}
+    if chosen("data.source") == "demo":
+        profile = dict(DEMO_PROFILE)
+        if chosen("backbone.name") != DEMO_PROFILE["backbone.name"]:
+            del profile["backbone.output_stride"]  # not every backbone offers one
     layers = []
     for section, presets in (("views", VIEW_PRESETS), ("rationale", RATIONALE_PRESETS)):
         preset = chosen(f"{section}.preset")
         layers.append(({f"{section}.{k}": v for k, v in presets[preset].items()}, f"preset {preset}"))
-    if chosen("data.source") == "demo":
-        layers.append((DEMO_PROFILE, "demo default"))
+    layers.append((profile, "demo default"))
     for layer, origin in layers:
         for key, value in layer.items():
             values.setdefault(key, (value, origin))

@@ -32,7 +32,7 @@ __all__ = ["CLASS_NAMES", "CLASS_TRAITS", "IMAGE_SIZE", "SIZES", "SPLITS", "Demo
 
 SPLITS = ("train", "test")
 SIZES = {"train": 1280, "test": 640}
-_VERSION = 2  # of the drawings: raise it when a change of the code changes a picture, so that caches notice
+_VERSION = 3  # of the drawings: raise it when a change of the code changes a picture, so that caches notice
 
 # beak, crown and their bitwise difference: an orthogonal array of strength two
 CLASS_TRAITS = tuple(

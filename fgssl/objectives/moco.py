@@ -69,10 +69,10 @@ class MoCo(Objective):
             if self.training and self.update_target:
                 self._update_key_encoder()
             key = project(self.key_backbone(views[1]), self.key_projector)  # (N, D)
-        own = index[:, None] == self.queue_index  # (N, K)
-        loss, positive = info_nce(query, key, self.queue.clone(), own, temperature=self.temperature)
         if self.training:
             self._enqueue(gather(key.detach()), gather(index))
+        own = index[:, None] == self.queue_index  # (N, K)
+        loss, positive = info_nce(query, key, self.queue, own, temperature=self.temperature)
         return ObjectiveOutput(loss, (feature_map,), {"positive_similarity": positive})
 
     def chance_level(self) -> float:

@@ -40,7 +40,7 @@ from fgssl.data.birds.parts import CIRCLE, PANEL, REACH, Traits, dot, draw_beak,
 from fgssl.data.birds.scene import Season, background, branch, distractor, draw_season, leaf_colour, light
 
 HEAD_CENTRE = np.array([0.70, -0.66])
-HEAD_RADIUS = 0.56
+HEAD_RADIUS = 0.64
 SHOULDER = np.array([0.42, -0.18])
 
 
@@ -76,6 +76,8 @@ _TAIL = np.array([(-0.85, -0.2), (-1.5, -0.2), (-1.85, -0.12), (-1.9, 0.14), (-1
 _WING = smooth([(0.08, 0.02), (-0.1, -0.24), (-0.6, -0.3), (-1.1, -0.12), (-1.62, 0.2), (-1.1, 0.3), (-0.6, 0.42),
                  (-0.12, 0.32)])  # fmt: skip
 _QUILLS = tuple(np.array([(-0.75, y), (-1.1, y * 0.7 + 0.06), (-1.5, 0.17)]) for y in (-0.12, 0.06, 0.24))
+# Hues of the coats: few, so that a coat does not tell one bird from all others
+_COATS = (0.03, 0.12, 0.3, 0.5, 0.65, 0.83)
 # Head frame
 _CHEEK = smooth([(0.75, 0.2), (0.3, 0.0), (-0.3, 0.12), (-0.45, 0.5), (0.0, 0.8), (0.55, 0.65)])
 _EYE = (0.36, -0.1)
@@ -84,16 +86,16 @@ _EYE = (0.36, -0.1)
 def draw_nuisance(rng: np.random.Generator) -> Nuisance:
     """Draw pose, scale, place, colours and scene of one picture."""
     flip = 1.0 if rng.random() < 0.5 else -1.0
-    tilt, scale = rng.uniform(-0.75, 0.15), rng.uniform(31, 42)
+    tilt, scale = rng.uniform(-0.75, 0.15), rng.uniform(32, 42)
     matrix = np.diag([flip, 1.0]) @ rotation(tilt) * scale @ np.diag([1.0, rng.uniform(0.92, 1.06)])
     body = Frame(matrix, np.zeros(2))
     nod, droop = rng.uniform(-0.25, 0.45) - 0.6 * tilt, rng.uniform(-0.15, 0.2)
     body = Frame(matrix, _random_place(rng, body, nod, droop))
-    hue = rng.uniform(0, 1)
-    back = colour_of(hue, rng.uniform(0.15, 0.6), rng.uniform(0.4, 0.6))
-    belly = colour_of(hue + rng.normal(0, 0.15), rng.uniform(0.05, 0.4), rng.uniform(0.65, 0.85))
-    wing = colour_of(hue + rng.normal(0, 0.08), rng.uniform(0.1, 0.6), rng.uniform(0.4, 0.6))
-    cheek = colour_of(rng.uniform(0, 1), rng.uniform(0.1, 0.5), rng.uniform(0.55, 0.75))
+    hue = float(rng.choice(_COATS)) + rng.normal(0, 0.01)
+    back = colour_of(hue, rng.uniform(0.3, 0.4), rng.uniform(0.48, 0.54))
+    belly = colour_of(hue, rng.uniform(0.15, 0.2), rng.uniform(0.72, 0.78))
+    wing = colour_of(hue, rng.uniform(0.3, 0.4), rng.uniform(0.45, 0.5))
+    cheek = colour_of(hue, rng.uniform(0.15, 0.2), rng.uniform(0.62, 0.68))
     tones = [(rng.normal(0, 0.03), rng.uniform(-0.15, 0.15), rng.uniform(-0.12, 0.12)) for _ in range(3)]
     leg = colour_of(rng.uniform(0.02, 0.12), rng.uniform(0.1, 0.7), rng.uniform(0.2, 0.7))
     return Nuisance(
@@ -144,7 +146,7 @@ def _scenery_behind(paper: Paper, rng: np.random.Generator, nuisance: Nuisance) 
     for _ in range(int(rng.integers(0, 2))):
         start, end = rng.uniform(-20, 148, 2), rng.uniform(-20, 148, 2)
         branch(paper, start, end, rng.uniform(1.5, 5), shade(season.wood, rng.uniform(0.6, 1.2)), rng.normal(0, 5))
-    for _ in range(int(rng.integers(0, 4))):
+    for _ in range(int(rng.integers(0, 3))):
         distractor(paper, rng, season, rng.uniform(0, IMAGE_SIZE, 2))
     # the perch, under the feet
     foot = _feet(nuisance)[1][-1]
@@ -184,8 +186,8 @@ def _coat(rng: np.random.Generator, body: Frame, back: Colour, belly: Colour) ->
         for row in np.linalg.inv(body.matrix)
     )
     fluff = noise(rng, 42, 42)
-    coat = blend(back, belly, 0.5 + 2.6 * (down + 0.35 * forward - rng.uniform(-0.15, 0.35)) + 0.7 * (fluff - 0.5))
-    streaks = rng.uniform(0, 0.35) * np.clip(5 * noise(rng, 30, 30) - 2.7, 0, 1)
+    coat = blend(back, belly, 0.5 + 2.6 * (down + 0.35 * forward - rng.uniform(0.0, 0.2)) + 0.3 * (fluff - 0.5))
+    streaks = rng.uniform(0, 0.08) * np.clip(5 * noise(rng, 30, 30) - 2.7, 0, 1)
     return to_picture(coat * ((1.12 - 0.22 * down + 0.16 * (fluff - 0.5)) * (1 - streaks))[..., None])
 
 

@@ -23,7 +23,7 @@ from fgssl.data.birds.paper import (
 )
 
 BACKDROP = 150.0  # the grey that backgrounds are drawn towards
-BACKGROUND_CONTRAST = 0.4
+BACKGROUND_CONTRAST = 0.25
 
 
 class Season(NamedTuple):
@@ -53,7 +53,7 @@ def background(rng: np.random.Generator, season: Season) -> Image.Image:
     picture = painters[int(rng.integers(len(painters)))](rng, season)
     # out of focus, as behind a long lens: a background that tells every picture from every other would leave a
     # self-supervised encoder no reason to look at the bird
-    values = np.asarray(picture.filter(ImageFilter.BoxBlur(2)), np.float32)
+    values = np.asarray(picture.filter(ImageFilter.BoxBlur(4)), np.float32)
     return to_picture(BACKDROP + BACKGROUND_CONTRAST * (values - BACKDROP))
 
 
