@@ -149,7 +149,7 @@ def test_forward_enqueues_the_momentum_keys_of_the_second_view():
 
 
 def test_the_loss_is_info_nce_against_the_queue_without_own_keys():
-    """The second step sees images 0, 1, 2 again: their old keys are no negatives; written out by loops."""
+    """The second step sees images 0, 1, 2 again; negatives are the other images' keys, old and of this batch; loops."""
     model = build(key_norm="batch")
     step(model, 0, torch.arange(BATCH))
     queue, owners = model.queue.clone().double(), model.queue_index.clone()
@@ -162,11 +162,13 @@ def test_the_loss_is_info_nce_against_the_queue_without_own_keys():
     update_momentum(copy.deepcopy(model).backbone, probe.key_backbone, 0.9)
     with torch.no_grad():
         key = project(probe.key_backbone(second), probe.key_projector).double()
+    for n in range(BATCH):  # the first step wrote places 0 to 5
+        queue[(BATCH + n) % QUEUE], owners[(BATCH + n) % QUEUE] = key[n], index[n]
     total = 0.0
     for n in range(BATCH):
         positive = math.exp(float(query[n] @ key[n]) / 0.2)
         kept = [k for k in range(QUEUE) if owners[k] != index[n]]
-        assert len(kept) == (QUEUE - 1 if n < 3 else QUEUE)
+        assert len(kept) == (QUEUE - 2 if n == 2 else QUEUE - 1)  # the old keys of 0 and 1 were overwritten
         total -= math.log(positive / (positive + sum(math.exp(float(query[n] @ queue[k]) / 0.2) for k in kept)))
     assert loss == pytest.approx(total / BATCH, rel=1e-5)
 
@@ -183,15 +185,16 @@ def test_an_images_own_keys_change_nothing():
     assert losses[0] == losses[1]
 
 
-def test_a_constant_encoder_is_at_chance():
-    """Every key equal: log(K + 1), which is what the progress line compares the loss with."""
-    model = build()
+@pytest.mark.parametrize(("batch_negatives", "candidates"), [(True, QUEUE), (False, QUEUE + 1)])
+def test_a_constant_encoder_is_at_chance(batch_negatives, candidates):
+    """Every key equal: log of their number, which is what the progress line compares the loss with."""
+    model = build(batch_negatives=batch_negatives)
     nn.init.zeros_(model.backbone.last.weight)
     nn.init.zeros_(model.key_backbone.last.weight)
     for number in range(3):
         loss = step(model, number).loss
-    assert float(loss.detach()) == pytest.approx(math.log(QUEUE + 1), rel=1e-6)
-    assert model.chance_level() == pytest.approx(math.log(QUEUE + 1))
+    assert float(loss.detach()) == pytest.approx(math.log(candidates), rel=1e-6)
+    assert model.chance_level() == pytest.approx(math.log(candidates))
 
 
 def test_a_random_encoder_is_near_chance():
@@ -272,9 +275,9 @@ def test_gradient_reaches_the_query_encoder_alone(key_norm):
     assert not model.queue.requires_grad
 
 
-def test_the_gradient_survives_the_queues_update():
-    """The queue is overwritten in the forward pass; the backward pass must see the old one."""
-    model = build()
+def test_without_batch_negatives_the_loss_is_mocos():
+    """The queue is overwritten in the forward pass; loss and backward pass must see the old one."""
+    model = build(batch_negatives=False)
     with torch.no_grad():
         twin = copy.deepcopy(model)
     step(model, 0).loss.backward()

@@ -1,8 +1,10 @@
 """MoCo v2: a query against the key of its other view and a queue of older keys (He et al. 2020, Chen et al. 2020).
 
-One departure, because fine-grained sets are small: the queue is sized from the data and remembers which image each key
-came from. Keys of the query's own image are no negatives (with the usual 65,536 keys on 6,000 images each image is its
-own negative ten times).
+Two departures, because fine-grained sets and their runs are small. The queue is sized from the data and remembers which
+image each key came from: keys of the query's own image are no negatives (with the usual 65,536 keys on 6,000 images each
+image is its own negative ten times). And a batch's keys join the queue before the loss, so that the negatives hold keys of
+the same step, too: in a short run the key encoder moves so fast that a query can tell its positive from older keys by
+their age alone, and by the statistics of the batch (below). `objective.batch_negatives: false` is MoCo's own order.
 
 BatchNorm. MoCo shuffles images between GPUs, so that a query cannot find its key by the statistics they share. On one
 process shuffling is void. `objective.key_norm: batch` keeps the batch's statistics, over all images of the process, so
@@ -62,22 +64,25 @@ class MoCo(Objective):
         return self
 
     def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
-        """InfoNCE of view 0 (query) against view 1 (key) and the queue, which then takes in the keys."""
+        """InfoNCE of view 0 (query) against view 1 (key) and the queue, which takes in the batch's keys."""
         feature_map = self.backbone(views[0])  # (N, C, H, W)
         query = project(feature_map, self.projector)  # (N, D)
         with torch.no_grad():
             if self.training and self.update_target:
                 self._update_key_encoder()
             key = project(self.key_backbone(views[1]), self.key_projector)  # (N, D)
+        negatives, owners = self.queue, self.queue_index
+        if not self.config.batch_negatives:
+            negatives, owners = negatives.clone(), owners.clone()
         if self.training:
             self._enqueue(gather(key.detach()), gather(index))
-        own = index[:, None] == self.queue_index  # (N, K)
-        loss, positive = info_nce(query, key, self.queue, own, temperature=self.temperature)
+        own = index[:, None] == owners  # (N, K)
+        loss, positive = info_nce(query, key, negatives, own, temperature=self.temperature)
         return ObjectiveOutput(loss, (feature_map,), {"positive_similarity": positive})
 
     def chance_level(self) -> float:
-        """log(K + 1): every key equally similar."""
-        return math.log(len(self.queue) + 1)
+        """log of the number of candidates, every key equally similar; with batch negatives the positive is in the queue."""
+        return math.log(len(self.queue) + (not self.config.batch_negatives))
 
     def sample_keys(self, count: int) -> Tensor:
         """The newest keys of the queue that stem from images."""
