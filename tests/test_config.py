@@ -73,6 +73,13 @@ def test_demo_profile_is_for_the_demo_alone():
     assert set(other.origins.values()) == {"default", "flag"}
 
 
+def test_the_demos_stride_and_views_are_of_its_backbone_and_yield_to_the_user():
+    resolved = load_config(flags={"backbone.name": "vit_tiny_patch16_224"}, sets=["views.preset=colour"])
+    assert value(resolved, "backbone.output_stride") is None  # a transformer has none to choose
+    assert value(resolved, "views.hue") == 0.0 and value(resolved, "backbone.image_size") == 96
+    assert load_config().config.views.hue == 0.5  # the profile's preset brings its own values
+
+
 @pytest.mark.parametrize("section,presets", [("views", VIEW_PRESETS), ("rationale", RATIONALE_PRESETS)])
 def test_presets_set_their_keys_and_no_others(section, presets):
     plain = flatten(PretrainConfig())
