@@ -178,7 +178,7 @@ RATIONALE_PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 # What a run on the built-in demo set uses unless told otherwise: minutes on two cores, offline. timm's smallest ResNet
-# takes enough steps in that time; its coat tells no bird's kind, hence views without colour; crops keep the small parts.
+# takes enough steps in that time; a coat tells no bird's kind, hence views without colour; crops keep the small parts.
 DEMO_PROFILE: dict[str, Any] = {
     "backbone.name": "test_resnet",
     "backbone.pretrained": False,

@@ -59,7 +59,9 @@ def main() -> None:
         share = 100 * np.mean(stack, axis=(1, 2))
         low, middle, high = np.quantile(share, [0, 0.5, 1])
         busiest = 100 * np.mean(stack, axis=0).max()
-        print(f"{name}: {low:.0f}-{high:.0f} % of a picture, median {middle:.0f} %; no pixel in more than {busiest:.0f} %")
+        print(
+            f"{name}: {low:.0f}-{high:.0f} % of a picture, median {middle:.0f}; no pixel in more than {busiest:.0f} %"
+        )
 
 
 if __name__ == "__main__":
