@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder, Pool
 from fgssl.errors import FgsslError
 from fgssl.machine import automatic_workers
+from fgssl.share import Share
 from fgssl.stopping import ignore_stop_signals
 from fgssl.views import EvaluationView
 
@@ -68,10 +70,11 @@ def embed(
     device: torch.device | None = None,
     workers: int | None = None,
     cache: str = "auto",
+    share: Share | None = None,
     progress: Progress | None = None,
     decoding: Progress | None = None,
 ) -> dict[Pool, Embeddings]:
-    """Embed a split once and pool it in each of the asked ways.
+    """Embed a split once and pool it in each of the asked ways: every image once, in the order of the split.
 
     Args:
         encoder: In any mode; it is used in eval mode and restored.
@@ -81,6 +84,7 @@ def embed(
         device: Where to compute (default: where the encoder is).
         workers: Loader processes (default: by machine).
         cache: See `open_pixels`.
+        share: Of the processes that embed together, each calling this alike; every one gets the whole result.
         progress: Called with (done, total) images embedded.
         decoding: Called with (done, total) images decoded, where they are not in the cache yet.
 
@@ -90,14 +94,17 @@ def embed(
     device = device or encoder.device
     training = encoder.training
     encoder.to(device).eval()
-    workers = automatic_workers() if workers is None else workers
-    pixels = open_pixels(images, evaluation_view(encoder), cache=cache, workers=workers, progress=decoding)
+    world = 1 if share is None else share.world
+    workers = automatic_workers(world=world) if workers is None else workers
+    with share.first_alone() if share else contextlib.nullcontext():
+        pixels = open_pixels(images, evaluation_view(encoder), cache=cache, workers=workers, progress=decoding)
+    rows = range(len(images)) if share is None else share.part(len(images))
     features: dict[Pool, list[Tensor]] = {pool: [] for pool in pools}
     kept: list[np.ndarray] = []
     faults: list[Fault] = []
     done = 0
     try:
-        for batch in image_batches(pixels, batch_size, workers=workers):
+        for batch in image_batches(pixels, batch_size, workers=workers, rows=rows):
             faults.extend(batch.faults)
             kept.append(batch.index)
             done += len(batch.index) + len(batch.faults)
@@ -105,9 +112,14 @@ def embed(
                 for pool, pooled in encoder.embeddings(batch.images.to(device), pools).items():
                     features[pool].append(pooled.cpu())
             if progress is not None:
-                progress(done, len(images))
+                progress(min(done * world, len(images)), len(images))
     finally:
         encoder.train(training)
+    if share is not None:
+        parts = share.gather((features, kept, faults))
+        features = {pool: [part for found, _, _ in parts for part in found[pool]] for pool in pools}
+        kept = [index for _, found, _ in parts for index in found]
+        faults = [fault for _, _, found in parts for fault in found]
     reject_unreadable([fault.reason for fault in faults], len(images), f"{images.source}[{images.split}]")
     index = np.concatenate(kept)
     labels = None if images.labels is None else torch.from_numpy(images.labels[index])
@@ -128,14 +140,18 @@ def reject_unreadable(reasons: Sequence[str], total: int, name: str) -> None:
         )
 
 
-def image_batches(pixels: PixelStore, batch_size: int, *, workers: int = 0) -> Iterator[ImageBatch]:
-    """Batches of evaluation views in order; unreadable images are left out and reported."""
+def image_batches(
+    pixels: PixelStore, batch_size: int, *, workers: int = 0, rows: range | None = None
+) -> Iterator[ImageBatch]:
+    """Batches of evaluation views in order, of all images or of `rows`; unreadable ones are left out and reported."""
+    rows = range(len(pixels)) if rows is None else rows
     loader = DataLoader(
         _Indexed(pixels),
         batch_size=batch_size,
+        sampler=rows,
         collate_fn=_collate,
         # from the cache a batch is a copy: processes would only add to its cost
-        num_workers=0 if pixels.path is not None or len(pixels) <= batch_size else workers,
+        num_workers=0 if pixels.path is not None or len(rows) <= batch_size else workers,
         worker_init_fn=ignore_stop_signals,
     )
     yield from loader

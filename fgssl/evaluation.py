@@ -17,6 +17,7 @@ from fgssl.encoder import POOLS, Encoder, Pool
 from fgssl.errors import FgsslError
 from fgssl.machine import resolve_device
 from fgssl.reporting import Reporter
+from fgssl.share import Share, launched_share
 
 BATCH_SIZE = 64
 
@@ -30,6 +31,7 @@ class Subject(NamedTuple):
     batch_size: int
     device: torch.device
     reporter: Reporter
+    share: Share | None = None
 
     def embed(self, images: ImageSet) -> Embeddings:
         """Embeddings of a split in its order."""
@@ -44,6 +46,7 @@ class Subject(NamedTuple):
             pools=pools,
             batch_size=self.batch_size,
             device=self.device,
+            share=self.share,
             progress=lambda done, total: self.reporter.progress(title, done, total),
             decoding=lambda done, total: self.reporter.progress(f"decoding {images.split}", done, total),
         )
@@ -80,7 +83,9 @@ def open_subject(
     chosen = encoder.default_pool() if pool is None else next(p for p in POOLS if p == pool)
     encoder.require(chosen)
     source = _data(checkpoint, encoder) if data is None else DataConfig(source=data)
-    return Subject(encoder.to(where), source, chosen, batch_size or BATCH_SIZE, where, reporter or Reporter())
+    return Subject(
+        encoder.to(where), source, chosen, batch_size or BATCH_SIZE, where, reporter or Reporter(), launched_share()
+    )
 
 
 def _data(checkpoint: str, encoder: Encoder) -> DataConfig:

@@ -58,8 +58,9 @@ MAY_IMPORT: dict[str, str] = {
     "sgd": "errors",
     "trials": "bootstrap errors judgement stratified",
     # evaluation: knows encoders and their files, not how they were trained
-    "embed": "data encoder errors machine stopping views",
-    "evaluation": "checkpoint config data embed encoder errors machine reporting",
+    "share": "",
+    "embed": "data encoder errors machine share stopping views",
+    "evaluation": "checkpoint config data embed encoder errors machine reporting share",
     "sgd_probe": "data encoder machine sgd",
     "probing": "classifiers data embed errors evaluation fewshot judgement probe_splits reporting sgd sgd_probe trials",
     "probe_splits": "classnames config data errors evaluation featurefile featuretable stratified",

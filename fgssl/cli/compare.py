@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgssl.cli.console import cell, make_reporter, out, print_json, print_table
+from fgssl.cli.console import cell, echo, evaluation_reporter, out, print_json, print_table
 from fgssl.cli.subject import Batch, Device, Json, Split
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def compare(
         raise typer.BadParameter("one checkpoint is named twice", param_hint="CHECKPOINT")
     from fgssl.comparison import compare as run
 
-    reporter = make_reporter(quiet=False)
+    reporter = evaluation_reporter()
     try:
         table = run(
             checkpoints, data=data, split=split, pools=pools, k=k, seed=seed, batch_size=batch_size, device=device,
@@ -103,4 +103,4 @@ def _print_markdown(columns: Any, rows: Any, *, title: str, text_columns: int = 
 
     rules = ["---" if place < text_columns else "---:" for place in range(len(columns))]
     text = [f"**{title}**", "", line(columns), line(rules), *(line([cell(v) for v in row]) for row in rows), ""]
-    typer.echo("\n".join(text))
+    echo("\n".join(text))

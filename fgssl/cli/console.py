@@ -37,7 +37,7 @@ def harmless(text: str) -> str:
 
 # emoji=False: a file named :bird:.jpg keeps its name
 err = SafeConsole(stderr=True, highlight=False, emoji=False)
-out = SafeConsole(highlight=False, emoji=False)
+out = SafeConsole(highlight=False, emoji=False, quiet=int(os.environ.get("RANK", "0")) > 0)
 PLAIN_SECONDS = 5.0  # between progress lines where there is no terminal
 
 
@@ -49,7 +49,13 @@ def print_error(problem: str, remedy: str) -> None:
 
 def print_json(value: Any) -> None:
     """A JSON document on stdout."""
-    typer.echo(json.dumps(value, indent=2))
+    echo(json.dumps(value, indent=2))
+
+
+def echo(text: str) -> None:
+    """Text on stdout; of several processes the first speaks for all, whose results are the same."""
+    if process_rank() == 0:
+        typer.echo(text)
 
 
 def print_table(
@@ -68,10 +74,10 @@ def print_table(
     for row in rows:
         table.add_row(*[escape(cell(value)) for value in row])
     # a pipe gets the whole width: no cell may be cut off or folded because nobody looks
-    if terminal:
+    if terminal and process_rank() == 0:
         Console(highlight=False, emoji=False).print(table)
-    else:
-        typer.echo("\n".join(line.rstrip() for line in as_lines(table)))
+    elif not terminal:
+        echo("\n".join(line.rstrip() for line in as_lines(table)))
 
 
 def as_lines(table: Table) -> list[str]:
@@ -226,6 +232,21 @@ class LiveReporter(PlainReporter):
 def process_rank() -> int:
     """This process's number among those a launcher such as torchrun started; 0 speaks for all."""
     return int(os.environ.get("RANK", "0"))
+
+
+class SilentReporter(PlainReporter):
+    """Nothing: another process says the same."""
+
+    def note(self, text: str) -> None:
+        """Said elsewhere."""
+
+    def warn(self, text: str) -> None:
+        """Said elsewhere."""
+
+
+def evaluation_reporter() -> PlainReporter:
+    """The reporter of a verb that evaluates, whose processes all know the whole: the first alone speaks."""
+    return SilentReporter() if process_rank() > 0 else make_reporter(quiet=False)
 
 
 def make_reporter(*, quiet: bool) -> PlainReporter:

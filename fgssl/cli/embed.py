@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgssl.cli.console import make_reporter, out, print_json, print_table
+from fgssl.cli.console import evaluation_reporter, out, print_json, print_table
 from fgssl.cli.subject import Batch, Checkpoint, Data, Device, Json, PoolOption, Split, name_faults, opened
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _file_stats(path: str, *, json_output: bool) -> None:
     from fgssl.signals import feature_stats
 
     signals = feature_stats(read_features(path).embeddings.features)
-    make_reporter(quiet=False).note("alignment and neighbours under two views need the encoder and the pictures")
+    evaluation_reporter().note("alignment and neighbours under two views need the encoder and the pictures")
     if json_output:
         print_json({"features": path, "stats": signals})
     else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgssl.cli.console import cell, make_reporter, out, print_json, print_table
+from fgssl.cli.console import cell, evaluation_reporter, out, print_json, print_table
 from fgssl.cli.numbers import fractions, whole_numbers
 from fgssl.cli.subject import Batch, Checkpoint, Data, Device, Json, PoolOption, Split, name_faults, opened
 
@@ -104,7 +104,7 @@ def _source(checkpoint: str, train: str | None, **options: Any) -> Iterator[Subj
     given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None and name != "data"]
     if given:
         raise typer.BadParameter("a file of features needs none", param_hint=" ".join(given))
-    reporter = make_reporter(quiet=False)
+    reporter = evaluation_reporter()
     try:
         yield FeatureTable(SEPARATOR.join([checkpoint, *([train] if train else [])]), reporter=reporter)
     finally:

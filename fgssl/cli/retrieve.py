@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgssl.cli.console import err, make_reporter, out, print_json, print_table
+from fgssl.cli.console import err, evaluation_reporter, out, print_json, print_table
 from fgssl.cli.subject import Batch, Checkpoint, Data, Device, Json, PoolOption
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def retrieve(
 
     options: dict[str, Any] = {"pool": pool, "batch_size": batch_size, "device": device}
     size = None if memory is None else parse_bytes(memory)
-    reporter = make_reporter(quiet=False)
+    reporter = evaluation_reporter()
     try:
         if query:
             _refuse({"--query-split": query_split, "--explain": explain or None}, "goes with scoring, not with --query")

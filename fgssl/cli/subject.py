@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgssl.cli.console import make_reporter
+from fgssl.cli.console import evaluation_reporter
 
 if TYPE_CHECKING:
     from fgssl.evaluation import Subject
@@ -32,7 +32,7 @@ def opened(checkpoint: str, **options: Any) -> Iterator[Subject]:
     """The encoder with its data, and progress on the terminal until the block ends."""
     from fgssl.evaluation import open_subject
 
-    reporter = make_reporter(quiet=False)
+    reporter = evaluation_reporter()
     try:
         yield open_subject(checkpoint, reporter=reporter, **options)
     finally:
