@@ -95,6 +95,8 @@ def resolve_device(name: str | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise FgsslError(f"unknown device '{name}'", "use cpu, cuda, cuda:1 or mps") from error
+    if device.type == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each process its own GPU
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         here = torch.cuda.device_count() if torch.cuda.is_available() else 0
         raise FgsslError(f"device '{name}' is not on this machine ({here} CUDA devices)", "use --device cpu")

@@ -6,10 +6,11 @@ plan -> pixels decoded once -> model, optimiser -> steps (views, loss, GradCAM, 
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
 from fgssl.checkpoint import ENCODER_FILE, save_encoder
@@ -18,6 +19,7 @@ from fgssl.errors import FgsslError
 from fgssl.finish import RunResult, finish_run, retrieval_rows, save_view_pairs
 from fgssl.machine import available_cores, keep_freed_memory
 from fgssl.plan import Plan
+from fgssl.processes import check_processes, time_limit
 from fgssl.reporting import Reporter
 from fgssl.runfolder import truncate_metrics, write_config
 from fgssl.state import load_state
@@ -94,7 +96,9 @@ def build_trainer(plan: Plan, output: Path, reporter: Reporter) -> Trainer:
     """Everything a run steps with, on its device: decoded pixels, model, optimiser."""
     if plan.device.type == "cpu":
         keep_freed_memory()
-    accelerator = _accelerator(plan)
+    with time_limit(reporter):
+        accelerator = _accelerator(plan)
+        check_processes(plan, accelerator)
     pixels = _training_pixels(plan, accelerator, reporter)
     torch.manual_seed(plan.config.training.seed)
     model = build_model(plan).to(plan.device)
@@ -115,7 +119,11 @@ def _accelerator(plan: Plan) -> Accelerator:
         mixed_precision=plan.config.training.mixed_precision,
         cpu=plan.device.type == "cpu",
         # the key encoder and the queue are kept equal by the objective itself
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            # others wait while the first decodes or evaluates, which may take hours; who dies is noticed otherwise
+            InitProcessGroupKwargs(timeout=timedelta(days=2)),
+        ],
     )
 
 

@@ -31,6 +31,9 @@ class Reporter:
     def warn(self, text: str) -> None:
         """One line that should be read."""
 
+    def fatal(self, problem: str, remedy: str) -> None:
+        """The last line of a process that hangs in a call and is about to end itself."""
+
     def progress(self, task: str, done: int, total: int) -> None:
         """A side task (building the cache, embedding) got to `done` of `total`."""
 

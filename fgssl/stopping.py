@@ -34,13 +34,14 @@ class StopRequest:
     def __init__(self) -> None:
         self.received = 0
 
-    def agreed(self, device: torch.device) -> int:
-        """The signal any process received, the same on all: they must stop after the same step."""
+    def agreed(self, device: torch.device, *, due: bool = False) -> tuple[int, bool]:
+        """The signal any process received and whether any finds a save due, the same on all after the same step."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return self.received
-        flag = torch.tensor([self.received], device=device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return int(flag)
+            return self.received, due
+        flags = torch.tensor([self.received, int(due)], device=device)
+        torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+        number, save = flags.tolist()
+        return int(number), bool(save)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:

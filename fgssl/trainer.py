@@ -18,15 +18,27 @@ from fgssl.data.cache import PixelStore
 from fgssl.data.feed import StepSampler, ViewBatch, ViewDataset, build_feed
 from fgssl.data.pairs import view_pairs
 from fgssl.embed import reject_unreadable
-from fgssl.errors import FgsslError
+from fgssl.errors import FgsslError, TrainingFault
+from fgssl.evidence import save_evidence
 from fgssl.machine import available_cores, peak_memory
+from fgssl.memory import is_out_of_memory, largest_batch
 from fgssl.plan import SIGNAL_IMAGES, Plan
 from fgssl.reporting import Reporter, StepReport
 from fgssl.runfolder import METRICS_FILE
 from fgssl.signals import Signals, signals_of
 from fgssl.state import Loaded, random_state, restore_random_state, save_state
 from fgssl.stopping import Interrupted, StopRequest
-from fgssl.training import LogWindow, PretrainModel, StepOutput, fit_weight, learning_rate, mean_output, require_finite
+from fgssl.training import (
+    LogWindow,
+    NotFinite,
+    PretrainModel,
+    StepOutput,
+    fit_weight,
+    learning_rate,
+    mean_output,
+    require_finite,
+)
+from fgssl.watch import Watch, absurd_rate
 
 LONG_WAIT = 0.1  # share of the time waiting for data that is worth a hint
 SETTLED_STEPS = 100  # before them the queue of batches fills and the disk is read for the first time
@@ -54,6 +66,12 @@ def _in_words(found: Signals) -> str:
     )
 
 
+def norm_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Running statistics, on the CPU: what differs between processes that see different images."""
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    return {name: value.cpu() for name, value in model.named_buffers() if name.endswith(names)}
+
+
 class Trainer:
     """The steps of one process: `batches` feeds, `step` learns from one, `train` is the loop around them."""
 
@@ -76,6 +94,12 @@ class Trainer:
             size=plan.backbone.image_size,
             seed=plan.config.training.seed,
             on_device=plan.device.type == "cuda",
+        )
+        training = plan.config.training
+        self.watch = Watch(
+            total_steps=plan.total_steps,
+            stop_on_collapse=training.stop_on_collapse,
+            more_workers=(training.workers or 0) * accelerator.num_processes < available_cores(),
         )
         self.window, self.last_means = LogWindow(), dict[str, float]()
         self._hinted = False
@@ -100,6 +124,9 @@ class Trainer:
             ) from error
         randoms = saved.state["random"]  # of the processes there were then
         restore_random_state(randoms[self.accelerator.process_index % len(randoms)])
+        norms = saved.state.get("norms", [])  # every process averages over its own images
+        if len(norms) == self.accelerator.num_processes:
+            self.model.load_state_dict(norms[self.accelerator.process_index], strict=False)
         progress = Progress(**saved.state["progress"])
         self.window.restore(saved.state["window"], self.plan.device)
         self.last_means = saved.state["last_means"]
@@ -109,7 +136,33 @@ class Trainer:
         return progress
 
     def train(self, progress: Progress, stop: StopRequest) -> Progress:
-        """All remaining steps."""
+        """All remaining steps.
+
+        Raises:
+            TrainingFault: the loss is not finite (the images of that step are kept), memory is exhausted, or the
+                features collapse and that shall stop the run. Saved states stay as they are.
+            Interrupted: on a stop signal, after saving.
+        """
+        rate = absurd_rate(self.plan.config.optimizer)
+        if rate and self.accelerator.is_main_process:
+            self.reporter.warn(rate)
+        try:
+            return self._train(progress, stop)
+        except NotFinite as fault:
+            if not self.accelerator.is_main_process:
+                raise
+            assert self.plan.config.training.batch_size is not None
+            path = save_evidence(
+                self.output,
+                fault.step,
+                self.plan.train,
+                self.views,
+                batch_size=self.plan.config.training.batch_size,
+                facts={"problem": fault.problem, "lr": self.optimizer.param_groups[0]["lr"]},
+            )
+            raise TrainingFault(f"{fault.problem} (its images: {path})", fault.remedy) from fault
+
+    def _train(self, progress: Progress, stop: StopRequest) -> Progress:
         plan, training = self.plan, self.plan.config.training
         self.model.train()
         self._prepare_backbone()
@@ -136,8 +189,9 @@ class Trainer:
                 self.window.require_finite()
                 self._log(step, now().seconds - progress.seconds, progress.step)
                 self.window = LogWindow()
-            signal_number = stop.agreed(plan.device)
-            if signal_number or every.over(step - saved_step, time.monotonic() - last_saved):
+            due = every.over(step - saved_step, time.monotonic() - last_saved)
+            signal_number, due = stop.agreed(plan.device, due=due)
+            if signal_number or due:
                 self._save(now())
                 saved_step, last_saved = step, time.monotonic()
                 if signal_number:
@@ -185,18 +239,43 @@ class Trainer:
         views = batch.views_on(plan.device)
         index = batch.index.to(plan.device, non_blocking=True)
         weight = fit_weight(step, config, steps_per_epoch=plan.steps_per_epoch)
-        parts, outputs = config.training.accumulate, list[StepOutput]()
+        try:
+            return self._learn(self.wrapped, views, index, weight, parts=config.training.accumulate)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        raise self._out_of_memory(views, index, weight)  # outside the handler, which keeps the failed step's memory
+
+    def _learn(
+        self, model: torch.nn.Module, views: torch.Tensor, index: torch.Tensor, weight: float, *, parts: int
+    ) -> StepOutput:
+        outputs = list[StepOutput]()
         for part, images in enumerate(zip(views.chunk(parts, 1), index.chunk(parts), strict=True)):
             self.model.objective.update_target = part == 0
             last = part == parts - 1
             # gradients of several processes are averaged once a step
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                output: StepOutput = self.wrapped(*images, weight)
+                output: StepOutput = model(*images, weight)
                 self.accelerator.backward(output.total / parts)
             outputs.append(output)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return outputs[0] if parts == 1 else mean_output(outputs)
+
+    def _out_of_memory(self, views: torch.Tensor, index: torch.Tensor, weight: float) -> FgsslError:
+        """What to say; the run is over, so that trying smaller batches may spoil its weights."""
+        batch = self.plan.config.training.batch_size
+        problem = f"--batch-size {batch} does not fit into the memory of {self.plan.device}"
+        if self.accelerator.num_processes > 1:  # the others wait for this one: no step can be tried
+            return TrainingFault(problem, "use a smaller one, a smaller --image-size or more processes")
+
+        def attempt(images: int) -> None:
+            self.optimizer.zero_grad(set_to_none=True)
+            self._learn(self.model, views[:, :images], index[:images], weight, parts=1)
+
+        fits = largest_batch(attempt, views.shape[1])
+        remedy = "not even two images fit: use a smaller --image-size or --backbone"
+        return TrainingFault(problem, remedy if fits is None else f"{fits} fits (tried): use --batch-size {fits}")
 
     def _note_faults(self, found: dict[int, str], faults: dict[int, str]) -> None:
         for index, reason in found.items():
@@ -206,10 +285,13 @@ class Trainer:
                 check_faults(faults, self.plan)
 
     def _log(self, step: int, seconds: float, first: int) -> None:
+        plan, config, window = self.plan, self.plan.config, self.window
+        means = window.means()  # over all processes: each must ask, and each comes to the same judgement
+        for warning in self.watch.look(step, means, chance=self.model.objective.chance_level()):
+            if self.accelerator.is_main_process:
+                self.reporter.warn(warning)
         if not self.accelerator.is_main_process:
             return
-        plan, config, window = self.plan, self.plan.config, self.window
-        means = window.means()
         signals = self._signals(step)
         self.last_means = {**means, **signals}
         epoch = (step - 1) // plan.steps_per_epoch + 1
@@ -290,14 +372,18 @@ class Trainer:
     def _save(self, progress: Progress) -> None:
         self.window.require_finite()
         require_finite(self.model, progress.step)
-        randoms = gather_object([random_state()])
+        window = self.window.state()
+        randoms, norms = gather_object([random_state()]), gather_object([norm_buffers(self.model)])
+        for found in gather_object([dict(progress.faults)]):
+            progress.faults.update(found)
         if self.accelerator.is_main_process:
             state = {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "progress": progress._asdict(),
                 "random": randoms,
-                "window": self.window.state(),
+                "norms": norms if len(norms) > 1 else [],
+                "window": window,
                 "last_means": self.last_means,
                 "data": self._data(),
             }

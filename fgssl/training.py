@@ -15,6 +15,7 @@ from fgssl.encoder import Encoder
 from fgssl.errors import TrainingFault
 from fgssl.metrics import effective_rank
 from fgssl.objectives import OBJECTIVES, Objective
+from fgssl.objectives.base import gather, is_distributed
 from fgssl.plan import Plan
 from fgssl.rationale import RationaleHead, fit_rationale
 
@@ -114,6 +115,14 @@ def require_finite(model: nn.Module, step: int) -> None:
         raise TrainingFault(f"the weights are not finite after step {step}", FAULT_REMEDY)
 
 
+class NotFinite(TrainingFault):
+    """The loss of a step, counted from 1, is NaN or infinite."""
+
+    def __init__(self, problem: str, remedy: str, *, step: int) -> None:
+        super().__init__(problem, remedy)
+        self.step = step
+
+
 class LogWindow:
     """Steps since the last line of metrics: kept on the device, read only when a line is due."""
 
@@ -134,7 +143,7 @@ class LogWindow:
 
     def state(self) -> dict[str, Any]:
         """For a saved run: its next line of metrics must be the mean over the same steps as without a stop."""
-        rows = torch.stack(self._rows).cpu() if self._rows else None
+        rows = self._all_rows().mean(1).cpu() if self._rows else None
         return {"steps": self.steps, "rows": rows, "seconds": self.seconds, "waited": self.waited}
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
@@ -142,23 +151,30 @@ class LogWindow:
         self.steps, self.seconds, self.waited = list(state["steps"]), state["seconds"], state["waited"]
         self._rows = [] if state["rows"] is None else list(state["rows"].to(device))
 
+    def _all_rows(self) -> Tensor:
+        """(steps, processes, 4): a fault of one process must stop all at the same step, so that none waits for it."""
+        rows = torch.stack(self._rows)
+        return gather(rows).reshape(len(rows), -1, rows.shape[1])
+
     def require_finite(self) -> None:
-        """Raises TrainingFault naming the first step whose loss or fit is not finite."""
+        """Raises NotFinite naming the first step whose loss or fit is not finite in any process."""
         if self._rows:
-            finite = torch.isfinite(torch.stack(self._rows)[:, :2]).all(1).tolist()
-            bad = next((s for s, good in zip(self.steps, finite, strict=True) if not good), None)
-            if bad is not None:
-                raise TrainingFault(f"the loss is not finite since step {bad}", FAULT_REMEDY)
+            bad = (~torch.isfinite(self._all_rows()[:, :, :2]).all(2)).nonzero().tolist()
+            if bad:
+                step, process = self.steps[bad[0][0]], bad[0][1]
+                where = f" in process {process}" if is_distributed() else ""
+                raise NotFinite(f"the loss is not finite since step {step}{where}", FAULT_REMEDY, step=step)
 
     def means(self) -> dict[str, float]:
         """Means over the window, and the effective rank of the last batch's features."""
-        loss, fit, entropy, similarity = torch.stack(self._rows).mean(0).tolist()
+        loss, fit, entropy, similarity = self._all_rows().mean(1).mean(0).tolist()
         assert self._features is not None
+        features = gather(self._features).cpu()
         return {
             "loss": loss,
             "fit": fit,
             "target_entropy": entropy,
             "positive_similarity": similarity,
-            "effective_rank": float(effective_rank(self._features.cpu())),
+            "effective_rank": float(effective_rank(features)),
             "wait_share": self.waited / max(self.seconds, 1e-9),
         }

@@ -31,6 +31,10 @@ MAY_IMPORT: dict[str, str] = {
     "machine": "errors",
     "stopping": "",
     "runlock": "errors files",
+    "launch": "",
+    "memory": "",
+    "watch": "config errors",
+    "evidence": "data files",
     # pictures
     "views": "config",
     "data": "config errors files stopping views",
@@ -84,11 +88,14 @@ MAY_IMPORT: dict[str, str] = {
     "runfolder": "config errors files plan runlock",
     "finish": "backbone checkpoint data drawing embed encoder errors machine nearest plan reporting retrieval "
     "runfolder state visualize",
-    "trainer": "config data embed errors machine plan reporting runfolder signals state stopping training",
-    "pretrain": "checkpoint data errors finish machine plan reporting runfolder state stopping trainer training",
+    "trainer": "config data embed errors evidence machine memory plan reporting runfolder signals state stopping "
+    "training watch",
+    "processes": "config errors plan reporting",
+    "pretrain": "checkpoint data errors finish machine plan processes reporting runfolder state stopping trainer "
+    "training",
     # the command line, which nothing imports
     "cli": "changes check checkpoint comparison config data drawing embed errors evaluation featurefile "
-    "featuretable files finish lookup machine plan pretrain probe_files probe_splits probing reporting "
+    "featuretable files finish launch lookup machine plan pretrain probe_files probe_splits probing reporting "
     "resolve retrieval retrieve runfolder runlock signals state stopping visualize",
     "__main__": "cli",
 }

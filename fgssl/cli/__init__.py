@@ -30,6 +30,10 @@ from fgssl.cli.probe import probe
 from fgssl.cli.retrieve import retrieve
 from fgssl.cli.visualize import visualize
 from fgssl.errors import FgsslError
+from fgssl.launch import launched, may_speak
+
+# how torch's collectives say that another process is gone
+_LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe", "c10d")
 
 
 def _shielded(verb: Callable[..., None]) -> Callable[..., None]:
@@ -90,7 +94,8 @@ def main() -> None:
     try:
         app()
     except FgsslError as error:
-        print_error(error.problem, error.remedy)
+        if may_speak():
+            print_error(error.problem, error.remedy)
         code = 1
     except Exception as error:
         code = _unexpected(error)
@@ -112,6 +117,12 @@ def _unexpected(error: Exception) -> int:
         return 128 + int(signal_number)
     if os.environ.get("FGSSL_DEBUG"):
         raise error
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(word in str(error) for word in _LOST):
+        if not launched():  # else the launching process knows which one, and says it
+            print_error(f"lost another process of the run: {str(error).splitlines()[0]}", "go on with --resume")
+        return 1
+    if not may_speak():
+        return 1
     if isinstance(error, MemoryError) or "out of memory" in str(error):
         print_error("out of memory", "use a smaller --batch-size or --image-size")
         return 1

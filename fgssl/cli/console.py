@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fgssl.data.names import printable
+from fgssl.launch import may_speak
 from fgssl.reporting import Reporter, StepReport
 
 
@@ -134,6 +135,10 @@ class PlainReporter(Reporter):
 
     def warn(self, text: str) -> None:
         err.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
+
+    def fatal(self, problem: str, remedy: str) -> None:
+        if may_speak():
+            print_error(problem, remedy)
 
     def progress(self, task: str, done: int, total: int) -> None:
         now = time.monotonic()

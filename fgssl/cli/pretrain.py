@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgssl.cli.console import PlainReporter, make_reporter, out, print_json, print_table, process_rank
+from fgssl.cli.console import PlainReporter, make_reporter, out, print_error, print_json, print_table, process_rank
 from fgssl.errors import FgsslError
+from fgssl.launch import launch
 
 if TYPE_CHECKING:
     from fgssl.finish import RunResult
@@ -74,6 +75,9 @@ def pretrain(
     stop_on_collapse: Annotated[
         bool | None, typer.Option("--stop-on-collapse", help="Stop when the features collapse, not only warn.")
     ] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Processes on this machine, one a GPU; --batch-size is their total. [1]", min=1)
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run folder, with its own settings.")] = None,
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="Resume with other settings, although that is another run.")
@@ -119,8 +123,10 @@ def pretrain(
     else:
         resolved, changes = _resumed(resume, load_config(recipe, flags=flags, sets=sets or ()), allow=allow_changes)
     if dry_run:
-        _dry_run(resolved, as_json=json_output)
+        _dry_run(resolved, as_json=json_output, processes=processes or 1)
         return
+    if processes is not None and processes > 1 and "RANK" not in os.environ:
+        _launch(processes)
     target = resume or output or default_output(resolved.config.data.source, resolved.config.backbone.name)
     reporter = make_reporter(quiet=quiet)
     if changes:
@@ -140,6 +146,14 @@ def default_output(source: str, backbone: str) -> Path:
     while path.exists() and (path.is_file() or any(path.iterdir())):
         path, number = RUNS / f"{name}-{number}", number + 1
     return path
+
+
+def _launch(count: int) -> None:
+    """This very command in several processes; ends with their exit code."""
+    end = launch([sys.executable, "-m", "fgssl", *sys.argv[1:]], count)
+    if end.problem:
+        print_error(end.problem, "the saved state is whole: go on with --resume")
+    raise typer.Exit(end.code)
 
 
 def _resumed(run: Path, asked: Resolved, *, allow: bool) -> tuple[Resolved, list[str]]:
@@ -211,10 +225,10 @@ def _resume_command(target: Path) -> str:
     return f"fgssl pretrain --resume {shlex.quote(str(target))}"
 
 
-def _dry_run(resolved: Any, *, as_json: bool) -> None:
+def _dry_run(resolved: Any, *, as_json: bool, processes: int) -> None:
     from fgssl.plan import describe, make_plan
 
-    plan = make_plan(resolved)
+    plan = make_plan(resolved, world=processes)
     description, facts = describe(plan), plan.facts()
     if as_json:
         print_json({"settings": description, "facts": facts})

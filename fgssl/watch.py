@@ -1,0 +1,98 @@
+"""Training that goes wrong without an error: collapse, a loss at chance, a starved device, an absurd learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fgssl.config import OptimizerConfig
+from fgssl.errors import TrainingFault
+
+PATIENCE = 3  # lines of the log in a row
+LOST_SHARE = 0.9  # of what the effective rank had above 1; its best must have been RANK_WORTH_LOSING
+RANK_WORTH_LOSING = 2.0
+CHANCE_SHARE, CHANCE_STEPS, CHANCE_PART = 0.98, 500, 0.1  # a loss above it, for so many steps and this part of the run
+STARVED_SHARE, STARVED_LINES = 0.3, 5
+RATES = {"adamw": (1e-7, 0.05), "sgd": (1e-6, 10.0)}  # outside them nothing is learned, or nothing survives
+COLLAPSE_REMEDY = "lower --lr, add --set optimizer.warmup_epochs=1, and look at views.png: can a pair be told apart?"
+
+
+class Watch:
+    """Looks at each line of the log; every process sees the same lines and comes to the same judgement.
+
+    Args:
+        total_steps: Of the run.
+        stop_on_collapse: Raise instead of warning.
+        more_workers: Whether more loader processes could be had.
+    """
+
+    def __init__(self, *, total_steps: int, stop_on_collapse: bool = False, more_workers: bool = False) -> None:
+        self.total_steps, self.stop_on_collapse, self.more_workers = total_steps, stop_on_collapse, more_workers
+        self.best_rank, self.low_lines, self.waits = 1.0, 0, list[float]()
+        self.learned_at: int | None = None  # the last step whose loss was below chance
+        self.said: set[str] = set()
+
+    def look(self, step: int, means: Mapping[str, float], *, chance: float) -> list[str]:
+        """What to warn of after `step`, each kind once.
+
+        Args:
+            step: Done so far.
+            means: `loss`, `effective_rank` and `wait_share` of the line.
+            chance: The loss of an encoder that knows nothing.
+
+        Raises:
+            TrainingFault: collapse, where that shall stop the run.
+        """
+        found = {
+            "collapse": self._collapse(step, means["effective_rank"]),
+            "chance": self._chance(step, means["loss"], chance),
+            "starved": self._starved(means["wait_share"]),
+        }
+        if found["collapse"] and self.stop_on_collapse:
+            raise TrainingFault(found["collapse"], COLLAPSE_REMEDY)
+        new = [kind for kind, text in found.items() if text and kind not in self.said]
+        self.said |= set(new)
+        return [f"{found[kind]}; {COLLAPSE_REMEDY}" if kind == "collapse" else found[kind] for kind in new]
+
+    def _collapse(self, step: int, rank: float) -> str:
+        self.best_rank = max(self.best_rank, rank)
+        lost = rank <= 1 + (1 - LOST_SHARE) * (self.best_rank - 1) and self.best_rank >= RANK_WORTH_LOSING
+        self.low_lines = self.low_lines + 1 if lost else 0
+        if self.low_lines < PATIENCE:
+            return ""
+        return (
+            f"the features collapse: their effective rank fell from {self.best_rank:.1f} to {rank:.2f} by step {step}"
+        )
+
+    def _chance(self, step: int, loss: float, chance: float) -> str:
+        if self.learned_at is None or loss < CHANCE_SHARE * chance:
+            self.learned_at = step
+        idle = step - self.learned_at
+        if idle < max(CHANCE_STEPS, CHANCE_PART * self.total_steps):
+            return ""
+        return (
+            f"the loss has been at chance ({loss:.2f} of {chance:.2f}) for {idle} steps, nothing is learned; "
+            "try another --lr, ten times more or less, and look at views.png: a pair must show the same thing"
+        )
+
+    def _starved(self, share: float) -> str:
+        self.waits = [*self.waits, share][-STARVED_LINES:]
+        mean = sum(self.waits) / len(self.waits)
+        if len(self.waits) < STARVED_LINES or mean <= STARVED_SHARE:
+            return ""
+        how = "use more --workers" if self.more_workers else "all cores decode already"
+        return (
+            f"training waits for images {100 * mean:.0f} % of the time; {how}, leave room on the disk of FGSSL_CACHE "
+            "for the decoded pictures, or switch off blur (--set views.blur=0)"
+        )
+
+
+def absurd_rate(config: OptimizerConfig) -> str | None:
+    """A warning where the learning rate is out of all proportion for its optimiser."""
+    if config.name is None or config.lr is None:
+        return None
+    low, high = RATES[config.name]
+    if low <= config.lr <= high:
+        return None
+    return (
+        f"--lr {config.lr:g} is outside what {config.name} can use ({low:g} to {high:g}): nothing good will come of it"
+    )
