@@ -7,7 +7,13 @@ from collections.abc import Callable
 import torch
 
 REFINEMENTS = 2  # tries between the largest that fitted and the smallest that did not
-_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
+_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "cannot allocate memory",
+    "could not create a primitive",  # oneDNN's way of saying it
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -25,7 +25,7 @@ from fgssl.runlock import LOCK_FILE
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, "encoder.safetensors", "overview.png", "views.png")
-RUN_FOLDERS = ("timm", "resume", ".resume-removed")
+RUN_FOLDERS = ("timm", "resume", ".resume-removed", "fault")
 
 
 def prepare_output(output: Path, *, overwrite: bool) -> None:

@@ -244,7 +244,10 @@ class Trainer:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        raise self._out_of_memory(views, index, weight)  # outside the handler, which keeps the failed step's memory
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise self._out_of_memory(
+            views, index, weight, reason
+        )  # outside the handler, which keeps the failed step's memory
 
     def _learn(
         self, model: torch.nn.Module, views: torch.Tensor, index: torch.Tensor, weight: float, *, parts: int
@@ -262,7 +265,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return outputs[0] if parts == 1 else mean_output(outputs)
 
-    def _out_of_memory(self, views: torch.Tensor, index: torch.Tensor, weight: float) -> FgsslError:
+    def _out_of_memory(self, views: torch.Tensor, index: torch.Tensor, weight: float, reason: str) -> FgsslError:
         """What to say; the run is over, so that trying smaller batches may spoil its weights."""
         batch = self.plan.config.training.batch_size
         problem = f"--batch-size {batch} does not fit into the memory of {self.plan.device}"
@@ -274,7 +277,7 @@ class Trainer:
             self._learn(self.model, views[:, :images], index[:images], weight, parts=1)
 
         fits = largest_batch(attempt, views.shape[1])
-        remedy = "not even two images fit: use a smaller --image-size or --backbone"
+        remedy = f"not even two images fit ({reason}): use a smaller --image-size or --backbone"
         return TrainingFault(problem, remedy if fits is None else f"{fits} fits (tried): use --batch-size {fits}")
 
     def _note_faults(self, found: dict[int, str], faults: dict[int, str]) -> None:

@@ -1,0 +1,192 @@
+"""Training that goes wrong: judged from the log, named, and its images kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from running import SHORT, TINY, fgssl, photos
+from safetensors.torch import load_file
+from test_pretrain import after_step
+
+from fgssl.config import OptimizerConfig
+from fgssl.errors import TrainingFault
+from fgssl.memory import is_out_of_memory, largest_batch
+from fgssl.training import LogWindow
+from fgssl.watch import CHANCE_STEPS, Watch, absurd_rate
+
+ROOT = Path(__file__).parent.parent
+
+
+def warnings(
+    ranks: list[float], *, losses: list[float] | None = None, waits: float = 0.0, every: int = 10, **options: bool
+) -> list[str]:
+    """What is said over lines of a log, `every` steps apart."""
+    watch, found = Watch(total_steps=1000, **options), []
+    for line, rank in enumerate(ranks):
+        loss = 1.0 if losses is None else losses[line]
+        means = {"loss": loss, "effective_rank": rank, "wait_share": waits}
+        found += watch.look(every * (line + 1), means, chance=4.0)
+    return found
+
+
+def test_a_healthy_run_is_left_alone() -> None:
+    assert warnings([5.0, 7, 9, 12, 11, 14] * 20, waits=0.2) == []
+    assert warnings([1.1] * 100) == []  # low from the start, as untrained networks are: nothing fell
+
+
+def test_a_collapse_is_named_once_and_only_if_it_lasts() -> None:
+    assert warnings([10, 1.5, 1.5, 9, 1.5, 1.5, 9]) == []
+    (text,) = warnings([10, 12, 1.9, 1.5, 1.2, 1.1, 1.1, 1.1])
+    assert "effective rank fell from 12.0 to 1.20 by step 50" in text and "--lr" in text and "views.png" in text
+
+
+def test_a_collapse_stops_the_run_where_asked() -> None:
+    with pytest.raises(TrainingFault, match="the features collapse"):
+        warnings([10, 12, 1.9, 1.5, 1.2], stop_on_collapse=True)
+
+
+def test_a_loss_at_chance_for_long_is_named() -> None:
+    lines = CHANCE_STEPS // 10 + 2
+    assert warnings([5.0] * lines, losses=[4.0] * (lines - 3) + [3.5] * 3) == []
+    (text,) = warnings([5.0] * lines, losses=[4.1] * lines)
+    assert "at chance (4.10 of 4.00)" in text and "views.png" in text
+
+
+def test_starvation_is_named_with_what_would_help() -> None:
+    assert warnings([5.0] * 4, waits=0.9) == []  # the first lines hold the start of the loaders
+    (text,) = warnings([5.0] * 9, waits=0.45, more_workers=True)
+    assert "45 % of the time" in text and "use more --workers" in text
+    assert "all cores" in warnings([5.0] * 9, waits=0.45)[0]
+
+
+@pytest.mark.parametrize(("name", "lr", "fine"), [
+    ("adamw", 1e-3, True), ("adamw", 1.0, False), ("adamw", 1e-9, False), ("sgd", 0.03, True), ("sgd", 30.0, False),
+])  # fmt: skip
+def test_learning_rates_out_of_all_proportion_are_named(name: str, lr: float, fine: bool) -> None:
+    text = absurd_rate(OptimizerConfig(name=name, lr=lr))  # type: ignore[arg-type]
+    assert text is None if fine else f"--lr {lr:g}" in str(text)
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize("fits", [2, 3, 5, 17, 31, 32, 63])
+def test_the_batch_that_fits_is_found_by_trying(fits: int) -> None:
+    def attempt(images: int) -> None:
+        if images > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    found = largest_batch(attempt, 64)
+    assert found is not None and found <= fits and found >= max(2, fits * 2 // 3 - 1)
+
+
+def test_nothing_fits_and_other_errors_are_not_memory() -> None:
+    def never(_images: int) -> None:
+        raise MemoryError
+
+    def broken(_images: int) -> None:
+        raise RuntimeError("shapes differ")
+
+    assert largest_batch(never, 64) is None
+    with pytest.raises(RuntimeError, match="shapes"):
+        largest_batch(broken, 64)
+    cpu = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"
+    assert is_out_of_memory(RuntimeError(cpu)) and not is_out_of_memory(ValueError("out of memory"))
+
+
+LIMITED = """
+import resource, sys
+from fgssl.cli import main
+from fgssl.trainer import Trainer
+batches = Trainer.batches
+def limited(self, start):
+    found = batches(self, start)
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 400_000_000, -1))
+    return found
+Trainer.batches = limited
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc")
+def test_memory_exhausted_in_a_step_names_a_batch_that_trains(tmp_path: Path) -> None:
+    def train(batch: str) -> subprocess.CompletedProcess[str]:
+        options = (*SHORT, "--image-size", "224", "--batch-size", batch, "--no-rationale", "--set", "views.crop_min=1")
+        words = ["pretrain", "--data", str(photos()), *options, "--output", str(tmp_path / batch)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", LIMITED, *words]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=600)
+
+    failed = train("24")
+    (error,) = [line for line in failed.stderr.splitlines() if line.startswith("error:")]
+    assert failed.returncode == 1 and "--batch-size 24 does not fit into the memory of cpu" in error
+    fits = error.rpartition(" ")[2]
+    assert 2 <= int(fits) < 24 and f"{fits} fits (tried)" in error
+
+
+# ---- whole runs
+
+
+def test_a_collapse_stops_a_run_and_leaves_its_state(tmp_path: Path) -> None:
+    means = LogWindow.means
+
+    def falling(self: LogWindow) -> dict[str, float]:
+        return {**means(self), "effective_rank": 9.0 if self.steps[-1] < 3 else 1.05}
+
+    options = ("--max-steps", "9", "--epochs", "9", "--set", "training.log_every=1", "--save-every", "2")
+    for stop in (True, False):
+        run = tmp_path / str(stop)
+        with mock.patch.object(LogWindow, "means", falling):
+            outcome = fgssl(
+                "pretrain", "--data", photos(), *TINY, *options, *["--stop-on-collapse"][: int(stop)], "--output", run
+            )
+        if stop:
+            assert "the features collapse" in outcome.error() and "--lr" in outcome.err
+            assert sorted(path.stem for path in (run / "resume").glob("*.pt")) == ["000000002", "000000004"]
+        else:
+            assert outcome.code == 0 and outcome.err.count("the features collapse") == 1
+
+
+def test_the_images_of_a_step_that_failed_are_kept(tmp_path: Path) -> None:
+    seen: list[list[int]] = []
+    original = LogWindow.add
+    step_of = __import__("fgssl.trainer", fromlist=["Trainer"]).Trainer.step
+
+    def step(self, number, batch):  # type: ignore[no-untyped-def]
+        seen.append(batch.index.tolist())
+        return step_of(self, number, batch)
+
+    def add(self, number, output, **times):  # type: ignore[no-untyped-def]
+        original(self, number, output._replace(loss=output.loss * (torch.nan if number >= 3 else 1)), **times)
+
+    run = tmp_path / "run"
+    with mock.patch("fgssl.trainer.Trainer.step", step), mock.patch.object(LogWindow, "add", add):
+        error = fgssl("pretrain", "--data", photos(), *TINY, "--output", run).error()
+    found = json.loads((run / "fault" / "step-000000003.json").read_text())
+    assert f"not finite since step 3 (its images: {run}/fault/step-000000003.json)" in error
+    kept = load_file(run / "fault" / "step-000000003.safetensors")
+    assert kept["index"].tolist() == seen[2] and kept["views"].shape == (2, 8, 3, 64, 64)
+    assert found["step"] == 3 and len(found["images"]) == 8 and all(Path(name).is_file() for name in found["images"])
+
+
+def test_the_first_signal_saves_and_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    import signal
+
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with after_step(2, twice):
+        outcome = fgssl("pretrain", "--data", photos(), *TINY, "--output", tmp_path / "run")
+    assert outcome.code == 130 and not (tmp_path / "run" / "resume").exists()
+    with after_step(2, lambda: os.kill(os.getpid(), signal.SIGUSR1)):
+        outcome = fgssl("pretrain", "--resume", tmp_path / "run")
+    assert outcome.code == 128 + signal.SIGUSR1 and "stopped by SIGUSR1 after step 2; state saved" in outcome.err
