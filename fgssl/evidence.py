@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from fgssl.data.feed import StepSampler, ViewDataset
@@ -35,7 +36,8 @@ def save_evidence(
     batch = views.__getitems__(next(iter(sampler)))
     path = output / FAULT_FOLDER / f"step-{step:09d}.json"
     with atomic_path(path.with_suffix(".safetensors")) as temporary:
-        save_file({"views": batch.views, "index": batch.index}, temporary)
+        views_made = batch.views_on(torch.device("cpu")).contiguous()
+        save_file({"views": views_made, "index": batch.index}, temporary)
     names = [images.identifier(int(index)) for index in batch.index]
     write_text(path, json.dumps({"step": step, **facts, "images": names}, indent=2, ensure_ascii=True) + "\n")
     return path

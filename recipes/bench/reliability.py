@@ -50,7 +50,11 @@ def processes(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     for count in ("1", "2"):
         words = ["--backbone", "convnext_zepto_rms", "--image-size", "64", "--batch-size", "8", "--max-steps", "20"]
         words += ["--epochs", "20", "--data", str(photos), "--processes", count, "--output", str(work / count)]
-        subprocess.run([sys.executable, "-m", "fgssl", "pretrain", *COMMON, *settings, *words], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "fgssl", "pretrain", *COMMON, *settings, *words],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         lines = (work / count / "metrics.jsonl").read_text().splitlines()
         losses.append([json.loads(line)["loss"] for line in lines])
     return {"steps": len(losses[0]), "largest_difference": max(abs(a - b) for a, b in zip(*losses, strict=True))}
@@ -63,7 +67,8 @@ def leaks(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     words += ["--max-steps", str(options.steps), "--epochs", str(options.steps), "--workers", str(options.workers)]
     words += ["--save-every", str(max(1, options.steps // 10)), "--set", "training.log_every=10"]
     run = work / "run"
-    process = subprocess.Popen([sys.executable, "-m", "fgssl", "pretrain", *COMMON, *words, "--output", str(run)])
+    command = [sys.executable, "-m", "fgssl", "pretrain", *COMMON, *words, "--output", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     samples: list[tuple[int, float, float]] = []  # step, main process, largest loader
     while process.poll() is None:
         memory = {pid: _anonymous(pid) for pid in (process.pid, *_children(process.pid))}
