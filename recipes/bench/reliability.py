@@ -78,7 +78,7 @@ def leaks(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     if process.returncode:
         raise SystemExit("the run of the leak test failed")
     warm = [s for s in samples if options.steps // 10 <= s[0] <= options.steps // 5]
-    late = [s for s in samples if options.steps * 9 // 10 <= s[0] < options.steps]
+    late = [s for s in samples if options.steps * 8 // 10 <= s[0]]
     names = {"main": 1, "loader": 2}
     found = {"steps": options.steps, "workers": options.workers}
     for name, column in names.items():
