@@ -99,7 +99,6 @@ class Trainer:
         self.watch = Watch(
             total_steps=plan.total_steps,
             stop_on_collapse=training.stop_on_collapse,
-            more_workers=(training.workers or 0) * accelerator.num_processes < available_cores(),
         )
         self.window, self.last_means = LogWindow(), dict[str, float]()
         self._hinted = False
@@ -276,9 +275,15 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             self._learn(self.model, views[:, :images], index[:images], weight, parts=1)
 
-        fits = largest_batch(attempt, views.shape[1])
+        images = views.shape[1]
+        fits = largest_batch(attempt, -(-images // self.plan.config.training.accumulate))
         remedy = f"not even two images fit ({reason}): use a smaller --image-size or --backbone"
-        return TrainingFault(problem, remedy if fits is None else f"{fits} fits (tried): use --batch-size {fits}")
+        if fits is not None:
+            parts = next(n for n in range(1, images + 1) if images % n == 0 and images // n <= fits)
+            remedy = (
+                f"{fits} fits (tried): work through it in parts by --accumulate {parts}, or use --batch-size {fits}"
+            )
+        return TrainingFault(problem, remedy)
 
     def _note_faults(self, found: dict[int, str], faults: dict[int, str]) -> None:
         for index, reason in found.items():

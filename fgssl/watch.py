@@ -1,4 +1,4 @@
-"""Training that goes wrong without an error: collapse, a loss at chance, a starved device, an absurd learning rate."""
+"""Training that goes wrong without an error: collapse, a loss at chance, an absurd learning rate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ PATIENCE = 3  # lines of the log in a row
 LOST_SHARE = 0.9  # of what the effective rank had above 1; its best must have been RANK_WORTH_LOSING
 RANK_WORTH_LOSING = 2.0
 CHANCE_SHARE, CHANCE_STEPS, CHANCE_PART = 0.98, 500, 0.1  # a loss above it, for so many steps and this part of the run
-STARVED_SHARE, STARVED_LINES = 0.3, 5
 RATES = {"adamw": (1e-7, 0.05), "sgd": (1e-6, 10.0)}  # outside them nothing is learned, or nothing survives
 COLLAPSE_REMEDY = "lower --lr, add --set optimizer.warmup_epochs=1, and look at views.png: can a pair be told apart?"
 
@@ -22,12 +21,11 @@ class Watch:
     Args:
         total_steps: Of the run.
         stop_on_collapse: Raise instead of warning.
-        more_workers: Whether more loader processes could be had.
     """
 
-    def __init__(self, *, total_steps: int, stop_on_collapse: bool = False, more_workers: bool = False) -> None:
-        self.total_steps, self.stop_on_collapse, self.more_workers = total_steps, stop_on_collapse, more_workers
-        self.best_rank, self.low_lines, self.waits = 1.0, 0, list[float]()
+    def __init__(self, *, total_steps: int, stop_on_collapse: bool = False) -> None:
+        self.total_steps, self.stop_on_collapse = total_steps, stop_on_collapse
+        self.best_rank, self.low_lines = 1.0, 0
         self.learned_at: int | None = None  # the last step whose loss was below chance
         self.said: set[str] = set()
 
@@ -36,7 +34,7 @@ class Watch:
 
         Args:
             step: Done so far.
-            means: `loss`, `effective_rank` and `wait_share` of the line.
+            means: `loss` and `effective_rank` of the line.
             chance: The loss of an encoder that knows nothing.
 
         Raises:
@@ -45,7 +43,6 @@ class Watch:
         found = {
             "collapse": self._collapse(step, means["effective_rank"]),
             "chance": self._chance(step, means["loss"], chance),
-            "starved": self._starved(means["wait_share"]),
         }
         if found["collapse"] and self.stop_on_collapse:
             raise TrainingFault(found["collapse"], COLLAPSE_REMEDY)
@@ -72,17 +69,6 @@ class Watch:
         return (
             f"the loss has been at chance ({loss:.2f} of {chance:.2f}) for {idle} steps, nothing is learned; "
             "try another --lr, ten times more or less, and look at views.png: a pair must show the same thing"
-        )
-
-    def _starved(self, share: float) -> str:
-        self.waits = [*self.waits, share][-STARVED_LINES:]
-        mean = sum(self.waits) / len(self.waits)
-        if len(self.waits) < STARVED_LINES or mean <= STARVED_SHARE:
-            return ""
-        how = "use more --workers" if self.more_workers else "all cores decode already"
-        return (
-            f"training waits for images {100 * mean:.0f} % of the time; {how}, leave room on the disk of FGSSL_CACHE "
-            "for the decoded pictures, or switch off blur (--set views.blur=0)"
         )
 
 

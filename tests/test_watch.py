@@ -24,20 +24,18 @@ from fgssl.watch import CHANCE_STEPS, Watch, absurd_rate
 ROOT = Path(__file__).parent.parent
 
 
-def warnings(
-    ranks: list[float], *, losses: list[float] | None = None, waits: float = 0.0, every: int = 10, **options: bool
-) -> list[str]:
+def warnings(ranks: list[float], *, losses: list[float] | None = None, every: int = 10, **options: bool) -> list[str]:
     """What is said over lines of a log, `every` steps apart."""
     watch, found = Watch(total_steps=1000, **options), []
     for line, rank in enumerate(ranks):
         loss = 1.0 if losses is None else losses[line]
-        means = {"loss": loss, "effective_rank": rank, "wait_share": waits}
+        means = {"loss": loss, "effective_rank": rank}
         found += watch.look(every * (line + 1), means, chance=4.0)
     return found
 
 
 def test_a_healthy_run_is_left_alone() -> None:
-    assert warnings([5.0, 7, 9, 12, 11, 14] * 20, waits=0.2) == []
+    assert warnings([5.0, 7, 9, 12, 11, 14] * 20) == []
     assert warnings([1.1] * 100) == []  # low from the start, as untrained networks are: nothing fell
 
 
@@ -57,13 +55,6 @@ def test_a_loss_at_chance_for_long_is_named() -> None:
     assert warnings([5.0] * lines, losses=[4.0] * (lines - 3) + [3.5] * 3) == []
     (text,) = warnings([5.0] * lines, losses=[4.1] * lines)
     assert "at chance (4.10 of 4.00)" in text and "views.png" in text
-
-
-def test_starvation_is_named_with_what_would_help() -> None:
-    assert warnings([5.0] * 4, waits=0.9) == []  # the first lines hold the start of the loaders
-    (text,) = warnings([5.0] * 9, waits=0.45, more_workers=True)
-    assert "45 % of the time" in text and "use more --workers" in text
-    assert "all cores" in warnings([5.0] * 9, waits=0.45)[0]
 
 
 @pytest.mark.parametrize(("name", "lr", "fine"), [
@@ -109,7 +100,7 @@ batches = Trainer.batches
 def limited(self, start):
     found = batches(self, start)
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 400_000_000, -1))
+    resource.setrlimit(resource.RLIMIT_AS, (used + 700_000_000, -1))
     return found
 Trainer.batches = limited
 main()
@@ -119,7 +110,7 @@ main()
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc")
 def test_memory_exhausted_in_a_step_names_a_batch_that_trains(tmp_path: Path) -> None:
     def train(batch: str) -> subprocess.CompletedProcess[str]:
-        options = (*SHORT, "--image-size", "224", "--batch-size", batch, "--no-rationale", "--set", "views.crop_min=1")
+        options = (*SHORT, "--image-size", "320", "--batch-size", batch, "--no-rationale", "--set", "views.crop_min=1")
         words = ["pretrain", "--data", str(photos()), *options, "--output", str(tmp_path / batch)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", LIMITED, *words]
@@ -128,7 +119,7 @@ def test_memory_exhausted_in_a_step_names_a_batch_that_trains(tmp_path: Path) ->
     failed = train("24")
     (error,) = [line for line in failed.stderr.splitlines() if line.startswith("error:")]
     assert failed.returncode == 1 and "--batch-size 24 does not fit into the memory of cpu" in error
-    fits = error.rpartition(" ")[2]
+    fits = error.rpartition("--batch-size ")[2]
     assert 2 <= int(fits) < 24 and f"{fits} fits (tried)" in error
 
 
