@@ -27,7 +27,8 @@ def features(path: Path, rows: list[list[float]], labels: list[int] | None = Non
 
 
 def embedded(path: Path, *options: str | Path) -> Path:
-    assert fgssl("embed", finished_run()[0], *options, "--output", path).code == 0
+    outcome = fgssl("embed", finished_run()[0], *options, "--output", path)
+    assert outcome.code == 0, outcome.err
     return path
 
 
