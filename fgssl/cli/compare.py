@@ -36,7 +36,7 @@ def compare(
     json_output: Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
 ) -> None:  # fmt: skip
-    """Retrieval, linear probe and nearest neighbours of several encoders and poolings, in one table."""
+    """Several encoders and poolings in one table. Retrieval, linear probe and nearest neighbours."""
     if json_output and markdown:
         raise typer.BadParameter("choose one of --json and --markdown", param_hint="--markdown")
     pools: Any = None if pool is None else tuple(dict.fromkeys(pool.split(",")))

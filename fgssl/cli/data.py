@@ -32,7 +32,7 @@ def check(
     sets: Sets = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the report, with every listing, as JSON.")] = False,
 ) -> None:
-    """Report what a data set holds: counts, sizes, unreadable pictures, duplicates, leakage between splits."""
+    """Report what a data set holds. Counts, sizes, unreadable pictures, duplicates, leakage between splits."""
     from fgssl.check import check_source
     from fgssl.resolve import load_config
 

@@ -23,7 +23,7 @@ def cache(
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the listing as JSON.")] = False,
 ) -> None:
-    """List the cache of decoded pictures and features, or clear it: what is needed is made anew."""
+    """List or clear the cache. It holds decoded pictures and features; what is needed is made anew."""
     from pathlib import Path
 
     from fgssl.data.cachefiles import KINDS, cache_files, clear_cache

@@ -35,7 +35,7 @@ def embed(
     ] = False,
     json_output: Json = False,
 ) -> None:  # fmt: skip
-    """Write the features of a split or a folder to one safetensors file."""
+    """Write the features of a split or folder to one file. A safetensors file."""
     from fgssl.checkpoint import identity
     from fgssl.evaluation import open_split
     from fgssl.featurefile import check_output, is_feature_file, save_features

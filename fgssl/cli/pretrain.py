@@ -28,7 +28,7 @@ def pretrain(
         str | None,
         typer.Option(help="Preset (cub, cars, ...), hub id, folder, text file of paths, parquet, or demo. [demo]"),
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="Any timm model name. [resnet50; demo: resnet18]")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Any timm model name. [resnet50; demo: test_resnet]")] = None,
     objective: Annotated[str | None, typer.Option(help="Self-supervised objective: mocov2. [mocov2]")] = None,
     rationale: Annotated[
         bool | None, typer.Option("--rationale/--no-rationale", help="Fit the common rationale. [on]")

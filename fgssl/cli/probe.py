@@ -61,7 +61,7 @@ def probe(
     ] = None,
     json_output: Json = False,
 ) -> None:  # fmt: skip
-    """Fit a classifier on the frozen features of the train split; score it on the test split."""
+    """Classify by frozen features. Fitted on the train split, scored on the test split."""
     if protocol not in PROTOCOLS:
         raise typer.BadParameter(f"'{protocol}' is not one of {', '.join(PROTOCOLS)}", param_hint="--protocol")
     shares, shot_counts = fractions(labels, "--labels"), whole_numbers(shots, "--shots")

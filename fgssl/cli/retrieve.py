@@ -50,7 +50,7 @@ def retrieve(
     explain: Annotated[bool, typer.Option("--explain", help="Print what each number means.")] = False,
     json_output: Json = False,
 ) -> None:
-    """Score how well nearest neighbours share a class, or find the images most like some pictures (--query)."""
+    """Score nearest neighbours, or find images like --query. Do they share a class? The search needs no labels."""
     from fgssl.machine import parse_bytes
 
     options: dict[str, Any] = {"pool": pool, "batch_size": batch_size, "device": device}

@@ -20,7 +20,7 @@ def visualize(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps. [best at hand]")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the path and the map sizes as JSON.")] = False,
 ) -> None:
-    """Draw image, GradCAM of the self-supervised loss, and fitted rationale side by side."""
+    """Draw what the encoder looks at. Image, GradCAM of the self-supervised loss and fitted rationale side by side."""
     target = output or Path(f"{images[0].stem}-rationale.png")
 
     from fgssl.checkpoint import load_encoder
