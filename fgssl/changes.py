@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fgssl.config import RATIONALE_PRESETS, VIEW_PRESETS, flatten
 from fgssl.errors import FgsslError
-from fgssl.resolve import Resolved, config_from_flat
+from fgssl.resolve import AS_BEGUN, Resolved, config_from_flat
 
 FREE = (
     "training.workers", "training.device", "training.save_every", "training.log_every", "training.evaluate",
@@ -28,6 +28,15 @@ class Change(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.key} {_shown(self.before)} -> {_shown(self.after)}"
+
+
+def as_begun(saved: Resolved) -> Resolved:
+    """A run saved before there were layer-wise rates and a default drop path goes on without them."""
+    if saved.origins["optimizer.layer_decay"] != "default":
+        return saved
+    flat = {**flatten(saved.config), "optimizer.layer_decay": 1.0}
+    origins = {**saved.origins, "optimizer.layer_decay": AS_BEGUN, "backbone.drop_path": AS_BEGUN}
+    return Resolved(config_from_flat(flat).config, origins)
 
 
 def asked_settings(asked: Resolved) -> dict[str, Any]:

@@ -55,10 +55,12 @@ class BackboneConfig:
 
     name: str = knob("resnet50", "timm model name")
     pretrained: bool | None = knob(None, "start from timm's pretrained weights (default: yes, but not for demo)")
-    init: str | None = knob(None, "start from this file: a run, an encoder, or a timm state dict")
+    init: str | None = knob(None, "start from a run, an encoder or weights file, a timm folder, name or tag")
+    freeze: str = knob("none", "what keeps its weights: none, backbone, or the first N layer groups (1 = the stem)")
+    cached_views: int = knob(1, "with a frozen backbone: pairs of views an image, drawn once, whose maps are kept")
     image_size: int | None = knob(None, "side of the square input in pixels (default: the model's own)")
     output_stride: int | None = knob(None, "reduce the stride of a CNN for a finer map (8 or 16, where supported)")
-    drop_path: float | None = knob(None, "stochastic depth rate, where the model has it")
+    drop_path: float | None = knob(None, "stochastic depth rate (default: 0.1 for trained transformers)")
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ class OptimizerConfig:
     lr: float | None = knob(None, "peak learning rate (default: by optimiser and init)")
     weight_decay: float | None = knob(None, "weight decay, not applied to norms and biases with adamw")
     momentum: float = knob(0.9, "momentum of sgd")
-    warmup_epochs: float = knob(0.0, "epochs of linear warm-up")
+    layer_decay: float | None = knob(None, "a layer's rate relative to the next one's (0.75 for trained transformers)")
+    warmup_epochs: float | None = knob(None, "epochs of linear warm-up (default: a tenth for trained transformers)")
 
 
 @dataclass(frozen=True)

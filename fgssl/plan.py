@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fgssl.backbone import Backbone, build_backbone, load_initial_weights
+from fgssl.backbone import Backbone, InitialWeights
 from fgssl.config import PretrainConfig, flatten
 from fgssl.data import PRESETS, available_splits, default_split, load_images
 from fgssl.data.images import ImageSet
+from fgssl.data.mapstore import entry_bytes
 from fgssl.errors import FgsslError
 from fgssl.machine import automatic_workers, resolve_device, resolve_precision
 from fgssl.resolve import Resolved, build
+from fgssl.start import derive_optimizer, start_backbone, starts_trained
 
 LARGEST_QUEUE = 65_536
 BATCH_SIZES = (128, 64, 32)  # the paper's, and less where that leaves too few steps
@@ -35,6 +37,19 @@ class Plan(NamedTuple):
     device: torch.device
     steps_per_epoch: int
     total_steps: int
+    initial: InitialWeights | None = None  # what --init brought
+
+    def warnings(self) -> list[str]:
+        """Lines that should be read before the run starts."""
+        lines = [] if self.initial is None else self.initial.describe()
+        if self.backbone.frozen and not starts_trained(flatten(self.config)):
+            lines.append("the frozen backbone has random weights: only the heads will learn (--pretrained or --init)")
+        return lines
+
+    def _feature_cache_gb(self) -> float:
+        """Disk that the maps of the frozen backbone take, unless a quarter of the free disk is less."""
+        entry = entry_bytes((2, self.backbone.channels, *self.backbone.map_size))
+        return round(len(self.train) * self.config.backbone.cached_views * entry / 1e9, 3)
 
     def facts(self) -> dict[str, Any]:
         """What the config does not say: sizes and steps."""
@@ -45,6 +60,9 @@ class Plan(NamedTuple):
             "channels": self.backbone.channels,
             "map_size": list(self.backbone.map_size),
             "parameters": self.backbone.parameters_total,
+            "parameters_trained": self.backbone.parameters_trained,
+            "initial_weights": None if self.initial is None else self.initial.summary(),
+            "feature_cache_gb": self._feature_cache_gb() if self.backbone.frozen else None,
             "steps_per_epoch": self.steps_per_epoch,
             "total_steps": self.total_steps,
         }
@@ -76,13 +94,12 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True) 
     steps_per_epoch = len(train) // values["training.batch_size"]
     total_steps = min(values["training.epochs"] * steps_per_epoch, values["training.max_steps"] or 2**62)
 
-    derive("backbone.pretrained", values["backbone.init"] is None, "timm's weights unless told otherwise")
     torch.manual_seed(values["training.seed"])  # the random init of the model is part of the seed
-    backbone = _build(values, load_weights=load_weights)
-    derive("backbone.image_size", backbone.image_size, "the model's own size")
-    derive("backbone.output_stride", None, "the model's own")
+    backbone, initial = start_backbone(values, origins, derive, load_weights=load_weights)
     _derive_objective(values, derive, backbone, len(train), total_steps)
-    _derive_optimizer(values, derive)
+    derive_optimizer(values, derive, backbone)
+    if backbone.frozen:
+        derive("training.signals_every", total_steps, "a frozen backbone's never change")
     _derive_signals(values, derive, len(train))
     derive("training.device", str(device), "best at hand")
     values["training.device"] = str(device)  # in full, where `auto` was asked for
@@ -90,7 +107,7 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True) 
     precision, reason = resolve_precision(values["training.mixed_precision"], device)
     if values["training.mixed_precision"] == "auto":
         values["training.mixed_precision"], origins["training.mixed_precision"] = precision, f"derived: {reason}"
-    return Plan(build(values), origins, train, test, backbone, device, steps_per_epoch, total_steps)
+    return Plan(build(values), origins, train, test, backbone, device, steps_per_epoch, total_steps, initial)
 
 
 def _open_splits(config: PretrainConfig, derive: Any) -> tuple[ImageSet, ImageSet | None]:
@@ -138,19 +155,6 @@ def _fit_batch(values: dict[str, Any], derive: Any, images: int, world: int) -> 
         )
 
 
-def _build(values: dict[str, Any], *, load_weights: bool) -> Backbone:
-    backbone = build_backbone(
-        values["backbone.name"],
-        pretrained=values["backbone.pretrained"] and load_weights,
-        image_size=values["backbone.image_size"],
-        output_stride=values["backbone.output_stride"],
-        drop_path=values["backbone.drop_path"],
-    )
-    if values["backbone.init"] is not None and load_weights:
-        load_initial_weights(backbone, values["backbone.init"])
-    return backbone
-
-
 def _derive_objective(values: dict[str, Any], derive: Any, backbone: Backbone, images: int, total_steps: int) -> None:
     derive("objective.projector_hidden", backbone.channels, "the map's channels")
     batch = values["training.batch_size"]
@@ -161,24 +165,12 @@ def _derive_objective(values: dict[str, Any], derive: Any, backbone: Backbone, i
             "make the queue at least one batch long, or leave it out",
         )
     derive("objective.queue_size", queue, "half an epoch of keys")
-    started = _starts_trained(values)
+    started = starts_trained(values)
     # grocery, resnet18, 64 px, 4 epochs, one seed: test -> train rank-1 14.2 with 0.1 against 13.2 with 0.2
     derive("objective.temperature", 0.2 if started else 0.1, "paper" if started else "learns faster from scratch")
     # the paper's 0.999 averages over a fifth of its 4,600 steps on CUB; shorter runs need a quicker average
     horizon = min(1000.0, max(10.0, total_steps / 5))
     derive("objective.momentum", round(1 - 1 / horizon, 5), "averages over a fifth of the run, at most 1,000 steps")
-
-
-def _derive_optimizer(values: dict[str, Any], derive: Any) -> None:
-    batch, started = values["training.batch_size"], _starts_trained(values)
-    derive("optimizer.name", "sgd" if started else "adamw", "paper" if started else "learns faster from scratch")
-    if values["optimizer.name"] == "sgd":
-        base, why = (0.03, "paper") if started else (0.12, "four times the paper's, from scratch")
-        derive("optimizer.lr", base * batch / 128, f"{base} x batch / 128 ({why})")
-        derive("optimizer.weight_decay", 1e-4, "paper")
-    else:
-        derive("optimizer.lr", 1e-4 if started else 1e-3, "usual for adamw, less on trained weights")
-        derive("optimizer.weight_decay", 0.05, "usual for adamw")
 
 
 def _derive_signals(values: dict[str, Any], derive: Any, images: int) -> None:
@@ -187,10 +179,6 @@ def _derive_signals(values: dict[str, Any], derive: Any, images: int) -> None:
     log_every = values["training.log_every"]
     every = -(-math.ceil(steps / SIGNAL_SHARE) // log_every) * log_every
     derive("training.signals_every", every, f"{100 * SIGNAL_SHARE:g} % of the run's work; also after the last step")
-
-
-def _starts_trained(values: dict[str, Any]) -> bool:
-    return bool(values["backbone.pretrained"] or values["backbone.init"])
 
 
 def describe(plan: Plan) -> dict[str, dict[str, Any]]:

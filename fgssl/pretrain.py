@@ -18,6 +18,7 @@ from fgssl.data.cache import PixelStore, Shrunk, open_pixels
 from fgssl.errors import FgsslError
 from fgssl.finish import RunResult, finish_run, retrieval_rows, save_view_pairs
 from fgssl.machine import available_cores, keep_freed_memory
+from fgssl.optimizer import build_optimizer
 from fgssl.plan import Plan
 from fgssl.processes import check_processes, time_limit
 from fgssl.reporting import Reporter
@@ -25,7 +26,7 @@ from fgssl.runfolder import truncate_metrics, write_config
 from fgssl.state import load_state
 from fgssl.stopping import listen_for_stop
 from fgssl.trainer import Progress, Trainer, check_faults
-from fgssl.training import KEYS_KEPT, build_model, build_optimizer
+from fgssl.training import KEYS_KEPT, build_model
 
 SHRINK = 1.3  # short side of the decoded training pictures, relative to the view: keeps small crops sharp
 
@@ -102,7 +103,7 @@ def build_trainer(plan: Plan, output: Path, reporter: Reporter) -> Trainer:
     pixels = _training_pixels(plan, accelerator, reporter)
     torch.manual_seed(plan.config.training.seed)
     model = build_model(plan).to(plan.device)
-    optimizer = build_optimizer(model, plan.config.optimizer, plan.device)
+    optimizer = build_optimizer(model, plan.config.optimizer, plan.device, backbone=plan.backbone)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     return Trainer(plan, output, accelerator, model, wrapped, optimizer, pixels, reporter)
 

@@ -20,6 +20,7 @@ from fgssl.config import DEMO_PROFILE, RATIONALE_PRESETS, VIEW_PRESETS, Pretrain
 from fgssl.errors import FgsslError
 
 MAX_RECIPE_BYTES = 1_000_000
+AS_BEGUN = "as it began"  # origin of what a resumed run keeps open, although a new one would fill it in
 LARGEST_INTEGER = 2**63 - 1  # what torch takes as a seed or a size
 
 
@@ -211,15 +212,15 @@ _AT_LEAST: dict[str, float] = {
     "objective.projector_dim": 1, "objective.projector_hidden": 1, "rationale.projections": 1, "rationale.weight": 0,
     "rationale.warmup_epochs": 0, "optimizer.warmup_epochs": 0, "optimizer.weight_decay": 0,
     "backbone.image_size": 8, "views.brightness": 0, "views.contrast": 0, "views.saturation": 0,
-    "views.blur_sigma_min": 0,
+    "views.blur_sigma_min": 0, "backbone.cached_views": 1,
 }  # fmt: skip
 _POSITIVE = (
     "optimizer.lr", "objective.temperature", "rationale.temperature", "rationale.prediction_temperature",
-    "views.crop_min", "views.blur_sigma_max",
+    "views.crop_min", "views.blur_sigma_max", "optimizer.layer_decay",
 )  # fmt: skip
 _FRACTION = (
     "views.crop_max", "views.flip", "views.jitter", "views.grayscale", "views.blur", "views.solarize", "views.crop_min",
-    "objective.momentum", "optimizer.momentum", "backbone.drop_path",
+    "objective.momentum", "optimizer.momentum", "backbone.drop_path", "optimizer.layer_decay",
 )  # fmt: skip
 
 
@@ -254,4 +255,11 @@ def _reject_contradictions(config: PretrainConfig) -> None:
             "make the queue at least one batch long, or leave it out",
         )
     if config.backbone.init is not None and config.backbone.pretrained:
-        raise FgsslError("--pretrained and backbone.init are both given", "choose one")
+        raise FgsslError("--pretrained and --init are both given", "choose one")
+    freeze = config.backbone.freeze
+    if freeze not in ("none", "backbone") and not (freeze.isascii() and freeze.isdigit() and int(freeze) > 0):
+        raise FgsslError(f"--freeze cannot be {_shown(freeze)}", "choose none, backbone, or a number of layer groups")
+    if freeze == "backbone" and config.training.checkpoint_gradients:
+        raise FgsslError("--freeze backbone leaves --checkpoint-gradients nothing to save", "leave one out")
+    if freeze == "backbone" and config.optimizer.layer_decay not in (None, 1.0):
+        raise FgsslError("--freeze backbone leaves optimizer.layer_decay nothing to slow down", "choose one")

@@ -38,6 +38,14 @@ class Signals(NamedTuple):
     neighbour_overlap: float
     neighbour_chance: float
 
+    def in_words(self) -> str:
+        """For a line of the log."""
+        return (
+            f"effective rank {self.effective_rank:.1f}, alignment {self.alignment:.3f}, "
+            f"uniformity {self.uniformity:.2f}, same neighbours {self.neighbour_overlap:.3f} "
+            f"(chance {self.neighbour_chance:.3f})"
+        )
+
 
 def label_free_signals(first: Tensor, second: Tensor) -> Signals:
     """The signals of features of two random views of the same images.

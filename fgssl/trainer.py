@@ -15,18 +15,21 @@ from accelerate.utils import gather_object
 
 from fgssl.config import Interval, interval
 from fgssl.data.cache import PixelStore
-from fgssl.data.feed import StepSampler, ViewBatch, ViewDataset, build_feed
+from fgssl.data.feed import ViewBatch, ViewDataset
 from fgssl.data.pairs import view_pairs
 from fgssl.embed import reject_unreadable
 from fgssl.errors import FgsslError, TrainingFault
 from fgssl.evidence import save_evidence
-from fgssl.machine import available_cores, peak_memory
+from fgssl.frozen import FrozenBatch
+from fgssl.machine import peak_memory
 from fgssl.memory import is_out_of_memory, largest_batch
+from fgssl.optimizer import learning_rate, set_rate
 from fgssl.plan import SIGNAL_IMAGES, Plan
 from fgssl.reporting import Reporter, StepReport
 from fgssl.runfolder import METRICS_FILE
-from fgssl.signals import Signals, signals_of
+from fgssl.signals import signals_of
 from fgssl.state import Loaded, random_state, restore_random_state, save_state
+from fgssl.stepfeed import StepFeed
 from fgssl.stopping import Interrupted, StopRequest
 from fgssl.training import (
     LogWindow,
@@ -34,7 +37,6 @@ from fgssl.training import (
     PretrainModel,
     StepOutput,
     fit_weight,
-    learning_rate,
     mean_output,
     require_finite,
 )
@@ -56,14 +58,6 @@ class Progress(NamedTuple):
 def check_faults(faults: dict[int, str], plan: Plan) -> None:
     """Raises FgsslError when too many training images are unreadable."""
     reject_unreadable(list(faults.values()), len(plan.train), f"{plan.train.source}[{plan.train.split}]")
-
-
-def _in_words(found: Signals) -> str:
-    return (
-        f"effective rank {found.effective_rank:.1f}, alignment {found.alignment:.3f}, "
-        f"uniformity {found.uniformity:.2f}, same neighbours {found.neighbour_overlap:.3f} "
-        f"(chance {found.neighbour_chance:.3f})"
-    )
 
 
 def norm_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -103,6 +97,7 @@ class Trainer:
         self.window, self.last_means = LogWindow(), dict[str, float]()
         self._hinted = False
         self._pairs: torch.Tensor | None = None  # views for the signals, drawn when they are first due
+        self.feed = StepFeed(plan, accelerator, model, self.views, reporter)
 
     def restore(self, saved: Loaded, *, allow_changes: bool = False) -> Progress:
         """Take over a saved state: weights, queue, optimiser, randomness.
@@ -118,8 +113,8 @@ class Trainer:
             self.optimizer.load_state_dict(saved.state["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise FgsslError(
-                "the saved state does not fit the changed settings: the model or its optimiser has other parts",
-                "start a new run with --set backbone.init=RUN",
+                "the saved state does not fit this run: its model or optimiser had other parts",
+                "start a new run with --init RUN",
             ) from error
         randoms = saved.state["random"]  # of the processes there were then
         restore_random_state(randoms[self.accelerator.process_index % len(randoms)])
@@ -157,7 +152,7 @@ class Trainer:
                 self.plan.train,
                 self.views,
                 batch_size=self.plan.config.training.batch_size,
-                facts={"problem": fault.problem, "lr": self.optimizer.param_groups[0]["lr"]},
+                facts={"problem": fault.problem, "lr": max(group["lr"] for group in self.optimizer.param_groups)},
             )
             raise TrainingFault(f"{fault.problem} (its images: {path})", fault.remedy) from fault
 
@@ -204,39 +199,20 @@ class Trainer:
         """Checkpointing and compiling, where asked for: in train mode only, so that evaluation is not compiled too."""
         training, objective = self.plan.config.training, self.model.objective
         if training.checkpoint_gradients:
-            objective.backbone.checkpoint_gradients()
+            self.plan.backbone.checkpoint_gradients()
         if training.compile:
             objective.compile_backbones()
 
-    def batches(self, start: int) -> Iterator[ViewBatch]:
+    def batches(self, start: int) -> Iterator[ViewBatch] | Iterator[FrozenBatch]:
         """This process's share of every step from `start` to the end of the run."""
-        plan, training = self.plan, self.plan.config.training
-        assert training.workers is not None and training.batch_size is not None  # filled in by the plan
-        sampler = StepSampler(
-            len(plan.train),
-            training.batch_size,
-            seed=training.seed,
-            start=start,
-            stop=plan.total_steps,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-        )
-        derived = plan.origins.get("training.workers", "").startswith("derived")
-        # a process of its own would take turns with the training's threads, which wait for each other
-        in_process = derived and plan.device.type == "cpu" and self.pixels.path is not None and available_cores() <= 4
-        workers = 0 if in_process else training.workers
-        feed = build_feed(self.views, sampler, workers=workers, pin=plan.device.type == "cuda")
-        feed.generator = torch.Generator()  # a loader draws one number when it starts: not from the run's stream
-        return iter(feed)
+        return self.feed.batches(start)
 
-    def step(self, step: int, batch: ViewBatch) -> StepOutput:
+    def step(self, step: int, batch: ViewBatch | FrozenBatch) -> StepOutput:
         """One optimiser step, the `step`-th of the run."""
         plan, config = self.plan, self.plan.config
         rate = learning_rate(step, config.optimizer, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        views = batch.views_on(plan.device)
-        index = batch.index.to(plan.device, non_blocking=True)
+        set_rate(self.optimizer, rate)
+        views, index = self.feed.inputs(batch)
         weight = fit_weight(step, config, steps_per_epoch=plan.steps_per_epoch)
         try:
             return self._learn(self.wrapped, views, index, weight, parts=config.training.accumulate)
@@ -323,7 +299,7 @@ class Trainer:
         row = {
             **report._asdict(),
             "positive_similarity": means["positive_similarity"],
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": max(group["lr"] for group in self.optimizer.param_groups),
             "peak_memory_gb": peak_memory(plan.device),
             **signals,
         }
@@ -354,7 +330,7 @@ class Trainer:
             return {}
         with self.accelerator.autocast():
             found = signals_of(self.model.encoder, self._pairs)
-        self.reporter.note(f"step {step}: {images} training images in two views: {_in_words(found)}")
+        self.reporter.note(f"step {step}: {images} training images in two views: {found.in_words()}")
         return {f"sample_{name}": value for name, value in found._asdict().items()}
 
     def _data(self) -> dict[str, Any]:

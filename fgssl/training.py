@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import timm.optim
 import torch
 from torch import Tensor, nn
 
-from fgssl.config import OptimizerConfig, PretrainConfig
+from fgssl.backbone import GivenMap
+from fgssl.config import PretrainConfig
 from fgssl.encoder import Encoder
 from fgssl.errors import TrainingFault
 from fgssl.metrics import effective_rank
@@ -47,9 +46,19 @@ class PretrainModel(nn.Module):
         super().__init__()
         self.objective, self.encoder, self.config = objective, encoder, config
 
+    @torch.no_grad()
+    def feature_maps(self, views: Tensor) -> Tensor:
+        """(2, N, 3, S, S) uint8 views to the maps (2, N, C, H, W) float32 of a frozen backbone."""
+        return torch.stack([self.encoder.backbone(self.encoder.normalize(view)).float() for view in views])
+
     def forward(self, views: Tensor, index: Tensor, fit_weight: float) -> StepOutput:
-        """One step: (2, N, 3, S, S) uint8 views and their (N,) image positions to scalars."""
-        output = self.objective(tuple(self.encoder.normalize(view) for view in views), index)
+        """One step: views and their (N,) image positions to scalars.
+
+        `views` are (2, N, 3, S, S) uint8, or where the backbone is frozen their `feature_maps`.
+        """
+        frozen = self.encoder.backbone.frozen
+        inputs = tuple(views) if frozen else tuple(self.encoder.normalize(view) for view in views)
+        output = self.objective(inputs, index)
         total, zero = output.loss, output.loss.detach() * 0
         fit, entropy = zero, zero
         if self.encoder.rationale is not None:
@@ -70,36 +79,14 @@ def mean_output(parts: Sequence[StepOutput]) -> StepOutput:
 def build_model(plan: Plan) -> PretrainModel:
     """Objective, rationale branch and encoder of a plan, on the CPU."""
     config = plan.config
-    objective = OBJECTIVES[config.objective.name](plan.backbone, config.objective)
+    backbone = GivenMap(plan.backbone.channels) if plan.backbone.frozen else plan.backbone
+    objective = OBJECTIVES[config.objective.name](backbone, config.objective)
     head = RationaleHead(plan.backbone.channels, config.rationale) if config.rationale.enabled else None
     encoder = Encoder(plan.backbone, head, projector=objective.projector, config=config)
     model = PretrainModel(objective, encoder, config)
     if plan.backbone.channels_last:
         model.to(memory_format=torch.channels_last)
     return model
-
-
-def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
-    """SGD on everything, or AdamW without decay on norms and biases; fused where torch can."""
-    assert config.lr is not None and config.weight_decay is not None  # filled in by the plan
-    fused = device.type in ("cpu", "cuda")
-    if config.name == "sgd":
-        trained = [p for p in model.parameters() if p.requires_grad]
-        return torch.optim.SGD(
-            trained, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
-        )
-    groups = timm.optim.param_groups_weight_decay(model, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
-
-
-def learning_rate(step: int, config: OptimizerConfig, *, steps_per_epoch: int, total_steps: int) -> float:
-    """Linear warm-up to the peak, then half a cosine to zero at `total_steps`."""
-    assert config.lr is not None
-    warmup = min(round(config.warmup_epochs * steps_per_epoch), total_steps)
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total_steps - warmup)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def fit_weight(step: int, config: PretrainConfig, *, steps_per_epoch: int) -> float:

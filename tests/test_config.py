@@ -226,7 +226,7 @@ def test_contradictions_name_both_sides():
     with pytest.raises(FgsslError, match=r"objective.queue_size 32.*--batch-size 64"):
         load_config(sets=["objective.queue_size=32", "training.batch_size=64"])
     load_config(sets=["objective.queue_size=64", "training.batch_size=64"])
-    with pytest.raises(FgsslError, match=r"--pretrained.*backbone.init"):
+    with pytest.raises(FgsslError, match=r"--pretrained.*--init"):
         load_config(flags={"backbone.pretrained": True, "backbone.init": "x.safetensors"})
     load_config(flags={"backbone.pretrained": False, "backbone.init": "x.safetensors"})
 

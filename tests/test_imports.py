@@ -82,24 +82,31 @@ MAY_IMPORT: dict[str, str] = {
     "lookup": "data drawing embed encoder errors evaluation featurecache featurefile features gallery machine nearest "
     "reporting visualize",
     # training
-    "plan": "backbone config data errors machine resolve",
-    "training": "config encoder errors metrics objectives plan rationale",
+    "start": "backbone errors resolve",
+    "plan": "backbone config data errors machine resolve start",
+    "optimizer": "backbone config",
+    "frozen": "backbone data plan reporting",
+    "training": "backbone config encoder errors metrics objectives plan rationale",
     "state": "errors files",
     "runfolder": "config errors files plan runlock",
     "finish": "backbone checkpoint data drawing embed encoder errors machine nearest plan reporting retrieval "
     "runfolder state visualize",
-    "trainer": "config data embed errors evidence machine memory plan reporting runfolder signals state stopping "
-    "training watch",
+    "stepfeed": "data frozen machine plan reporting training",
+    "trainer": "config data embed errors evidence frozen machine memory optimizer plan reporting runfolder signals "
+    "state stepfeed stopping training watch",
     "processes": "config errors plan reporting",
-    "pretrain": "checkpoint data errors finish machine plan processes reporting runfolder state stopping trainer "
-    "training",
+    "pretrain": "checkpoint data errors finish machine optimizer plan processes reporting runfolder state stopping "
+    "trainer training",
     # the command line, which nothing imports
     "cli": "changes check checkpoint comparison config data drawing embed errors evaluation featurefile "
     "featuretable files finish launch lookup machine plan pretrain probe_files probe_splits probing reporting "
     "resolve retrieval retrieve runfolder runlock signals state stopping visualize",
     "__main__": "cli",
 }
-TRAINING = {"plan", "training", "trainer", "state", "runfolder", "finish", "pretrain", "cli"}
+TRAINING = {
+    "start", "frozen", "optimizer", "plan", "stepfeed", "training", "trainer", "state", "runfolder", "finish",
+    "pretrain", "cli",
+}  # fmt: skip
 EVALUATION = {"embed", "evaluation", "probing", "visualize", "retrieval", "metrics", "nearest", "checkpoint"}
 # imported at once by `fgssl --help` or by loader processes that only decode
 LIGHT = (

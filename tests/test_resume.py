@@ -21,10 +21,10 @@ from running import SHORT, TINY, fgssl, photos, workplace
 from test_pretrain import after_step, assert_equal_encoders, metrics, start_run, stopped_run
 
 from fgssl import runlock
-from fgssl.changes import changed, with_changes
+from fgssl.changes import as_begun, changed, with_changes
 from fgssl.config import Interval, interval
 from fgssl.errors import FgsslError
-from fgssl.resolve import load_config
+from fgssl.resolve import AS_BEGUN, load_config
 from fgssl.runlock import LOCK_FILE, hold_run
 from fgssl.state import load_state, remove_states, save_state
 
@@ -260,10 +260,21 @@ def test_allowed_changes_are_named_used_and_kept(stopped: Path) -> None:
     assert rates[0] < 0.001 < rates[1]
 
 
+def test_a_run_of_before_layer_wise_rates_goes_on_without_them(stopped: Path) -> None:
+    path, added = stopped / "config.yaml", ("layer_decay", "freeze", "cached_views")
+    old = [line for line in path.read_text().splitlines() if line.split(":")[0].strip() not in added]
+    path.write_text("\n".join(old))
+    saved = as_begun(load_config(path))
+    assert saved.config.optimizer.layer_decay == 1.0 and saved.origins["backbone.drop_path"] == AS_BEGUN
+    outcome = fgssl("pretrain", "--resume", stopped)
+    assert outcome.code == 0 and "resuming after step 3" in outcome.err
+    assert as_begun(load_config(path)).origins["backbone.drop_path"] != AS_BEGUN  # by now it says what it does
+
+
 def test_a_state_that_fits_no_more_is_one_line(stopped: Path) -> None:
     options = ("--set", "rationale.projections=7", "--allow-changes")
     error = fgssl("pretrain", "--resume", stopped, *options).error()
-    assert "does not fit the changed settings" in error and "backbone.init" in error
+    assert "does not fit this run" in error and "--init" in error
 
 
 def test_a_preset_asks_for_all_its_settings() -> None:

@@ -9,21 +9,29 @@ without a gradient, and GradCAM needs one. The mean over the map equals timm's `
 
 from __future__ import annotations
 
-from fgssl.backbone.build import build_backbone, rebuild_backbone
+from fgssl.backbone.build import build_backbone, rebuild_backbone, survey_backbone
 from fgssl.backbone.export import save_timm
-from fgssl.backbone.initial import InitialWeights, load_initial_weights
+from fgssl.backbone.freeze import freeze_backbone, layer_groups
+from fgssl.backbone.frozen import GivenMap
+from fgssl.backbone.initial import InitialWeights, Origin, load_initial_weights, origin_of
 from fgssl.backbone.module import Backbone, MapAndToken
 from fgssl.backbone.names import BackboneRow, list_backbones, suggest_backbones
 
 __all__ = [
     "Backbone",
     "BackboneRow",
+    "GivenMap",
     "InitialWeights",
     "MapAndToken",
+    "Origin",
     "build_backbone",
+    "freeze_backbone",
+    "layer_groups",
     "list_backbones",
     "load_initial_weights",
+    "origin_of",
     "rebuild_backbone",
     "save_timm",
     "suggest_backbones",
+    "survey_backbone",
 ]

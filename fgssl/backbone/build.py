@@ -15,7 +15,7 @@ from fgssl.backbone.module import Backbone
 from fgssl.backbone.names import resolve_source
 from fgssl.backbone.offline import hub_or_cache
 from fgssl.backbone.plan import plan_backbone
-from fgssl.backbone.trial import run_trial
+from fgssl.backbone.trial import BackbonePlan, run_trial
 from fgssl.backbone.trust import check_description
 
 
@@ -56,6 +56,19 @@ def build_backbone(
             raise
         raise weights_unavailable(name, error) from error
     return Backbone(model, plan, name=name, architecture=source.architecture)
+
+
+def survey_backbone(
+    name: str, *, image_size: int | None = None, output_stride: int | None = None, drop_path: float | None = None
+) -> BackbonePlan:
+    """What ``build_backbone`` with the same arguments would build, without building it.
+
+    Raises:
+        FgsslError: As ``build_backbone``, but for weights.
+    """
+    with hub_or_cache():
+        source = resolve_source(name)
+    return plan_backbone(source, image_size, output_stride=output_stride, drop_path=drop_path)
 
 
 def rebuild_backbone(description: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Backbone:

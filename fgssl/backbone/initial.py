@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import os
 import pickle
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,8 +24,10 @@ from fgssl.backbone.offline import hub_or_cache
 from fgssl.errors import FgsslError
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
+ENCODER_NAME = "encoder.safetensors"  # of a run folder; its metadata describe the backbone
+LOCAL_PREFIX = "local-dir:"
 # where a folder keeps its backbone: timm's and our export, our run folder, older hub models
-FOLDER_FILES = (WEIGHTS_NAME, f"timm/{WEIGHTS_NAME}", "pytorch_model.bin")
+FOLDER_FILES = (WEIGHTS_NAME, f"timm/{WEIGHTS_NAME}", ENCODER_NAME, "pytorch_model.bin")
 # names of classifiers across timm and torchvision; a backbone has none
 HEAD_PREFIXES = ("fc.", "head.", "head_dist.", "classifier.", "last_linear.", "heads.", "aux_head.")
 # how training tools nest the weights in a pickled checkpoint
@@ -48,6 +51,52 @@ class InitialWeights(NamedTuple):
     unexpected: tuple[str, ...]
     ignored_head: tuple[str, ...]
 
+    def summary(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return {key: value if isinstance(value, (str, int)) else list(value) for key, value in self._asdict().items()}
+
+    def describe(self) -> list[str]:
+        """A line for each kind of key that did not find its place; empty where all did."""
+        lines = []
+        if self.missing:
+            lines.append(f"{self.source} lacks {len(self.missing)} weights, left as they were: {some(self.missing)}")
+        if self.unexpected:
+            lines.append(f"{self.source} has {len(self.unexpected)} weights without a place: {some(self.unexpected)}")
+        return lines
+
+
+class Origin(NamedTuple):
+    """What is known of the model that weights come from."""
+
+    architecture: str
+    image_size: int | None
+
+
+def origin_of(source: str | os.PathLike[str]) -> Origin | None:
+    """The architecture and image size of an encoder file, a run, timm's folder or name; None for a plain state dict.
+
+    Raises:
+        FgsslError: A name under ``hf-hub:`` cannot be resolved.
+    """
+    text = str(source)
+    path = Path(text.removeprefix(LOCAL_PREFIX)).expanduser()
+    for file in (path / ENCODER_NAME, path):
+        if file.is_file() and file.suffix == ".safetensors":
+            with contextlib.suppress(Exception), safe_open(file, framework="pt") as opened:  # not ours, or damaged
+                described = json.loads((opened.metadata() or {})["fgssl"])["backbone"]
+                return Origin(str(described["architecture"]), int(described["image_size"]))
+    for folder in (path, path / "timm"):
+        if (folder / "config.json").is_file():
+            resolved = resolve_source(f"{LOCAL_PREFIX}{folder}")
+            return Origin(resolved.architecture, resolved.own_size)
+    if path.exists():
+        return None
+    if text.startswith(SOURCE_PREFIXES) or timm.is_model(text.partition(".")[0]):
+        with hub_or_cache():
+            resolved = resolve_source(text)
+        return Origin(resolved.architecture, resolved.own_size if text.startswith(SOURCE_PREFIXES) else None)
+    return None
+
 
 def load_initial_weights(backbone: Backbone, source: str | os.PathLike[str]) -> InitialWeights:
     """Start a backbone from weights of a file, a folder or timm.
@@ -59,7 +108,7 @@ def load_initial_weights(backbone: Backbone, source: str | os.PathLike[str]) -> 
     Args:
         backbone: The backbone; its weights change in place.
         source: A ``.safetensors`` file, a plain state dict in ``.pth``/``.bin`` (read without running code from it),
-            a folder with one of these, or a name or tag of timm's published weights.
+            a run or another folder with one of these, or a name (``hf-hub:owner/model`` too) or tag of timm's weights.
 
     Returns:
         What was loaded, missing, unexpected and ignored.
@@ -96,7 +145,7 @@ def _head_prefixes(model: nn.Module) -> tuple[str, ...]:
 
 
 def _read_source(backbone: Backbone, source: str | os.PathLike[str]) -> dict[str, Tensor]:
-    path = Path(source)
+    path = Path(str(source).removeprefix(LOCAL_PREFIX)).expanduser()
     if path.is_dir():
         found = next((path / name for name in FOLDER_FILES if (path / name).is_file()), None)
         if found is None:

@@ -55,6 +55,9 @@ class Backbone(nn.Module):
         model_args: ``timm.create_model(architecture, **model_args)`` rebuilds the model.
         unused_parameters: Names of the frozen parameters.
         channels_last: Whether the channels_last memory format is known to be safe and faster on a CPU.
+        transformer: Whether it is a transformer or of its kin (ConvNeXt), which SGD trains poorly.
+        frozen: Whether all of it keeps its weights (see ``freeze_backbone``).
+        resting: Names of BatchNorm and dropout modules inside frozen layers; they work as in evaluation.
         has_class_token: Whether ``forward_with_token`` is available.
         parameters_total: Number of parameters; ``parameters_trained`` leaves out the frozen ones.
     """
@@ -79,6 +82,9 @@ class Backbone(nn.Module):
         self.image_size = plan.image_size
         self.model_args = plan.model_args
         self.has_class_token = plan.route.has_class_token
+        self.transformer = plan.transformer
+        self.frozen = False
+        self.resting: frozenset[str] = frozenset()
         data = data_config or timm.data.resolve_model_data_config(model)
         self.mean: tuple[float, ...] = tuple(data["mean"])
         self.std: tuple[float, ...] = tuple(data["std"])
@@ -137,6 +143,16 @@ class Backbone(nn.Module):
             raise FgsslError(
                 f"{self.name} offers no gradient checkpointing", "use --accumulate, or leave out --checkpoint-gradients"
             ) from error
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Train mode, in which BatchNorm and dropout of frozen layers rest.
+
+        The other modules of frozen layers follow the mode: some families cache attention biases in eval mode.
+        """
+        super().train(mode)
+        for name in self.resting:
+            self.model.get_submodule(name).eval()
+        return self
 
     def description(self) -> dict[str, Any]:
         """What ``rebuild_backbone`` needs beside the weights; JSON-able."""

@@ -56,6 +56,7 @@ class BackbonePlan(NamedTuple):
         map_size: Height and width of the map.
         parameters: Number of parameters.
         unused_parameters: Names of the parameters that get no gradient from the map.
+        transformer: Whether it has layer norm or attention, as transformers and ConvNeXt do.
     """
 
     model_args: dict[str, Any]
@@ -65,6 +66,7 @@ class BackbonePlan(NamedTuple):
     map_size: tuple[int, int]
     parameters: int
     unused_parameters: tuple[str, ...]
+    transformer: bool
 
 
 def read_map(model: nn.Module, images: Tensor, route: MapRoute) -> Tensor:
@@ -250,4 +252,10 @@ def _trial(architecture: str, encoded_args: str, image_size: int, device_name: s
     unused = tuple(key for key, gradient in zip(trainable, gradients, strict=True) if gradient is None)
     _, channels, height, width = feature_map.shape
     count = sum(parameter.numel() for parameter in model.parameters())
-    return BackbonePlan(model_args, route, image_size, channels, (height, width), count, unused)
+    return BackbonePlan(model_args, route, image_size, channels, (height, width), count, unused, _is_transformer(model))
+
+
+def _is_transformer(model: nn.Module) -> bool:
+    return any(
+        isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("Attention") for module in model.modules()
+    )

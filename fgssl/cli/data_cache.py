@@ -13,7 +13,7 @@ from fgssl.errors import FgsslError
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Delete the files instead of listing them.")] = False,
     kind: Annotated[
-        str | None, typer.Option(help="Only this kind: decoded or features.", metavar="KIND", show_default=False)
+        str | None, typer.Option(help="Only this kind: decoded, features or maps.", metavar="KIND", show_default=False)
     ] = None,
     unused_days: Annotated[
         float, typer.Option(help="Only files that nobody has read or written for so many days.", min=0)

@@ -37,6 +37,21 @@ def pretrain(
         bool | None,
         typer.Option("--pretrained/--no-pretrained", help="Start from timm's weights. [on; demo: off]"),
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|RUN|NAME",
+            help="Start from a run, an encoder or weights file, a timm folder, name or tag, hf-hub:OWNER/MODEL.",
+        ),
+    ] = None,
+    freeze: Annotated[
+        str | None,
+        typer.Option(
+            metavar="none|backbone|N",
+            help="Keep the weights of the backbone (only the heads train, on cached features) or of its first N layer "
+            "groups. [none]",
+        ),
+    ] = None,
     recipe: Annotated[Path | None, typer.Option(help="YAML file of settings; flags win over it.")] = None,
     sets: Annotated[
         list[str] | None,
@@ -94,6 +109,8 @@ def pretrain(
         "objective.name": objective,
         "rationale.enabled": rationale,
         "backbone.pretrained": pretrained,
+        "backbone.init": init,
+        "backbone.freeze": freeze,
         "training.epochs": epochs,
         "training.max_steps": max_steps,
         "training.batch_size": batch_size,
@@ -127,11 +144,11 @@ def pretrain(
         return
     if processes is not None and processes > 1 and "RANK" not in os.environ:
         _launch(processes)
-    target = resume or output or default_output(resolved.config.data.source, resolved.config.backbone.name)
     reporter = make_reporter(quiet=quiet)
     if changes:
         reporter.note(f"changed for the rest of the run: {', '.join(changes)}")
     try:
+        target = resume or output
         result = _run(resolved, target, reporter, resume=resume is not None, overwrite=overwrite, allow=allow_changes)
     finally:
         reporter.close()
@@ -158,19 +175,19 @@ def _launch(count: int) -> None:
 
 def _resumed(run: Path, asked: Resolved, *, allow: bool) -> tuple[Resolved, list[str]]:
     """The settings of a run to continue, and in words what is to change in them."""
-    from fgssl.changes import changed, with_changes
+    from fgssl.changes import as_begun, changed, with_changes
     from fgssl.resolve import load_config
 
     config = run / "config.yaml"
     if not config.is_file():
         raise FgsslError(f"'{run}' is not a run folder (no config.yaml)", "give the folder of an unfinished run")
-    saved = load_config(config)
+    saved = as_begun(load_config(config))
     changes = changed(saved, asked)
     return with_changes(saved, changes, allow=allow, run=str(run)), [str(change) for change in changes]
 
 
 def _run(
-    resolved: Resolved, target: Path, reporter: PlainReporter, *, resume: bool, overwrite: bool, allow: bool
+    resolved: Resolved, folder: Path | None, reporter: PlainReporter, *, resume: bool, overwrite: bool, allow: bool
 ) -> RunResult:
     """The run, behind a lock on its folder."""
     from fgssl.finish import finished_result
@@ -179,12 +196,15 @@ def _run(
     from fgssl.runlock import hold_run
     from fgssl.state import has_state
 
-    finished = finished_result(target) if resume else None
+    finished = finished_result(folder) if resume and folder is not None else None
     if finished is not None:
-        reporter.note(f"{target} is finished: nothing is left to do")
+        reporter.note(f"{folder} is finished: nothing is left to do")
         return finished
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), process_rank()
-    plan = make_plan(resolved, world=world, load_weights=not (resume and has_state(target)))
+    plan = make_plan(resolved, world=world, load_weights=not (resume and folder is not None and has_state(folder)))
+    target = folder or default_output(resolved.config.data.source, plan.config.backbone.name)
+    for line in plan.warnings():
+        reporter.warn(line)
     with hold_run(target, note=reporter.note) if rank == 0 else nullcontext():
         if rank == 0 and not resume:
             prepare_output(target, overwrite=overwrite)
@@ -229,6 +249,8 @@ def _dry_run(resolved: Any, *, as_json: bool, processes: int) -> None:
     from fgssl.plan import describe, make_plan
 
     plan = make_plan(resolved, world=processes)
+    for line in plan.warnings():
+        make_reporter(quiet=False).warn(line)
     description, facts = describe(plan), plan.facts()
     if as_json:
         print_json({"settings": description, "facts": facts})
@@ -241,6 +263,8 @@ def _dry_run(resolved: Any, *, as_json: bool, processes: int) -> None:
 def _shown(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {len(item) if isinstance(item, list) else item}" for key, item in value.items())
     if isinstance(value, list):
         return " x ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 KINDS = {
     "decoded": ("decoded pictures", ("*.pixels", ".building-*")),
     "features": ("features", ("*.safetensors",)),
+    "maps": ("maps of frozen backbones", ("*.maps",)),
 }
 BUILDING_SECONDS = 3600  # a hidden file written to more recently is still being built
 

@@ -6,7 +6,7 @@ processes, and not on whether the run was resumed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,7 +145,7 @@ class ViewDataset(Dataset[ViewBatch]):
         raise UnreadableImage("no image of the training split can be read", "see the reasons above")
 
 
-def _whole(batch: ViewBatch) -> ViewBatch:
+def _whole(batch: Any) -> Any:
     """The dataset already made the batch."""
     return batch
 
@@ -155,10 +155,9 @@ def _start_worker(_worker: int) -> None:
     ignore_stop_signals()
 
 
-def build_feed(dataset: ViewDataset, sampler: StepSampler, *, workers: int, pin: bool) -> DataLoader[ViewBatch]:
+def build_feed(dataset: Any, sampler: Sampler[Any], *, workers: int, pin: bool) -> DataLoader[Any]:
     """A loader over all remaining steps of the run: workers live as long as it does, one batch ahead each."""
     extra: dict[str, Any] = {"prefetch_factor": 2, "worker_init_fn": _start_worker} if workers else {}
-    collate: Callable[[Any], ViewBatch] = _whole
     # bytes travel between processes; made in this one, floats of the same levels save a conversion to and fro
     dataset.dtype = torch.uint8 if workers else torch.float32
-    return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate, pin_memory=pin, **extra)
+    return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=_whole, pin_memory=pin, **extra)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fgssl.backbone import Backbone
+from fgssl.backbone import Backbone, GivenMap
 from fgssl.config import ObjectiveConfig
 
 
@@ -27,11 +27,11 @@ class Objective(nn.Module):
     """Base class: owns the trained backbone and projector; knows nothing of the rationale.
 
     Args:
-        backbone: The encoder to train.
+        backbone: The encoder to train, or a stand-in where it is frozen and the views are its feature maps.
         config: Objective settings with every derived value filled in.
     """
 
-    def __init__(self, backbone: Backbone, config: ObjectiveConfig) -> None:
+    def __init__(self, backbone: Backbone | GivenMap, config: ObjectiveConfig) -> None:
         super().__init__()
         self.backbone = backbone
         self.config = config

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fgssl.backbone import Backbone
+from fgssl.backbone import Backbone, GivenMap
 from fgssl.config import ObjectiveConfig
 from fgssl.objectives.base import Objective, ObjectiveOutput, gather, is_distributed, project
 
@@ -42,7 +42,7 @@ class MoCo(Objective):
     queue_index: Tensor
     queue_pointer: Tensor
 
-    def __init__(self, backbone: Backbone, config: ObjectiveConfig) -> None:
+    def __init__(self, backbone: Backbone | GivenMap, config: ObjectiveConfig) -> None:
         super().__init__(backbone, config)
         assert config.queue_size is not None and config.momentum is not None and config.temperature is not None
         self.momentum, self.temperature = config.momentum, config.temperature

@@ -27,7 +27,7 @@ OPTIONS = (
     "--mixed-precision", "no", "--device", "cpu", "--workers", "0", "--save-every", "1", "--quiet",
     "--set", "training.log_every=2", "--set", "backbone.drop_path=0.2",
 )  # fmt: skip
-CLOCK = ("images_per_second", "wait_share", "seconds_left")  # measured times: all that may differ
+CLOCK = ("images_per_second", "wait_share", "seconds_left", "peak_memory_gb")  # measured: all that may differ
 
 
 class Outcome(NamedTuple):

@@ -1,0 +1,96 @@
+"""How much faster an epoch is above a frozen backbone whose feature maps are kept.
+
+    python recipes/bench/frozen_speed.py --data ../shared/data/grocery
+
+Full training and training with --freeze backbone are timed in one process, with the same model, data, size and batch:
+a few steps of full training, then of the first frozen epoch (maps are made) and of the second (maps are read). Weights
+are random: speed does not depend on them. Whole steps, loading included. A table on stderr, JSON on stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from fgssl.plan import make_plan
+from fgssl.pretrain import build_trainer
+from fgssl.reporting import Reporter
+from fgssl.resolve import load_config
+from fgssl.runfolder import versions
+from fgssl.trainer import Trainer
+
+
+def build(arguments: argparse.Namespace, backbone: str, folder: str, freeze: str) -> Trainer:
+    """A trainer that could go on for ever."""
+    flags = {
+        "data.source": arguments.data, "backbone.name": backbone, "backbone.pretrained": False,
+        "backbone.image_size": arguments.image_size, "backbone.freeze": freeze, "training.epochs": 1000,
+        "training.batch_size": arguments.batch_size, "training.workers": arguments.workers, "training.evaluate": False,
+    }  # fmt: skip
+    trainer = build_trainer(make_plan(load_config(flags=flags)), Path(folder), Reporter())
+    trainer.model.train()
+    return trainer
+
+
+def images_per_second(trainer: Trainer, start: int, steps: int, warm: int) -> float:
+    """Of whole steps from `start` on, after some that are not timed."""
+    batches = trainer.batches(start)
+    for step in range(start, start + warm):
+        trainer.step(step, next(batches))
+    began = time.perf_counter()
+    for step in range(start + warm, start + warm + steps):
+        trainer.step(step, next(batches)).total.item()
+    return steps * int(trainer.plan.config.training.batch_size or 0) / (time.perf_counter() - began)
+
+
+def measure(arguments: argparse.Namespace, backbone: str) -> dict[str, float]:
+    """Images per second of full training and of both kinds of frozen epochs."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["FGSSL_CACHE"] = arguments.cache or folder  # no maps of earlier runs
+        full = images_per_second(build(arguments, backbone, folder, "none"), 0, arguments.steps, arguments.warm)
+        trainer = build(arguments, backbone, folder, "backbone")
+        epoch = trainer.plan.steps_per_epoch
+        first_steps = epoch - arguments.warm
+        first = images_per_second(trainer, 0, first_steps, arguments.warm)
+        later = images_per_second(trainer, epoch, first_steps, arguments.warm)
+    return {
+        "full_images_per_second": full,
+        "first_epoch_images_per_second": first,
+        "later_epochs_images_per_second": later,
+        "ratio": later / full,
+        "cache_gb": trainer.plan.facts()["feature_cache_gb"],
+    }
+
+
+def main() -> None:
+    """Print the table and the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="demo")
+    parser.add_argument("--backbones", nargs="+", default=["vit_tiny_patch16_224", "resnet18"])
+    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of full training")
+    parser.add_argument("--warm", type=int, default=3, help="steps before the clock runs")
+    parser.add_argument("--cache", help="cache folder (default: a temporary one)")
+    arguments = parser.parse_args()
+    result: dict[str, Any] = {"settings": vars(arguments), "versions": versions()}
+    for backbone in arguments.backbones:
+        row = result[backbone] = measure(arguments, backbone)
+        full, first, later = (row[f"{key}_images_per_second"] for key in ("full", "first_epoch", "later_epochs"))
+        print(
+            f"{backbone:24} full {full:.1f} images/s, frozen: first epoch {first:.1f}, later {later:.1f}, "
+            f"{row['ratio']:.1f} times full training",
+            file=sys.stderr,
+        )
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
