@@ -93,10 +93,34 @@ class Encoder(nn.Module):
             raise ValueError("the class token is no part of the map: use forward or embeddings")
         if pool == "gap":
             return attention_pool(feature_map)
-        weighted = attention_pool(feature_map, self.attention(feature_map))
+        weighted = self._weighted(feature_map)
         if pool == "rationale":
             return weighted
         return torch.cat([attention_pool(feature_map), weighted], 1) / 2**0.5
+
+    def _weighted(self, feature_map: Tensor) -> Tensor:
+        attention = self.attention(feature_map)  # raises where there is no branch
+        assert self.rationale is not None
+        config = self.rationale.config
+        return attention_pool(feature_map, attention, pool=config.pool, exponent=config.pool_exponent)
+
+    def objective_pool(self, feature_map: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C), for the objective's loss with `rationale.train_pool: rationale`: not normalised.
+
+        The map is a constant of the step, from the branch's running statistics: the objective trains the backbone
+        through the features, and the fit alone trains the branch.
+        """
+        if self.rationale is None:
+            return feature_map.mean((2, 3))
+        with torch.no_grad(), evaluated(self.rationale):
+            attention = self.attention(feature_map.detach())
+        return torch.einsum("nchw,nhw->nc", feature_map, attention.to(feature_map.dtype))
+
+    def _projected(self, feature_map: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, D) l2-normalised, as the objective projects."""
+        assert self.projector is not None and self.config is not None
+        pooled = self.config.rationale.train_pool == "rationale"
+        return project(feature_map, self.projector, self.objective_pool if pooled else None)
 
     def forward(self, images: Tensor, pool: Pool = "gap") -> Tensor:
         """Embeddings of (N, 3, S, S) uint8 images: (N, C), or (N, 2C) for concat, l2-normalised."""
@@ -124,11 +148,11 @@ class Encoder(nn.Module):
                 "GradCAM of the loss needs an encoder trained by fgssl pretrain",
             )
         with torch.no_grad():
-            positive = project(self.backbone(self.normalize(images.flip(-1))), self.projector)
+            positive = self._projected(self.backbone(self.normalize(images.flip(-1))))
             feature_map = self.backbone(self.normalize(images))
         with torch.enable_grad():
             feature_map = feature_map.detach().requires_grad_()  # only the head is differentiated
-            query = project(feature_map, self.projector)
+            query = self._projected(feature_map)
             loss, _ = info_nce(query, positive, self.keys, temperature=self.config.objective.temperature or 0.2)
             cam = gradcam(loss * len(images), feature_map, sign=self.config.rationale.sign)
         return cam.detach()

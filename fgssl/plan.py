@@ -68,13 +68,21 @@ class Plan(NamedTuple):
         }
 
 
-def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True) -> Plan:
+class Splits(NamedTuple):
+    """What to train on and to evaluate on, in place of the source's own splits."""
+
+    train: ImageSet
+    test: ImageSet | None
+
+
+def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True, splits: Splits | None = None) -> Plan:
     """Open the data, build the backbone and derive what was left open.
 
     Args:
         resolved: From `load_config`.
         world: Number of processes.
         load_weights: Give the backbone its initial weights; not where a saved state is about to replace them.
+        splits: Images in place of those of the config's source, such as a part of its training split.
 
     Raises:
         FgsslError: for anything the run would stumble over.
@@ -86,7 +94,7 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True) 
             values[key], origins[key] = value, f"derived: {reason}"
 
     device = resolve_device(values["training.device"])
-    train, test = _open_splits(resolved.config, derive)
+    train, test = _open_splits(resolved.config, derive) if splits is None else splits
     for key in ("data.source", "backbone.init"):  # remembered by the encoder file and by a resumed run
         if values[key] is not None and _is_local(values[key]):
             values[key] = os.path.abspath(os.path.expanduser(values[key]))

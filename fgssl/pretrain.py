@@ -6,6 +6,7 @@ plan -> pixels decoded once -> model, optimiser -> steps (views, loss, GradCAM, 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from fgssl.runfolder import truncate_metrics, write_config
 from fgssl.state import load_state
 from fgssl.stopping import listen_for_stop
 from fgssl.trainer import Progress, Trainer, check_faults
-from fgssl.training import KEYS_KEPT, build_model
+from fgssl.training import KEYS_KEPT, PretrainModel, build_model
 
 SHRINK = 1.3  # short side of the decoded training pictures, relative to the view: keeps small crops sharp
 
@@ -38,6 +39,7 @@ def pretrain(
     reporter: Reporter | None = None,
     resume: bool = False,
     allow_changes: bool = False,
+    build: Callable[[Plan], PretrainModel] = build_model,
 ) -> RunResult:
     """Train an encoder.
 
@@ -47,6 +49,7 @@ def pretrain(
         reporter: Told how it goes.
         resume: Continue from the state saved in `output`.
         allow_changes: Continue even with other images than the state was saved with.
+        build: Makes the trained module; another one may fit more beside the objective.
 
     Returns:
         Paths and results of the run.
@@ -56,7 +59,7 @@ def pretrain(
         Interrupted: a signal asked for a stop; the state is saved.
     """
     config, reporter = plan.config, reporter or Reporter()
-    trainer = build_trainer(plan, output, reporter)
+    trainer = build_trainer(plan, output, reporter, build=build)
     model, is_main = trainer.model, trainer.accelerator.is_main_process
     saved = load_state(output) if resume else None
     if saved is not None:
@@ -93,7 +96,9 @@ def _start_over(output: Path, reporter: Reporter) -> None:
     reporter.note("no state was saved yet: starting from the beginning")
 
 
-def build_trainer(plan: Plan, output: Path, reporter: Reporter) -> Trainer:
+def build_trainer(
+    plan: Plan, output: Path, reporter: Reporter, *, build: Callable[[Plan], PretrainModel] = build_model
+) -> Trainer:
     """Everything a run steps with, on its device: decoded pixels, model, optimiser."""
     if plan.device.type == "cpu":
         keep_freed_memory()
@@ -102,7 +107,7 @@ def build_trainer(plan: Plan, output: Path, reporter: Reporter) -> Trainer:
         check_processes(plan, accelerator)
     pixels = _training_pixels(plan, accelerator, reporter)
     torch.manual_seed(plan.config.training.seed)
-    model = build_model(plan).to(plan.device)
+    model = build(plan).to(plan.device)
     optimizer = build_optimizer(model, plan.config.optimizer, plan.device, backbone=plan.backbone)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     return Trainer(plan, output, accelerator, model, wrapped, optimizer, pixels, reporter)

@@ -8,6 +8,7 @@ only), and at test time an image's map never depends on the images beside it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fgssl.config import RationaleConfig
+from fgssl.mapshape import shape_attention
 
 EPSILON = 1e-12
 
 
 class RationaleHead(nn.Module):
-    """The branch of limited capacity: K shared 1x1 projections, norm, ReLU, and a max (or mean) over the K maps.
+    """The branch of limited capacity: K shared 1x1 projections, norm, ReLU, and a max (or another sum) of the K maps.
 
     Args:
         channels: C of the feature map.
@@ -32,17 +34,24 @@ class RationaleHead(nn.Module):
         self.config = config
         self.project = nn.Conv2d(channels, config.projections, 1, bias=False)
         self.norm: nn.Module = nn.BatchNorm2d(config.projections) if config.branch_norm == "batch" else nn.Identity()
+        if config.combine == "linear":  # softplus of it is 1 / K: begins as the mean
+            start = math.log(math.expm1(1 / config.projections))
+            self.readout = nn.Parameter(torch.full((config.projections,), start))
 
     def projections(self, feature_map: Tensor) -> Tensor:
-        """The K maps: (N, C, H, W) -> (N, K, H, W), none negative."""
+        """The K maps: (N, C, H, W) -> (N, K, H, W), with the ReLU none negative."""
         # outside autocast: a 1x1 convolution costs nothing, and small maps need their precision
         with torch.autocast(feature_map.device.type, enabled=False):
-            out: Tensor = torch.relu(self.norm(self.project(feature_map.float())))
-        return out
+            out: Tensor = self.norm(self.project(feature_map.float()))
+        return torch.relu(out) if self.config.activation == "relu" else out
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """The branch's map a: (N, C, H, W) -> (N, H, W) float32."""
         maps = self.projections(feature_map)
+        if self.config.combine == "softmax":
+            return (torch.softmax(maps, 1) * maps).sum(1)
+        if self.config.combine == "linear":
+            return torch.einsum("nkhw,k->nhw", maps, functional.softplus(self.readout))
         return maps.amax(1) if self.config.combine == "max" else maps.mean(1)
 
 
@@ -54,12 +63,12 @@ class RationaleOutput(NamedTuple):
 
 
 def gradcam(loss: Tensor, feature_map: Tensor, *, sign: str = "raise") -> Tensor:
-    """GradCAM of a loss (section 3.2): ReLU(+-sum_c F_c * dL/dF_c), with dL/dF a constant.
+    """GradCAM of a loss (section 3.2): ReLU(+-sum_c F_c * dL/dF_c), or its absolute value, with dL/dF a constant.
 
     Args:
         loss: Scalar that depends on `feature_map`; its graph is kept.
         feature_map: F, (N, C, H, W).
-        sign: "raise" takes +dL/dF (places whose growth raises the loss), "lower" takes -dL/dF.
+        sign: "raise" takes +dL/dF (places whose growth raises the loss), "lower" takes -dL/dF, "either" both.
 
     Returns:
         (N, H, W) float32; gradient flows through F but not through dL/dF.
@@ -68,7 +77,7 @@ def gradcam(loss: Tensor, feature_map: Tensor, *, sign: str = "raise") -> Tensor
     scale = 2.0 ** round(math.log2(feature_map.numel() / feature_map.shape[1]))
     (gradient,) = torch.autograd.grad(loss * scale, feature_map, retain_graph=True)
     raised = (feature_map.float() * gradient.detach().float()).sum(1) / scale
-    return torch.relu(raised if sign == "raise" else -raised)
+    return raised.abs() if sign == "either" else torch.relu(raised if sign == "raise" else -raised)
 
 
 def normalize_map(maps: Tensor, mode: str) -> Tensor:
@@ -84,12 +93,15 @@ def target_distribution(cam: Tensor, config: RationaleConfig) -> Tensor:
     """The GradCAM map as distributions: (N, H, W) -> (N, P, Q), summing to 1 over the last axis.
 
     "softmax": of the raw map over the temperature. "probability": the map divided by its sum, to the power of one over
-    the temperature. "standardized": softmax of the map at mean 0 and deviation 1 per image. A map of zeros is uniform.
+    the temperature. "standardized": softmax of the map at mean 0 and deviation 1 per image. "top": equal shares of the
+    `top_fraction` largest places (equal ones all count, zeros never). A map of zeros is uniform.
     """
     if config.target == "standardized":
         deviation = cam.std((1, 2), correction=0, keepdim=True)
         cam = (cam - cam.mean((1, 2), keepdim=True)) / deviation.clamp(min=EPSILON)
     rows = _rows(cam, config.axis)
+    if config.target == "top":
+        return _top_places(rows, config.top_fraction)
     if config.target != "probability":
         return torch.softmax(rows / config.temperature, -1)
     # scaled to a maximum of 1 first, so that neither the power nor the sum underflows
@@ -101,20 +113,37 @@ def target_distribution(cam: Tensor, config: RationaleConfig) -> Tensor:
     return torch.where(peak > 1e-30, share, torch.full_like(rows, 1 / rows.shape[-1]))
 
 
+def _top_places(rows: Tensor, fraction: float) -> Tensor:
+    """(N, P, Q) -> equal shares of each row's largest places."""
+    count = max(1, round(fraction * rows.shape[-1]))
+    least = rows.topk(count, -1).values[..., -1:]
+    chosen = ((rows >= least) & (rows > 0)).to(rows.dtype)
+    total = chosen.sum(-1, keepdim=True)
+    return torch.where(total > 0, chosen / total.clamp(min=1), 1 / rows.shape[-1])
+
+
 def rationale_loss(cam: Tensor, prediction: Tensor, config: RationaleConfig) -> RationaleOutput:
-    """KL(target || prediction) between the spatial distributions of GradCAM and of the branch (section 3.2).
+    """How far the branch's map is from GradCAM's: KL(target || prediction) between distributions (section 3.2).
+
+    The other fits take the branch's map as it is, not its softmax. "cosine": 1 - cosine with the target.
+    "regression": mean squared distance to the target scaled to mean 1 over the places.
 
     Args:
         cam: (N, H, W), from `gradcam`.
         prediction: (N, H, W), from `RationaleHead`.
-        config: Target, axis, temperatures, normalisation, detach and reduction.
+        config: Target, axis, temperatures, normalisation, fit, detach and reduction.
     """
     if config.detach_target:
         cam = cam.detach()
     target = target_distribution(cam, config)
     logits = _rows(normalize_map(prediction, config.normalization), config.axis) / config.prediction_temperature
     log_target = target.clamp(min=EPSILON).log()  # the clamp keeps an undetached log from giving NaN at 0
-    divergence = (target * (log_target - torch.log_softmax(logits, -1))).sum(-1)  # (N, P)
+    if config.fit == "kl":
+        divergence = (target * (log_target - torch.log_softmax(logits, -1))).sum(-1)  # (N, P)
+    elif config.fit == "cosine":
+        divergence = 1 - functional.cosine_similarity(target, logits, dim=-1)
+    else:
+        divergence = (logits - target * target.shape[-1]).square().mean(-1)
     loss = divergence.sum() if config.reduction == "sum" else divergence.mean()
     uniform = math.log(target.shape[-1])
     # on a map of one place (or rows of one) every target is uniform
@@ -122,41 +151,70 @@ def rationale_loss(cam: Tensor, prediction: Tensor, config: RationaleConfig) -> 
     return RationaleOutput(loss, entropy.detach())
 
 
-def fit_rationale(head: RationaleHead, loss: Tensor, feature_map: Tensor, config: RationaleConfig) -> RationaleOutput:
-    """GradCAM of `loss` on `feature_map`, fitted by the branch; the one call of a training step."""
-    cam = gradcam(loss, feature_map, sign=config.sign)
-    prediction = head(feature_map.detach() if config.stop_gradient else feature_map)
-    return rationale_loss(cam, prediction, config)
+def fit_rationale(
+    head: RationaleHead, loss: Tensor, feature_map: Tensor | Sequence[Tensor], config: RationaleConfig
+) -> RationaleOutput:
+    """GradCAM of `loss` on `feature_map`, fitted by the branch; the one call of a training step.
+
+    Args:
+        head: The branch.
+        loss: Of the objective.
+        feature_map: (N, C, H, W), or several on which the loss depends: fitted together, as one batch.
+        config: Of the fit.
+    """
+    maps = (feature_map,) if isinstance(feature_map, Tensor) else tuple(feature_map)
+    cams = [gradcam(loss, one, sign=config.sign) for one in maps]
+    joined = maps[0] if len(maps) == 1 else torch.cat([*maps])
+    prediction = head(joined.detach() if config.stop_gradient else joined)
+    return rationale_loss(cams[0] if len(cams) == 1 else torch.cat(cams), prediction, config)
 
 
 def attention_map(head: RationaleHead, feature_map: Tensor, config: RationaleConfig) -> Tensor:
     """The test-time map, per image: (N, C, H, W) -> (N, H, W), not negative, summing to 1.
 
     The distribution that was fitted: a softmax where the fit was one over the whole unnormalised map, otherwise the map
-    itself, normalised per image. A branch that is dead on an image gives uniform weights.
+    itself, normalised per image (shifted to a least value of 0 where the fit was a divergence). A branch that is dead
+    on an image gives uniform weights. Then sharpened, inverted or mixed with the uniform map, where `config` says so.
     """
     prediction = head(feature_map)
-    if config.normalization == "none" and config.axis == "all":
+    if config.fit == "kl" and config.normalization == "none" and config.axis == "all":
         weights = torch.softmax(prediction.flatten(1) / config.prediction_temperature, -1)
     else:
-        weights = normalize_map(prediction, "image").flatten(1)
+        own = config.fit != "kl" and config.normalization == "none"
+        weights = (prediction.relu() if own else normalize_map(prediction, "image")).flatten(1)
         total = weights.sum(-1, keepdim=True)
         uniform = torch.full_like(weights, 1 / weights.shape[-1])
         weights = torch.where(total > EPSILON, weights / total.clamp(min=EPSILON), uniform)
-    return weights.view_as(prediction)
+    return shape_attention(weights, config).view_as(prediction)
 
 
-def attention_pool(feature_map: Tensor, attention: Tensor | None = None) -> Tensor:
+def attention_pool(
+    feature_map: Tensor, attention: Tensor | None = None, *, pool: str = "mean", exponent: float = 3.0
+) -> Tensor:
     """Mean of the feature map over places weighted by the attention, l2-normalised (section 3.3).
 
     Args:
         feature_map: (N, C, H, W).
         attention: (N, H, W), or None for global average pooling.
+        pool: "mean", the largest weighted place of each channel ("max"), or generalised mean ("gem", Radenovic et al.
+            2018), which takes negative features as 0.
+        exponent: Of gem.
 
     Returns:
         (N, C) float32 of unit length.
     """
     features = feature_map.float()
+    if pool != "mean":
+        flat = features.flatten(2)
+        weights = (
+            torch.full_like(flat[:, :1], 1 / flat.shape[2]) if attention is None else attention.flatten(1)[:, None]
+        )
+        if pool == "max":
+            return functional.normalize((flat * weights).amax(2), dim=1)
+        # relative to the largest, so that no power overflows
+        peak = flat.amax((1, 2), keepdim=True).clamp(min=EPSILON)
+        powered = (weights * (flat / peak).clamp(min=0).pow(exponent)).sum(2)
+        return functional.normalize(powered.pow(1 / exponent), dim=1)
     pooled = features.mean((2, 3)) if attention is None else torch.einsum("nchw,nhw->nc", features, attention)
     return functional.normalize(pooled, dim=1)
 

@@ -217,10 +217,12 @@ _AT_LEAST: dict[str, float] = {
 _POSITIVE = (
     "optimizer.lr", "objective.temperature", "rationale.temperature", "rationale.prediction_temperature",
     "views.crop_min", "views.blur_sigma_max", "optimizer.layer_decay",
+    "rationale.pool_power", "rationale.pool_exponent", "rationale.top_fraction",
 )  # fmt: skip
 _FRACTION = (
     "views.crop_max", "views.flip", "views.jitter", "views.grayscale", "views.blur", "views.solarize", "views.crop_min",
     "objective.momentum", "optimizer.momentum", "backbone.drop_path", "optimizer.layer_decay",
+    "rationale.top_fraction", "rationale.pool_floor",
 )  # fmt: skip
 
 

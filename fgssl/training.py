@@ -62,7 +62,8 @@ class PretrainModel(nn.Module):
         total, zero = output.loss, output.loss.detach() * 0
         fit, entropy = zero, zero
         if self.encoder.rationale is not None:
-            fitted = fit_rationale(self.encoder.rationale, output.loss, output.feature_maps[0], self.config.rationale)
+            maps = output.feature_maps if self.config.rationale.views == "both" else output.feature_maps[:1]
+            fitted = fit_rationale(self.encoder.rationale, output.loss, maps, self.config.rationale)
             total = total + fit_weight * fitted.loss
             fit, entropy = fitted.loss.detach(), fitted.target_entropy
         similarity = output.metrics.get("positive_similarity", zero)
@@ -83,6 +84,9 @@ def build_model(plan: Plan) -> PretrainModel:
     objective = OBJECTIVES[config.objective.name](backbone, config.objective)
     head = RationaleHead(plan.backbone.channels, config.rationale) if config.rationale.enabled else None
     encoder = Encoder(plan.backbone, head, projector=objective.projector, config=config)
+    objective.both_maps = head is not None and config.rationale.views == "both"
+    if head is not None and config.rationale.train_pool == "rationale":
+        objective.pool = encoder.objective_pool
     model = PretrainModel(objective, encoder, config)
     if plan.backbone.channels_last:
         model.to(memory_format=torch.channels_last)

@@ -43,7 +43,8 @@ MAY_IMPORT: dict[str, str] = {
     # models: objectives do not know the rationale, neither knows the other
     "backbone": "errors files",
     "objectives": "backbone config",
-    "rationale": "config",
+    "rationale": "config mapshape",
+    "mapshape": "config",
     "encoder": "backbone config errors objectives rationale",
     "checkpoint": "backbone config encoder errors files objectives rationale resolve",
     # pure functions on features

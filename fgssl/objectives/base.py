@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,8 @@ from torch.nn import functional
 from fgssl.backbone import Backbone, GivenMap
 from fgssl.config import ObjectiveConfig
 
+Pooling = Callable[[Tensor], Tensor]  # (N, C, H, W) -> (N, C)
+
 
 class ObjectiveOutput(NamedTuple):
     """What one step of an objective yields.
@@ -19,7 +22,9 @@ class ObjectiveOutput(NamedTuple):
     """
 
     loss: Tensor  # scalar, mean over the images of this process
-    feature_maps: tuple[Tensor, ...]  # each (N, C, H, W), of the views that carry gradient, the first view first
+    feature_maps: tuple[
+        Tensor, ...
+    ]  # each (N, C, H, W), of the views the loss has a gradient for, the first view first
     metrics: dict[str, Tensor]  # detached scalars to log
 
 
@@ -35,6 +40,8 @@ class Objective(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.config = config
+        self.pool: Pooling | None = None  # of the maps before the projector; None is global average pooling
+        self.both_maps = False  # whether feature_maps[1] is wanted even where it trains nothing by itself
         self.update_target = True  # whether the next forward moves a momentum encoder: once a step of several parts
         self.projector = build_projector(backbone.channels, config.projector_hidden, config.projector_dim)
 
@@ -76,9 +83,10 @@ def build_projector(channels: int, hidden: int | None, width: int) -> nn.Sequent
     return nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, width))
 
 
-def project(feature_map: Tensor, projector: nn.Module) -> Tensor:
-    """Global average pooling, projector, l2: (N, C, H, W) -> (N, D) float32."""
-    return functional.normalize(projector(feature_map.mean((2, 3))).float(), dim=1)
+def project(feature_map: Tensor, projector: nn.Module, pool: Pooling | None = None) -> Tensor:
+    """Pooling (None: global average), projector, l2: (N, C, H, W) -> (N, D) float32."""
+    pooled = feature_map.mean((2, 3)) if pool is None else pool(feature_map)
+    return functional.normalize(projector(pooled).float(), dim=1)
 
 
 def is_distributed() -> bool:

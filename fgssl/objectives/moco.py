@@ -67,11 +67,15 @@ class MoCo(Objective):
     def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
         """InfoNCE of view 0 (query) against view 1 (key) and the queue, which takes in the batch's keys."""
         feature_map = self.backbone(views[0])  # (N, C, H, W)
-        query = project(feature_map, self.projector)  # (N, D)
+        query = project(feature_map, self.projector, self.pool)  # (N, D)
         with torch.no_grad():
             if self.training and self.update_target:
                 self._update_key_encoder()
-            key = project(self.key_backbone(views[1]), self.key_projector)  # (N, D)
+            key_map = self.key_backbone(views[1])
+        # with `both_maps` the loss has a gradient for the key's map, which ends there: the key encoder learns nothing
+        key_map.requires_grad_(self.both_maps)
+        with torch.set_grad_enabled(self.both_maps and torch.is_grad_enabled()):
+            key = project(key_map, self.key_projector, self.pool)  # (N, D)
         negatives, owners = self.queue, self.queue_index
         if not self.config.batch_negatives:
             negatives, owners = negatives.clone(), owners.clone()
@@ -79,7 +83,8 @@ class MoCo(Objective):
             self._enqueue(gather(key.detach()), gather(index))
         own = index[:, None] == owners  # (N, K)
         loss, positive = info_nce(query, key, negatives, own, temperature=self.temperature)
-        return ObjectiveOutput(loss, (feature_map,), {"positive_similarity": positive})
+        maps = (feature_map, key_map) if self.both_maps else (feature_map,)
+        return ObjectiveOutput(loss, maps, {"positive_similarity": positive})
 
     def chance_level(self) -> float:
         """log of the number of candidates, among them the positive, which with batch negatives is in the queue."""
