@@ -144,7 +144,9 @@ class TrainingConfig:
     accumulate: int = knob(1, "parts a batch is worked through in, to save memory; BatchNorm sees one part at a time")
     checkpoint_gradients: bool = knob(False, "compute the backbone's activations twice instead of keeping them")
     compile: bool = knob(False, "compile the backbone by torch.compile: minutes at first, then faster steps on a GPU")
-    cache: str = knob("auto", "decoded pictures: auto (kept where they fit the disk), off, or a folder")
+    cache: str = knob(
+        "auto", "decoded pictures: auto (kept where they fit the disk, as JPEG above the budget), off, or a folder"
+    )
     cache_budget: float | None = knob(None, "gigabytes a split's cache may take (default: a quarter of the free disk)")
     device: str | None = knob(None, "cpu, cuda, cuda:1, mps (default: the best at hand)")
     save_every: str = knob("10m", "between saved states: steps (200) or time (90s, 10m, 2h)")

@@ -151,7 +151,7 @@ def image_batches(
         sampler=rows,
         collate_fn=_collate,
         # from the cache a batch is a copy: processes would only add to its cost
-        num_workers=0 if pixels.path is not None or len(rows) <= batch_size else workers,
+        num_workers=0 if not pixels.decodes or len(rows) <= batch_size else workers,
         worker_init_fn=ignore_stop_signals,
     )
     yield from loader

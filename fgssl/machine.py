@@ -34,6 +34,10 @@ def peak_memory(device: torch.device) -> float:
     """The most memory this process has used so far, in gigabytes: of the GPU, or of the machine (loaders excluded)."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+    with contextlib.suppress(OSError, StopIteration):  # Linux; there `resource` counts what started this process, too
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        peak = next(line for line in lines if line.startswith("VmHWM:"))
+        return round(int(peak.split()[1]) / 2**20, 3)
     try:
         import resource
     except ImportError:  # not on Windows

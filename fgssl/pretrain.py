@@ -151,4 +151,8 @@ def _training_pixels(plan: Plan, accelerator: Accelerator, reporter: Reporter) -
             progress=show,
         )
     check_faults(pixels.faults, plan)
+    if pixels.encoded and accelerator.is_main_process:
+        reporter.note(
+            "the decoded pictures exceed the cache's budget: kept as JPEG (quality 95), decoded at each reading"
+        )
     return pixels

@@ -71,7 +71,7 @@ class StepFeed:
         plan, workers = self.plan, self.plan.config.training.workers
         assert workers is not None  # filled in by the plan
         derived = plan.origins.get("training.workers", "").startswith("derived")
-        cached = self.views.pixels.path is not None
+        cached = not self.views.pixels.decodes
         # a process of its own would take turns with the training's threads, which wait for each other
         in_process = derived and plan.device.type == "cpu" and cached and available_cores() <= 4
         return 0 if in_process else workers

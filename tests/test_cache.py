@@ -19,14 +19,15 @@ from conftest import ArrayImages, make_picture
 from fgssl.config import DataConfig
 from fgssl.data import load_images
 from fgssl.data.cache import (
-    _FOOTER,
     PixelStore,
     Shrunk,
     cache_path,
     decode,
     open_pixels,
 )
+from fgssl.data.cachefiles import cache_files
 from fgssl.data.location import cache_folder
+from fgssl.data.pixels import FOOTER
 from fgssl.errors import UnreadableImage
 from fgssl.views import EvaluationView
 
@@ -181,7 +182,7 @@ def test_every_flipped_bit_of_the_footer_is_noticed(memory_images, tmp_path):
     images = memory_images(3, (1,))
     path = built(images, tmp_path)
     whole = path.read_bytes()
-    for bit in range(8 * (len(whole) - _FOOTER.size), 8 * len(whole)):
+    for bit in range(8 * (len(whole) - FOOTER.size), 8 * len(whole)):
         with flipped(path, bit), pytest.raises(ValueError, match="not a complete cache file"):
             PixelStore(images, SHRINK, path)
 
@@ -191,9 +192,9 @@ def test_a_flipped_bit_of_the_index_changes_no_pixel(memory_images, tmp_path):
     images = memory_images(3, (1,))
     path, wanted = built(images, tmp_path), PixelStore(images, SHRINK)
     whole, noticed = path.read_bytes(), 0
-    _, pixel_bytes, json_bytes, _ = _FOOTER.unpack(whole[-_FOOTER.size :])
-    index_end = len(whole) - _FOOTER.size - json_bytes
-    for bit in range(8 * pixel_bytes, 8 * (len(whole) - _FOOTER.size)):
+    _, pixel_bytes, json_bytes, _ = FOOTER.unpack(whole[-FOOTER.size :])
+    index_end = len(whole) - FOOTER.size - json_bytes
+    for bit in range(8 * pixel_bytes, 8 * (len(whole) - FOOTER.size)):
         with flipped(path, bit):
             try:
                 store = PixelStore(images, SHRINK, path)
@@ -209,7 +210,7 @@ def test_a_damaged_file_is_built_again(memory_images, tmp_path):
     images = memory_images(3, (1,))
     path = built(images, tmp_path)
     whole = path.read_bytes()
-    _, pixel_bytes, _, _ = _FOOTER.unpack(whole[-_FOOTER.size :])
+    _, pixel_bytes, _, _ = FOOTER.unpack(whole[-FOOTER.size :])
     for place in (pixel_bytes, pixel_bytes + 8, len(whole) - 1, len(whole) - 30):
         damaged = bytearray(whole)
         damaged[place] ^= 8
@@ -228,7 +229,7 @@ def test_a_cut_off_file_is_built_again(cut, memory_images, tmp_path):
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("rubbish", [b"", b"x", b"\0" * 500, b"fgsslpx1", _FOOTER.pack(3, 0, 0, b"fgsslpx1")])
+@pytest.mark.parametrize("rubbish", [b"", b"x", b"\0" * 500, b"fgsslpx1", FOOTER.pack(3, 0, 0, b"fgsslpx1")])
 def test_rubbish_is_built_again(rubbish, memory_images, tmp_path):
     images = memory_images(3)
     path = built(images, tmp_path)
@@ -267,12 +268,73 @@ def test_a_failing_disk_is_done_without(call, memory_images, tmp_path, monkeypat
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
-def test_a_split_too_large_for_the_disk_is_decoded_each_time(memory_images, tmp_path, monkeypatch):
-    usage = type("Usage", (), {"free": 3 * 24 * 24 * 4 * 4 - 1})  # a byte less than a quarter of it needs
+def test_what_is_too_large_for_the_disk_is_kept_as_jpeg_or_decoded_each_time(memory_images, tmp_path, monkeypatch):
+    """Pixels need 3 * 24 * 24 * 4 bytes of at most a quarter of the free disk, JPEG a quarter of that."""
+    usage = type("Usage", (), {"free": 3 * 24 * 24 * 4 - 1})
     monkeypatch.setattr("fgssl.data.cache.shutil.disk_usage", lambda _path: usage)
-    assert open_pixels(memory_images(3), SHRINK, cache=str(tmp_path)).path is None
-    usage.free += 1
-    assert open_pixels(memory_images(3), SHRINK, cache=str(tmp_path)).path is not None
+    kinds = []
+    for more in (0, 1, 3 * 24 * 24 * 4 * 3 - 1, 1):
+        usage.free += more
+        path = open_pixels(memory_images(3), SHRINK, cache=str(tmp_path)).path
+        kinds.append(path and path.suffix)
+    assert kinds == [None, ".jpegs", ".jpegs", ".pixels"]
+
+
+def above_budget(images: ArrayImages, folder: Path, prepare: Shrunk | EvaluationView = SHRINK) -> PixelStore:
+    """A budget that holds half the pixels."""
+    return open_pixels(images, prepare, cache=str(folder), budget=len(images) * 24 * 24 * 2 / 1e9)
+
+
+def test_above_the_budget_shrunk_pictures_are_kept_as_jpeg(memory_images, tmp_path):
+    """Nearly the same pixels, decoded from one file at each reading; unreadable pictures as ever."""
+    images = memory_images(6, (2,))
+    store, plain = above_budget(images, tmp_path), PixelStore(images, SHRINK)
+    assert store.encoded and store.decodes and store.path is not None and sorted(store.faults) == [2]
+    for index in (0, 1, 3, 4, 5):
+        kept, wanted = store[index].astype(int), plain[index].astype(int)
+        assert kept.shape == wanted.shape and 0 < np.abs(kept - wanted).mean() < 4  # 24 pixels of noise, the worst case
+    with pytest.raises(UnreadableImage, match="memory#2: is broken"):
+        store[2]
+    loads = images.loads
+    again = above_budget(images, tmp_path)
+    assert same(again, store) and same(pickle.loads(pickle.dumps(again)), store)
+    assert images.loads == loads + 1  # the unreadable one was tried again
+    assert [file.path for file in cache_files(tmp_path)] == [store.path]
+
+
+def test_more_room_later_gives_pixels(memory_images, tmp_path):
+    images = memory_images(3)
+    assert above_budget(images, tmp_path).encoded
+    store = open_pixels(images, SHRINK, cache=str(tmp_path))
+    assert not store.decodes and same(store, PixelStore(images, SHRINK))
+    assert above_budget(images, tmp_path).path == store.path  # it is there: nothing is saved by not using it
+
+
+def test_evaluation_is_never_read_from_jpeg(memory_images, tmp_path):
+    images = memory_images(3)
+    store = above_budget(images, tmp_path, EvaluationView(24))
+    assert store.path is None and same(store, PixelStore(images, EvaluationView(24)))
+
+
+def test_damage_to_jpeg_is_noticed_or_decoded_from_the_picture(memory_images, tmp_path):
+    images = memory_images(3)
+    store = above_budget(images, tmp_path)
+    whole, wanted = store.path.read_bytes(), decode(images, 1, SHRINK)
+    start, end = map(int, store._offsets[1:3])
+    path, rows = store.path, content(store)
+    del store  # a mapped file must not be cut
+    for damaged in (
+        whole[:start] + bytes(end - start) + whole[end:],
+        whole[: start + 2] + whole[start:end] + whole[end + 2 :],
+    ):
+        path.write_bytes(damaged)
+        assert np.array_equal(PixelStore(images, SHRINK, path)[1], wanted)
+    for cut in (0, 10, start, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises((ValueError, OSError)):
+            PixelStore(images, SHRINK, path)
+        again = content(above_budget(images, tmp_path))
+        assert all(map(np.array_equal, again, rows)) and path.read_bytes() == whole
 
 
 def test_an_interrupted_build_leaves_nothing(memory_images, tmp_path):

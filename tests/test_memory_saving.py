@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -108,6 +110,14 @@ def test_peak_memory_grows_with_what_is_used():
     before = peak_memory(torch.device("cpu"))
     block = torch.ones(int((before + 0.05) * 2**30 / 4) if before < 0.3 else 1)
     assert peak_memory(torch.device("cpu")) >= max(before, 0.01) and block.numel()
+
+
+def test_peak_memory_is_this_process_own():
+    """Not that of the one it was started by, which `getrusage` hands down."""
+    block = torch.ones(600 * 2**20 // 4)
+    code = "import torch; from fgssl.machine import peak_memory; print(peak_memory(torch.device('cpu')))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert 0.05 < float(told) < peak_memory(torch.device("cpu")) - 0.2 and block.numel()
 
 
 def test_a_long_wait_is_told_once(tmp_path):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 # subfolder of the cache -> what its files are, and their names: nothing else is ever listed or deleted
 KINDS = {
-    "decoded": ("decoded pictures", ("*.pixels", ".building-*")),
+    "decoded": ("decoded pictures", ("*.pixels", "*.jpegs", ".building-*")),
     "features": ("features", ("*.safetensors",)),
     "maps": ("maps of frozen backbones", ("*.maps",)),
 }

@@ -46,7 +46,8 @@ def folder_batches(path: str, *, size: int, batch: int) -> Iterator[Any]:
         ]
     )
     images = datasets.ImageFolder(path, lambda image: (transform(image), transform(image)))
-    return iter(torch.utils.data.DataLoader(images, batch, shuffle=True, drop_last=True))
+    loader = torch.utils.data.DataLoader(images, batch, shuffle=True, drop_last=True)
+    return itertools.chain.from_iterable(itertools.repeat(loader))
 
 
 def our_batches(path: str, *, size: int, batch: int) -> Iterator[Any]:

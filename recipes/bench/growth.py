@@ -1,0 +1,116 @@
+"""What more pictures cost: the same pictures listed ten times, and a list of a million; used by step_table.py.
+
+python recipes/bench/growth.py ../shared/data/grocery/train 1000000      # seconds and megabytes of listing them
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fgssl.config import DataConfig
+from fgssl.data import available_splits, load_images
+from fgssl.data.cache import PixelStore, Shrunk, open_pixels
+from fgssl.data.feed import epoch_order
+from fgssl.data.files import FileImages
+
+
+def write_list(images: FileImages, count: int, path: Path) -> None:
+    """A list of `count` pictures: those of a set over and over, in its order."""
+    names = [images.path(index) for index in range(len(images))]
+    with path.open("w", encoding="utf-8") as file:
+        for start in range(0, count, len(names)):
+            file.writelines(f"{name}\n" for name in names[: count - start])
+
+
+class Repeated:
+    """A longer list of pictures that are decoded already: its cache is a matter of copying.
+
+    Args:
+        listed: The long list.
+        pixels: The pictures it names over and over.
+    """
+
+    def __init__(self, listed: FileImages, pixels: PixelStore) -> None:
+        self._listed, self._pixels = listed, pixels
+        self.source, self.split = listed.source, listed.split
+        self.labels, self.class_names = None, None
+
+    def __len__(self) -> int:
+        return len(self._listed)
+
+    def identifier(self, index: int) -> str:
+        return self._listed.identifier(index)
+
+    def load(self, index: int, min_side: int | None = None) -> Image.Image:
+        return Image.fromarray(np.asarray(self._pixels[index % len(self._pixels)]))
+
+    def examine(self, index: int, min_side: int | None = None) -> Any:
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        return self._listed.fingerprint()
+
+
+def cached_times_ten(images: FileImages, prepare: Shrunk, folder: Path) -> Path:
+    """A list of ten times the pictures and, below the folder, its cache, as a run would have made it."""
+    path = folder / "ten-times.txt"
+    write_list(images, 10 * len(images), path)
+    listed = load_images(DataConfig(source=str(path)), "all")
+    assert isinstance(listed, FileImages)
+    open_pixels(Repeated(listed, open_pixels(images, prepare)), prepare, cache=str(folder), budget=1000.0)
+    return path
+
+
+def _memory(name: str) -> float:
+    """A line of /proc/self/status in megabytes."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) / 1024
+
+
+def list_pictures(source: str, count: int) -> dict[str, float]:
+    """Seconds and megabytes of opening a list of so many pictures, to the first batch's order (Linux)."""
+    data = DataConfig(source=source)
+    images = load_images(data, available_splits(data)[0])
+    assert isinstance(images, FileImages)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "list.txt"
+        write_list(images, count, path)
+        gc.collect()
+        before, start = _memory("VmRSS"), time.perf_counter()
+        listed = load_images(DataConfig(source=str(path)), "all")
+        seconds = time.perf_counter() - start
+        listed.fingerprint()
+        epoch_order(len(listed), 0, 0)
+        total = time.perf_counter() - start
+        gc.collect()
+        held = _memory("VmRSS") - before
+    return {"pictures": count, "list_seconds": seconds, "seconds": total, "megabytes": held,
+            "peak_megabytes": _memory("VmHWM") - before}  # fmt: skip
+
+
+def list_apart(source: str, count: int) -> dict[str, float]:
+    """As `list_pictures`, in a process of its own: memory that others freed would hide what a list takes."""
+    command = [sys.executable, __file__, source, str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ})
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="a folder of pictures")
+    parser.add_argument("count", type=int, help="length of the list")
+    arguments = parser.parse_args()
+    print(json.dumps(list_pictures(arguments.source, arguments.count)))

@@ -1,0 +1,164 @@
+"""What step_table.py measures: fgssl's step and its parts, the bare backbones, lightly's loop; in blocks of steps."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightly_loop
+import torch
+from growth import cached_times_ten
+from step_speed import Floor
+
+from fgssl.data.cache import Shrunk
+from fgssl.data.files import FileImages
+from fgssl.machine import available_cores
+from fgssl.plan import Plan, make_plan
+from fgssl.pretrain import SHRINK, build_trainer
+from fgssl.reporting import Reporter
+from fgssl.resolve import load_config
+
+PLAIN, RATIONALE, TENFOLD = "step, plain", "step, rationale", "step, rationale, 10x pictures"
+FLOOR, FEED, LIGHTLY = "floor", "loading alone", "lightly MoCo, fp32"
+
+
+def plan_for(arguments: argparse.Namespace, *, rationale: bool = True, **settings: Any) -> Plan:
+    """The run that is measured."""
+    flags = {
+        "data.source": arguments.data, "backbone.name": arguments.backbone, "backbone.pretrained": False,
+        "backbone.image_size": arguments.image_size, "training.batch_size": arguments.batch_size,
+        "training.workers": arguments.workers, "training.device": arguments.device, "training.epochs": 10_000,
+        "rationale.enabled": rationale, "training.evaluate": False, **settings,
+    }  # fmt: skip
+    return make_plan(load_config(flags=flags))
+
+
+class Side:
+    """Something that takes steps, a block at a time.
+
+    Args:
+        step: One step; returns the seconds it waited for data.
+        warm: Steps before each block, so that what was loaded while others ran does not count.
+        device: Waited for at the end of a block.
+    """
+
+    def __init__(self, step: Callable[[], float], *, warm: int, device: torch.device) -> None:
+        self.step, self.warm, self.device = step, warm, device
+        self.seconds: list[float] = []
+        self.waits: list[float] = []
+
+    def block(self, steps: int, *, counted: bool = True) -> None:
+        """Some steps in a row; the mean of a step is noted."""
+        for _ in range(self.warm):
+            self.step()
+        self._synchronize()
+        start = time.perf_counter()
+        waited = sum(self.step() for _ in range(steps))
+        self._synchronize()
+        taken = time.perf_counter() - start
+        if counted:
+            self.seconds.append(taken / steps)
+            self.waits.append(waited / taken)
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+class Fed:
+    """Steps that take a batch from an iterator first."""
+
+    def __init__(self, batches: Iterator[Any], use: Callable[[int, Any], Any]) -> None:
+        self.batches, self.use, self.number = batches, use, 0
+
+    def step(self) -> float:
+        """One step; returns the seconds waited."""
+        start = time.perf_counter()
+        batch = next(self.batches)
+        waited = time.perf_counter() - start
+        self.use(self.number, batch)
+        self.number += 1
+        return waited
+
+
+def our_side(plan: Plan, folder: Path, *, only_loading: bool = False) -> Side:
+    """fgssl's own step, or its feed alone."""
+    trainer = build_trainer(plan, folder, Reporter())
+    trainer.model.train()
+    use = (lambda _number, batch: batch.views_on(plan.device)) if only_loading else trainer.step
+    workers = 0 if plan.device.type == "cpu" and available_cores() <= 4 else plan.config.training.workers or 0
+    return Side(Fed(trainer.batches(0), use).step, warm=max(1, 2 * workers), device=plan.device)
+
+
+def floor_side(plan: Plan) -> Side:
+    """The bare backbones."""
+    floor = Floor(plan)
+
+    def step() -> float:
+        floor.step()
+        return 0.0
+
+    return Side(step, warm=1, device=plan.device)
+
+
+class LightlySide(Side):
+    """lightly's loop; its loader's processes end after each block, or they would work beside the others."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: str, device: torch.device) -> None:
+        workers = min(8, available_cores()) if arguments.lightly_workers is None else arguments.lightly_workers
+        self.loop = lightly_loop.LightlyLoop(
+            folder, backbone=arguments.backbone, size=arguments.image_size, batch=arguments.batch_size,
+            workers=workers, device=device,
+        )  # fmt: skip
+        super().__init__(lambda: 0.0, warm=max(2, workers), device=device)
+
+    def block(self, steps: int, *, counted: bool = True) -> None:
+        """A block with an iterator of its own."""
+        batches = self.loop.batches()
+        self.step = Fed(batches, lambda _number, batch: self.loop.step(batch)).step
+        super().block(steps, counted=counted)
+        self.step = lambda: 0.0
+        batches.close()  # type: ignore[attr-defined]
+
+
+def picture_folder(plan: Plan) -> str | None:
+    """The folder of the training pictures, for loaders that know folders only."""
+    if not isinstance(plan.train, FileImages) or not Path(plan.config.data.source).is_dir():
+        return None
+    return os.path.commonpath([plan.train.path(0), plan.train.path(len(plan.train) - 1)])
+
+
+def make_sides(
+    arguments: argparse.Namespace, folder: Path, notes: list[str], only: str | None = None
+) -> dict[str, Side]:
+    """Every side that can be measured here (or one), by name; why others cannot goes to the notes."""
+    plan = plan_for(arguments)
+    makers: dict[str, Callable[[], Side]] = {
+        FLOOR: lambda: floor_side(plan),
+        PLAIN: lambda: our_side(plan_for(arguments, rationale=False), folder),
+        RATIONALE: lambda: our_side(plan, folder),
+        FEED: lambda: our_side(plan, folder, only_loading=True),
+    }
+    pictures = picture_folder(plan)
+    if pictures is None:
+        notes.append("growth, lightly and ImageFolder need a folder of pictures as --data")
+    else:
+        if not arguments.quick:
+            assert isinstance(plan.train, FileImages)
+            images, shrunk = plan.train, Shrunk(round(SHRINK * plan.backbone.image_size))
+            makers[TENFOLD] = lambda: our_side(
+                plan_for(
+                    arguments,
+                    **{"data.source": str(cached_times_ten(images, shrunk, folder)), "training.cache": str(folder)},
+                ),
+                folder,
+            )
+        if (why := lightly_loop.missing()) is None:
+            makers[LIGHTLY] = lambda: LightlySide(arguments, pictures, plan.device)
+        else:
+            notes.append(f"not measured: {why}")
+    return {name: make() for name, make in makers.items() if only in (None, name)}
