@@ -75,6 +75,7 @@ def compare(
     seed: int = 0,
     batch_size: int | None = None,
     device: str | None = None,
+    cache: str | None = None,
     reporter: Reporter | None = None,
 ) -> ComparisonTable:
     """Embed the train and the test split once with each encoder, pool in each way, and measure every row alike.
@@ -89,6 +90,7 @@ def compare(
         seed: Of the division, and of the slice the probe's regularisation is chosen on.
         batch_size: Images per forward.
         device: Where to compute.
+        cache: Of decoded pictures: auto, off or a folder.
         reporter: Told of progress.
 
     Raises:
@@ -107,7 +109,7 @@ def compare(
         if name in tables:
             pooled = _from_table(name, splits)
         else:
-            pooled = _from_encoder(name, splits, settled, pools, batch_size, device, reporter)
+            pooled = _from_encoder(name, splits, settled, pools, batch_size, device, cache, reporter)
         rows += [_measure(name, pool, both, k=k, seed=seed, reporter=reporter) for pool, both in pooled]
     if len({len(row.images["knn"]) for row in rows}) > 1:
         raise FgsslError("an encoder read images that another could not", "see the warnings; remove unreadable images")
@@ -151,10 +153,13 @@ def _from_encoder(
     pools: Sequence[Pool] | None,
     batch_size: int | None,
     device: str | None,
+    cache: str | None,
     reporter: Reporter,
 ) -> _Pooled:
     # gap, which every encoder has: which poolings are wanted is settled below
-    subject = open_subject(name, data=data.source, pool="gap", batch_size=batch_size, device=device, reporter=reporter)
+    subject = open_subject(
+        name, data=data.source, pool="gap", batch_size=batch_size, device=device, cache=cache, reporter=reporter
+    )
     has: tuple[Pool, ...] = tuple(pool for pool in POOLS if _has(subject.encoder, pool))
     chosen = [pool for pool in (pools or USUAL_POOLS) if pool in has]
     lacking = [pool for pool in pools or () if pool not in has]

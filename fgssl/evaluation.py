@@ -15,7 +15,7 @@ from fgssl.data.images import ImageSet
 from fgssl.embed import Embeddings, embed
 from fgssl.encoder import POOLS, Encoder, Pool
 from fgssl.errors import FgsslError
-from fgssl.machine import resolve_device
+from fgssl.machine import keep_freed_memory, resolve_device
 from fgssl.reporting import Reporter
 from fgssl.share import Share, launched_share
 
@@ -32,6 +32,7 @@ class Subject(NamedTuple):
     device: torch.device
     reporter: Reporter
     share: Share | None = None
+    cache: str = "auto"  # of decoded pictures: see `open_pixels`
 
     def embed(self, images: ImageSet) -> Embeddings:
         """Embeddings of a split in its order."""
@@ -46,6 +47,7 @@ class Subject(NamedTuple):
             pools=pools,
             batch_size=self.batch_size,
             device=self.device,
+            cache=self.cache,
             share=self.share,
             progress=lambda done, total: self.reporter.progress(title, done, total),
             decoding=lambda done, total: self.reporter.progress(f"decoding {images.split}", done, total),
@@ -59,6 +61,7 @@ def open_subject(
     pool: str | None = None,
     batch_size: int | None = None,
     device: str | None = None,
+    cache: str | None = None,
     reporter: Reporter | None = None,
 ) -> Subject:
     """Load the encoder and settle data and pooling.
@@ -69,6 +72,7 @@ def open_subject(
         pool: gap, rationale, concat or cls (default: rationale where there is a branch).
         batch_size: Images per forward.
         device: Where to compute.
+        cache: Of decoded pictures: auto, off or a folder (default: auto).
         reporter: Told of progress.
 
     Raises:
@@ -79,12 +83,21 @@ def open_subject(
     if batch_size is not None and batch_size < 1:
         raise FgsslError(f"--batch-size is {batch_size}", "it must be at least 1")
     where = resolve_device(device)
+    if where.type == "cpu":
+        keep_freed_memory()
     encoder = load_encoder(checkpoint)
     chosen = encoder.default_pool() if pool is None else next(p for p in POOLS if p == pool)
     encoder.require(chosen)
     source = _data(checkpoint, encoder) if data is None else DataConfig(source=data)
     return Subject(
-        encoder.to(where), source, chosen, batch_size or BATCH_SIZE, where, reporter or Reporter(), launched_share()
+        encoder.to(where),
+        source,
+        chosen,
+        batch_size or BATCH_SIZE,
+        where,
+        reporter or Reporter(),
+        launched_share(),
+        cache or "auto",
     )
 
 

@@ -43,6 +43,8 @@ def kept_embeddings(subject: Subject, images: ImageSet, *, checkpoint: str) -> E
     Raises:
         FgsslError: As `Subject.embed`.
     """
+    if subject.cache == "off":
+        return subject.embed(images)
     path = kept_path(subject, images, checkpoint=checkpoint)
     kept = _read(path, images)
     if kept is not None and not _mended(subject, images, kept):
@@ -62,7 +64,8 @@ def kept_path(subject: Subject, images: ImageSet, *, checkpoint: str) -> Path:
     place = (os.path.abspath(images.source), images.split, subject.pool, os.path.abspath(checkpoint))
     content = (images.fingerprint(), identity(subject.encoder), repr(evaluation_view(subject.encoder)), FORMAT)
     names = [hashlib.blake2b(repr(part).encode(), digest_size=12).hexdigest() for part in (place, content)]
-    return cache_folder() / "features" / f"{'-'.join(names)}.safetensors"
+    folder = cache_folder() if subject.cache == "auto" else Path(subject.cache).expanduser()
+    return folder / "features" / f"{'-'.join(names)}.safetensors"
 
 
 def _write(path: Path, found: Embeddings, told: dict[str, str]) -> None:

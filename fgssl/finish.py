@@ -57,6 +57,7 @@ def _embed(plan: Plan, images: ImageSet, encoder: Encoder, title: str, reporter:
         images,
         pools=run_pools(encoder),
         device=plan.device,
+        cache=plan.config.training.cache,
         progress=lambda done, total: reporter.progress(title, done, total),
         decoding=lambda done, total: reporter.progress(f"decoding {images.split}", done, total),
     )

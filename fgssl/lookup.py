@@ -79,6 +79,7 @@ def look_up(
     pool: str | None = None,
     batch_size: int | None = None,
     device: str | None = None,
+    cache: str | None = None,
     memory_bytes: int | None = None,
     reporter: Reporter | None = None,
 ) -> Lookup:
@@ -110,7 +111,13 @@ def look_up(
     reporter = reporter or Reporter()
     file = gallery_file(gallery, gallery_split)
     subject = open_subject(
-        checkpoint, data=gallery, pool=pool_of(pool, file), batch_size=batch_size, device=device, reporter=reporter
+        checkpoint,
+        data=gallery,
+        pool=pool_of(pool, file),
+        batch_size=batch_size,
+        device=device,
+        cache=cache,
+        reporter=reporter,
     )
     features = embed_pictures(
         subject, queries

@@ -213,7 +213,7 @@ def _sgd(task: _Task, rows: Tensor, seed: int, show: Progress) -> ClassifierResu
     model = train_on_crops(
         subject.encoder, task.splits.train, positions, pool=subject.pool, width=task.train.features.shape[1],
         classes=task.classes, recipe=recipe, seed=seed, forward=subject.batch_size, progress=show,
-        decoding=decoding,
+        cache=subject.cache, decoding=decoding,
     )  # fmt: skip
     scores = model.scores(task.test.features)
     unseen = torch.ones(task.classes, dtype=torch.bool)

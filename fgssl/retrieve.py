@@ -74,6 +74,7 @@ def score_encoder(
     pool: str | None = None,
     batch_size: int | None = None,
     device: str | None = None,
+    cache: str | None = None,
     memory_bytes: int | None = None,
     reporter: Reporter | None = None,
 ) -> Scored:
@@ -85,6 +86,7 @@ def score_encoder(
         pool: gap, rationale, concat or cls.
         batch_size: Images per forward.
         device: Where to embed.
+        cache: Of decoded pictures: auto, off or a folder.
         memory_bytes: Bound on the scratch memory of the scores; by default from the machine.
         reporter: Told of progress, unreadable images and classes without a counterpart.
 
@@ -99,6 +101,7 @@ def score_encoder(
         pool=pool_of(pool, file),
         batch_size=batch_size,
         device=device,
+        cache=cache,
         reporter=reporter,
     )
     images = open_split(subject.data, asked.query_split, "test")

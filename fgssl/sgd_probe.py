@@ -31,6 +31,7 @@ def train_on_crops(
     seed: int = 0,
     forward: int = 64,
     workers: int | None = None,
+    cache: str = "auto",
     progress: Callable[[int, int], None] | None = None,
     decoding: Callable[[int, int], None] | None = None,
 ) -> LinearClassifier:
@@ -49,6 +50,7 @@ def train_on_crops(
         seed: Of order, crops and initial weights; the same seed gives the same classifier with any `workers`.
         forward: Images in one pass through the encoder.
         workers: Loader processes (default: by machine).
+        cache: See `open_pixels`.
         progress: Called with (crops seen, crops to see).
         decoding: Called with (done, total) images decoded, where they are not in the cache yet.
     """
@@ -57,7 +59,7 @@ def train_on_crops(
     labels = torch.from_numpy(images.labels)
     workers = automatic_workers(encoder.device) if workers is None else workers
     size = encoder.backbone.image_size
-    pixels = open_pixels(images, Shrunk(round(SHRINK * size)), workers=workers, progress=decoding)
+    pixels = open_pixels(images, Shrunk(round(SHRINK * size)), cache=cache, workers=workers, progress=decoding)
     chosen = positions.numpy().astype(np.int64)
     sampler = CropSampler(chosen, batch_size=recipe.batch_size, epochs=recipe.epochs, seed=seed)
     stream = crop_batches(CropDataset(pixels, size=size, seed=seed), sampler, workers=workers)

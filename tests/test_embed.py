@@ -149,6 +149,28 @@ def test_progress_counts_every_image_once(encoder: Encoder, memory_images: Calla
     assert calls == [(5, 12), (10, 12), (12, 12)]
 
 
+@pytest.mark.parametrize("verb", ["embed", "probe", "retrieve", "compare"])
+def test_every_verb_takes_the_cache_where_it_is_told(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder is filled, `off` writes nothing, and neither changes the result."""
+    monkeypatch.setenv("FGSSL_CACHE", str(tmp_path / "usual"))
+    shown = {}
+    for cache in (str(tmp_path / "asked"), "off"):
+        options = ("--output", tmp_path / "features") if verb == "embed" else ()
+        shown[cache] = fgssl(verb, finished_run()[0], "--cache", cache, "--json", *options).json()
+        assert not (tmp_path / "usual").exists()
+    assert list((tmp_path / "asked" / "decoded").glob("*.pixels")) and len({str(s) for s in shown.values()}) == 1
+
+
+def test_a_gallery_is_kept_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FGSSL_CACHE", str(tmp_path / "usual"))
+    asked = ("retrieve", finished_run()[0], "--query", next((photos() / "test").rglob("*.jpg")), "--json")
+    kept = fgssl(*asked, "--cache", tmp_path / "asked").json()
+    assert list((tmp_path / "asked" / "features").iterdir())
+    assert fgssl(*asked, "--cache", "off").json() == kept and not (tmp_path / "usual").exists()
+
+
 # ---- unreadable images
 
 

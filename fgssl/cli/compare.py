@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fgssl.cli.console import cell, echo, evaluation_reporter, out, print_json, print_table
-from fgssl.cli.subject import Batch, Device, Json, Split
+from fgssl.cli.subject import Batch, Cache, Device, Json, Split
 
 if TYPE_CHECKING:
     from fgssl.comparison import ComparisonTable
@@ -32,6 +32,7 @@ def compare(
     k: Annotated[int, typer.Option("--k", help="Neighbours that vote in knn.")] = 20,
     batch_size: Batch = None,
     device: Device = None,
+    cache: Cache = None,
     seed: Annotated[int, typer.Option(help="Seed of the probe's held-out slice and of the bootstrap.")] = 0,
     json_output: Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
@@ -50,7 +51,7 @@ def compare(
     try:
         table = run(
             checkpoints, data=data, split=split, pools=pools, k=k, seed=seed, batch_size=batch_size, device=device,
-            reporter=reporter,
+            cache=cache, reporter=reporter,
         )  # fmt: skip
     finally:
         reporter.close()

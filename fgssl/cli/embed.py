@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fgssl.cli.console import evaluation_reporter, out, print_json, print_table
-from fgssl.cli.subject import Batch, Checkpoint, Data, Device, Json, PoolOption, Split, name_faults, opened
+from fgssl.cli.subject import Batch, Cache, Checkpoint, Data, Device, Json, PoolOption, Split, name_faults, opened
 
 if TYPE_CHECKING:
     from fgssl.data.images import ImageSet
@@ -23,6 +23,7 @@ def embed(
     pool: PoolOption = None,
     batch_size: Batch = None,
     device: Device = None,
+    cache: Cache = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write: features, labels, paths.")] = Path(
         "features.safetensors"
     ),
@@ -44,7 +45,7 @@ def embed(
         _file_stats(checkpoint, json_output=json_output)
         return
     check_output(output)
-    with opened(checkpoint, data=data, pool=pool, batch_size=batch_size, device=device) as subject:
+    with opened(checkpoint, data=data, pool=pool, batch_size=batch_size, device=device, cache=cache) as subject:
         images = open_split(subject.data, split, "test")
         found = subject.embed(images)
         name_faults(subject, found)

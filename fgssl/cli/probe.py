@@ -11,7 +11,7 @@ import typer
 
 from fgssl.cli.console import cell, evaluation_reporter, out, print_json, print_table
 from fgssl.cli.numbers import fractions, whole_numbers
-from fgssl.cli.subject import Batch, Checkpoint, Data, Device, Json, PoolOption, Split, name_faults, opened
+from fgssl.cli.subject import Batch, Cache, Checkpoint, Data, Device, Json, PoolOption, Split, name_faults, opened
 
 if TYPE_CHECKING:
     from fgssl.data.images import ImageSet
@@ -51,6 +51,7 @@ def probe(
     episodes: Annotated[int, typer.Option(help="fewshot: episodes to average over.")] = 600,
     batch_size: Batch = None,
     device: Device = None,
+    cache: Cache = None,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn: labels, held-out slice, crops, episodes.")] = 0,
     output: Annotated[
         Path | None,
@@ -72,7 +73,7 @@ def probe(
 
     options = ProbeOptions(protocol, shares, tries, seed, epochs, k, temperature)
     lists = output or (DEFAULT_LISTS if min(shares) < 1 else None)
-    with _source(checkpoint, train, data=data, pool=pool, batch_size=batch_size, device=device) as source:
+    with _source(checkpoint, train, data=data, pool=pool, batch_size=batch_size, device=device, cache=cache) as source:
         if protocol == "fewshot":
             images = _scored(source, data, split)
             found = {"checkpoint": checkpoint, **_few_shot(source, images, shot_counts, ways or None, episodes, seed)}

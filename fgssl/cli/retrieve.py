@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fgssl.cli.console import err, evaluation_reporter, out, print_json, print_table
-from fgssl.cli.subject import Batch, Checkpoint, Data, Device, Json, PoolOption
+from fgssl.cli.subject import Batch, Cache, Checkpoint, Data, Device, Json, PoolOption
 
 if TYPE_CHECKING:
     from fgssl.lookup import Lookup
@@ -47,13 +47,14 @@ def retrieve(
     ] = None,
     batch_size: Batch = None,
     device: Device = None,
+    cache: Cache = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print what each number means.")] = False,
     json_output: Json = False,
 ) -> None:
     """Score nearest neighbours, or find images like --query. Do they share a class? The search needs no labels."""
     from fgssl.machine import parse_bytes
 
-    options: dict[str, Any] = {"pool": pool, "batch_size": batch_size, "device": device}
+    options: dict[str, Any] = {"pool": pool, "batch_size": batch_size, "device": device, "cache": cache}
     size = None if memory is None else parse_bytes(memory)
     reporter = evaluation_reporter()
     try:

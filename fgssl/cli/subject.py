@@ -24,6 +24,9 @@ PoolOption = Annotated[
 ]
 Batch = Annotated[int | None, typer.Option(help="Images per forward. [64]")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [best at hand]")]
+Cache = Annotated[
+    str | None, typer.Option(help="Decoded pictures and galleries: auto, off, or a folder.", metavar="auto|off|PATH")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
