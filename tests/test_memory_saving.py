@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,14 +24,14 @@ from fgssl.resolve import load_config
 from fgssl.trainer import Trainer
 
 
-def tiny_trainer(folder: Path, **settings: object) -> Trainer:
+def tiny_trainer(folder: Path, *, world: int = 1, **settings: object) -> Trainer:
     flags = {
         "data.source": str(flat_photos()), "backbone.name": BACKBONE, "backbone.pretrained": False,
         "backbone.image_size": 64, "training.batch_size": 8, "training.workers": 0, "training.device": "cpu",
         "training.mixed_precision": "no", "training.evaluate": False, "optimizer.name": "sgd", "optimizer.lr": 0.1,
         **settings,
     }  # fmt: skip
-    trainer = build_trainer(make_plan(load_config(flags=flags)), folder, Reporter())
+    trainer = build_trainer(make_plan(load_config(flags=flags), world=world), folder, Reporter())
     trainer.model.train()
     return trainer
 
@@ -59,6 +61,19 @@ def test_a_step_in_parts_averages_their_gradients_and_moves_the_key_encoder_once
     for key, before, query in zip(trainer.model.objective.key_projector.parameters(), start, source, strict=True):
         assert torch.allclose(key, momentum * before + (1 - momentum) * query, atol=1e-7)
     assert trainer.model.objective.queue_pointer.item() == by_hand.objective.queue_pointer.item()
+
+
+def test_two_processes_average_a_step_in_parts_once(tmp_path):
+    """Gradients travel after the last part only, and are the mean over parts and processes; weights stay equal."""
+    script = Path(__file__).with_name("parts_of_two.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(script.parents[1]), str(script.parent)])}
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found["images"] == 4 and found["unequal"] == []
+    assert found["travelled"] and len(set(found["travelled"])) == len(found["travelled"])
+    assert found["largest"] > 1e-3 and found["worst"] < 1e-6
 
 
 @pytest.mark.parametrize("parts,problem", [("3", "cannot be divided into 3 parts"), ("8", "cannot be divided into 8")])
