@@ -1,0 +1,172 @@
+"""Does the fast path learn what a plain one learns? Loss and retrieval of both, with several seeds.
+
+    python recipes/bench/same_result.py --seeds 3 --epochs 4                    # demo set; two cores: some 10 minutes
+
+Fast: `fgssl pretrain` as it is (cache, batched views, machine's precision and memory format, fused optimiser, its own
+evaluation). Plain: the same model, objective, rationale and schedule in a loop as one would type it: pictures loaded
+one by one, torchvision's transforms of PIL images with the same parameters, float32, contiguous tensors, torch's plain
+optimiser, one evaluation picture at a time. Random numbers differ, so results are compared by their spread: the
+difference of the means over its standard error (about 2 and less is what equal paths give; few seeds scatter more).
+Table on stderr, JSON on stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision import transforms as v1
+
+from fgssl.checkpoint import load_encoder
+from fgssl.config import ViewsConfig
+from fgssl.embed import embed, evaluation_view
+from fgssl.encoder import Encoder
+from fgssl.optimizer import build_optimizer, learning_rate, set_rate
+from fgssl.plan import Plan, make_plan
+from fgssl.pretrain import pretrain
+from fgssl.resolve import load_config
+from fgssl.retrieval import evaluate_retrieval
+from fgssl.runfolder import METRICS_FILE, versions
+from fgssl.training import build_model, fit_weight
+
+LAST = 0.2  # of the steps, over which the final loss is averaged
+
+
+def transform_of(views: ViewsConfig, size: int) -> Any:
+    """torchvision's pipeline for these parameters."""
+    low, high = views.blur_sigma_min * size / 224, views.blur_sigma_max * size / 224
+    blur = v1.GaussianBlur(2 * max(1, round(4 * high)) + 1, (low, high))
+    jitter = v1.ColorJitter(views.brightness, views.contrast, views.saturation, views.hue)
+    return v1.Compose(
+        [
+            v1.RandomResizedCrop(size, scale=(views.crop_min, views.crop_max)),
+            v1.RandomApply([jitter], views.jitter),
+            v1.RandomGrayscale(views.grayscale),
+            v1.RandomApply([blur], views.blur),
+            v1.RandomSolarize(128, views.solarize),
+            v1.RandomHorizontalFlip(views.flip),
+            v1.PILToTensor(),
+        ]
+    )
+
+
+def plan_for(arguments: argparse.Namespace, seed: int, precision: str) -> Plan:
+    """The run of one seed."""
+    flags = {
+        "data.source": arguments.data, "training.epochs": arguments.epochs, "training.max_steps": arguments.max_steps,
+        "training.seed": seed, "training.device": arguments.device, "training.mixed_precision": precision,
+        "training.evaluate": False, "training.log_every": 1, "training.signals_every": 0,
+    }  # fmt: skip
+    return make_plan(load_config(flags=flags))
+
+
+def fast(plan: Plan, folder: Path) -> dict[str, float]:
+    """Loss at the end and retrieval of fgssl's own run."""
+    pretrain(plan, folder)
+    losses = [json.loads(line)["loss"] for line in (folder / METRICS_FILE).read_text().splitlines()]
+    assert plan.test is not None
+    found = embed(load_encoder(str(folder)).to(plan.device), plan.test, pools=("gap",))["gap"]
+    return scores(losses, found.features, found.require_labels("test"))
+
+
+def plain(plan: Plan) -> dict[str, float]:
+    """The same of the loop that one would type."""
+    config = plan.config
+    torch.manual_seed(config.training.seed)  # both start from the same weights; views and order differ
+    plan.backbone.channels_last = False
+    model = build_model(plan).to(plan.device).train()
+    optimizer = build_optimizer(model, config.optimizer, torch.device("meta"))  # for no device in particular: not fused
+    transform, batch = transform_of(config.views, plan.backbone.image_size), config.training.batch_size
+    assert batch is not None and plan.test is not None
+    losses: list[float] = []
+    while len(losses) < plan.total_steps:
+        order = torch.randperm(len(plan.train))
+        for index in order.split(batch)[: plan.steps_per_epoch]:
+            pictures = [plan.train.load(int(i)) for i in index]
+            views = torch.stack([torch.stack([transform(picture) for picture in pictures]) for _ in range(2)])
+            steps = {"steps_per_epoch": plan.steps_per_epoch}
+            rate = learning_rate(len(losses), config.optimizer, total_steps=plan.total_steps, **steps)
+            set_rate(optimizer, rate)
+            weight = fit_weight(len(losses), config, **steps)
+            output = model(views.to(plan.device), index.to(plan.device), weight)
+            output.total.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(output.loss))
+            if len(losses) == plan.total_steps:
+                break
+    features = embed_plainly(model.encoder.eval(), plan)
+    assert plan.test.labels is not None
+    return scores(losses, features, torch.from_numpy(plan.test.labels))
+
+
+@torch.no_grad()
+def embed_plainly(encoder: Encoder, plan: Plan) -> torch.Tensor:
+    """Features of the test split, one picture at a time."""
+    assert plan.test is not None
+    view, rows = evaluation_view(encoder), []
+    for index in range(len(plan.test)):
+        pixels = torch.from_numpy(np.array(view(plan.test.load(index)))).permute(2, 0, 1)
+        rows.append(encoder(pixels[None].to(plan.device), "gap").cpu())
+    return torch.cat(rows)
+
+
+def scores(losses: list[float], features: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """What is compared."""
+    found = evaluate_retrieval(features, labels).to_dict()
+    return {
+        "loss": statistics.fmean(losses[-max(1, round(LAST * len(losses))) :]),
+        "rank1": found["rank1"],
+        "mAP": found["mAP"],
+    }
+
+
+def main() -> None:
+    """Print the table and the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="demo")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--max-steps", type=int)
+    parser.add_argument("--device")
+    arguments = parser.parse_args()
+    runs: dict[str, list[dict[str, float]]] = {"fast": [], "plain": []}
+    for seed in range(arguments.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            runs["fast"].append(fast(plan_for(arguments, seed, "auto"), Path(folder)))
+        runs["plain"].append(plain(plan_for(arguments, seed, "no")))
+        print(f"seed {seed}: " + ", ".join(f"{name} {rows[-1]}" for name, rows in runs.items()), file=sys.stderr)
+    compared = {}
+    for name in ("loss", "rank1", "mAP"):
+        values = {path: [row[name] for row in rows] for path, rows in runs.items()}
+        means = {path: statistics.fmean(found) for path, found in values.items()}
+        spread = {path: statistics.stdev(found) if len(found) > 1 else 0.0 for path, found in values.items()}
+        error = (sum(s**2 for s in spread.values()) / arguments.seeds) ** 0.5
+        difference = means["fast"] - means["plain"]
+        compared[name] = {"means": means, "spread": spread, "difference": difference,
+                          "in_standard_errors": difference / error if error else None}  # fmt: skip
+        told = " ".join(f"{path} {means[path]:.3f} +- {spread[path]:.3f}" for path in means)
+        print(
+            f"{name:6} {told}, difference {difference:+.3f}"
+            + (f" = {difference / error:+.1f} standard errors" if error else ""),
+            file=sys.stderr,
+        )
+    result = {
+        "settings": vars(arguments),
+        "fast_precision": plan_for(arguments, 0, "auto").config.training.mixed_precision,
+        "versions": versions(),
+        "runs": runs,
+        "compared": compared,
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
