@@ -74,6 +74,13 @@ def available_memory() -> int | None:
     return max(0, min(found)) if found else None
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a run on the device may take: of the GPU, or of the machine; None where nobody tells."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return available_memory()
+
+
 def scratch_memory() -> int:
     """Bytes for scratch such as chunks of scores: a quarter of what is available, between 64 MiB and 1 GiB."""
     available = available_memory()

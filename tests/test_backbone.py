@@ -177,7 +177,8 @@ def test_unused_parameters_of_known_families(backbones: dict[str, Backbone]) -> 
 def test_trial_without_memory_agrees_with_a_real_one(backbones: dict[str, Backbone], name: str) -> None:
     backbone = backbones[name]
     real = run_trial(backbone.architecture, backbone.model_args, backbone.image_size, "cpu")
-    assert real == backbone.plan
+    assert real.saved_bytes == pytest.approx(backbone.plan.saved_bytes, rel=0.1)  # attention's kernels differ a little
+    assert real._replace(saved_bytes=0) == backbone.plan._replace(saved_bytes=0)
 
 
 def test_building_leaves_the_random_state_to_the_weights() -> None:
@@ -231,7 +232,7 @@ def test_attention_biases_are_not_kept_between_evaluations() -> None:
         ({"name": "vit_tiny"}, "did you mean vit_tiny_patch16_224"),
         ({"name": "resnet18.a1_in"}, "no weights tagged 'a1_in'; its tags: resnet18.a1_in1k"),
         ({"name": "local-dir:/no/such/folder"}, "local-dir:/no/such/folder"),
-        ({"name": "resnet18", "image_size": 32}, "1x1 map of 32 px.*the smallest image size that works is 48 px"),
+        ({"name": "resnet18", "image_size": 32}, "1x1 map of 32 px.*the smallest image size that works is 33 px"),
         ({"name": "dla34", "image_size": 100}, "cannot take 100 px.*own size is 224 px; near 100 it takes 96 and 128"),
         ({"name": "resnet18", "image_size": 0}, "image size 0"),
         ({"name": "test_vit", "output_stride": 8}, "output stride 8"),

@@ -99,7 +99,7 @@ MAY_IMPORT: dict[str, str] = {
     "pretrain": "checkpoint data errors finish machine optimizer plan processes reporting runfolder state stopping "
     "trainer training",
     # the command line, which nothing imports
-    "cli": "changes check checkpoint comparison config data drawing embed errors evaluation featurefile "
+    "cli": "backbone changes check checkpoint comparison config data drawing embed errors evaluation featurefile "
     "featuretable files finish launch lookup machine plan pretrain probe_files probe_splits probing reporting "
     "resolve retrieval retrieve runfolder runlock signals state stopping visualize",
     "__main__": "cli",

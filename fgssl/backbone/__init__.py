@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from fgssl.backbone.build import build_backbone, rebuild_backbone, survey_backbone
 from fgssl.backbone.export import save_timm
+from fgssl.backbone.footprint import batch_that_fits, training_bytes
 from fgssl.backbone.freeze import freeze_backbone, layer_groups
 from fgssl.backbone.frozen import GivenMap
 from fgssl.backbone.initial import InitialWeights, Origin, load_initial_weights, origin_of
@@ -24,6 +25,7 @@ __all__ = [
     "InitialWeights",
     "MapAndToken",
     "Origin",
+    "batch_that_fits",
     "build_backbone",
     "freeze_backbone",
     "layer_groups",
@@ -34,4 +36,5 @@ __all__ = [
     "save_timm",
     "suggest_backbones",
     "survey_backbone",
+    "training_bytes",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 from typing import Any, NamedTuple
 
 import timm
@@ -132,23 +133,37 @@ def list_backbones(pattern: str = "*", *, count_parameters: bool = False) -> tup
     """Architectures whose names match a pattern.
 
     Args:
-        pattern: Shell wildcards as in ``timm.list_models``; a word without a wildcard matches anywhere in the name.
+        pattern: Shell wildcards as in ``timm.list_models``; a word without a wildcard matches anywhere in the name or
+            in a tag. After a dot it is for tags (``resnet*.a1*``).
         count_parameters: Also build each on the meta device (no memory, about 0.1 s each) to count its parameters.
 
     Returns:
-        One row an architecture, in timm's natural order; empty if nothing matches.
+        One row an architecture, in timm's natural order, with those of its tags that match; all of them where only
+        its name was asked for. Empty if nothing matches.
     """
-    if not any(sign in pattern for sign in "*?["):
-        pattern = f"*{pattern}*"
+    of_name, dot, of_tag = pattern.lower().partition(".")
+    plain = not any(sign in pattern for sign in "*?[")
+    exact = dot and timm.is_model(of_name)
+    name_pattern = of_name if exact or not plain else f"*{of_name}*"
+    tag_pattern = (f"*{of_tag}*" if plain else of_tag) if dot else "*"
     tags: dict[str, list[str]] = {}
     for full_name in timm.list_pretrained():
         architecture, tag = split_model_name_tag(full_name)
         tags.setdefault(architecture, []).append(tag)
     rows = []
-    for name in timm.list_models(pattern):
+    for name in timm.list_models():
+        found = tags.get(name, [])
+        if fnmatch.fnmatchcase(name, name_pattern):
+            found = fnmatch.filter(found, tag_pattern)
+            if dot and not found:
+                continue
+        else:
+            found = fnmatch.filter(found, name_pattern) if plain and not dot else []
+            if not found:
+                continue
         published = get_pretrained_cfg(name)
         default = published.tag if published is not None else None
-        ordered = sorted(tags.get(name, []), key=lambda tag: (tag != default, tag))
+        ordered = sorted(found, key=lambda tag: (tag != default, tag))
         side = published.input_size[-1] if published is not None else 224
         rows.append(BackboneRow(name, tuple(ordered), int(side), counted(name) if count_parameters else None))
     return tuple(rows)

@@ -66,8 +66,8 @@ def _explain(source: BackboneSource, size: int, options: dict[str, Any], error: 
     own = source.own_size
     near = [side for side in _nearest_sizes(source, size) if side != own]
     also = f"; near {size} it takes {' and '.join(map(str, near))}" if near else ""
-    reason = first_line(error)
-    return FgsslError(f"{source.name} cannot take {size} px images ({reason})", f"its own size is {own} px{also}")
+    reason = f" ({first_line(error)})" if str(error) else ""  # a bare assertion tells nobody anything
+    return FgsslError(f"{source.name} cannot take {size} px images{reason}", f"its own size is {own} px{also}")
 
 
 def _nearest_sizes(source: BackboneSource, size: int) -> list[int]:
@@ -86,6 +86,10 @@ def _map_too_small(source: BackboneSource, plan: BackbonePlan, options: dict[str
     height, width = plan.map_size
     larger = range(16 * (plan.image_size // 16 + 1), 4 * max(plan.image_size, 64), 16)
     works = next((side for side in larger if _works(source, side, options)), source.own_size)
+    fails = plan.image_size
+    while works - fails > 1:  # a pixel may decide: a stride of 32 makes a 1x1 map of 32 px and a 2x2 map of 33 px
+        middle = (works + fails) // 2
+        works, fails = (middle, fails) if _works(source, middle, options) else (works, middle)
     return FgsslError(
         f"{source.name} makes a {height}x{width} map of {plan.image_size} px images, at least 2x2 is needed",
         f"the smallest image size that works is {works} px",

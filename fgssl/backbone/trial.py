@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fgssl.backbone.names import BackboneSource
+from fgssl.backbone.saved import SavedBytes
 from fgssl.errors import FgsslError
 
 Route = Literal["nchw", "nhwc", "intermediates"]
@@ -57,6 +58,7 @@ class BackbonePlan(NamedTuple):
         parameters: Number of parameters.
         unused_parameters: Names of the parameters that get no gradient from the map.
         transformer: Whether it has layer norm or attention, as transformers and ConvNeXt do.
+        saved_bytes: What a backward pass keeps of each image in float32, in bytes.
     """
 
     model_args: dict[str, Any]
@@ -67,6 +69,7 @@ class BackbonePlan(NamedTuple):
     parameters: int
     unused_parameters: tuple[str, ...]
     transformer: bool
+    saved_bytes: int
 
 
 def read_map(model: nn.Module, images: Tensor, route: MapRoute) -> Tensor:
@@ -245,14 +248,26 @@ def _trial(architecture: str, encoded_args: str, image_size: int, device_name: s
         # a few models keep constants as parameters that take no gradient (efficientvim)
         trainable = {key: value for key, value in model.named_parameters() if value.requires_grad}
         # train mode: some families cache attention biases in eval mode; two images: BatchNorm refuses one
-        feature_map = read_map(model.train(), torch.zeros(2, 3, image_size, image_size, device=device), route)
+        images = torch.zeros(2, 3, image_size, image_size, device=device)
+        with SavedBytes(model) as saved:
+            feature_map = read_map(model.train(), images, route)
         gradients = torch.autograd.grad(
             feature_map, list(trainable.values()), torch.ones_like(feature_map), allow_unused=True
         )
     unused = tuple(key for key, gradient in zip(trainable, gradients, strict=True) if gradient is None)
     _, channels, height, width = feature_map.shape
     count = sum(parameter.numel() for parameter in model.parameters())
-    return BackbonePlan(model_args, route, image_size, channels, (height, width), count, unused, _is_transformer(model))
+    return BackbonePlan(
+        model_args,
+        route,
+        image_size,
+        channels,
+        (height, width),
+        count,
+        unused,
+        _is_transformer(model),
+        saved.total // len(images),
+    )
 
 
 def _is_transformer(model: nn.Module) -> bool:

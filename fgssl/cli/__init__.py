@@ -19,6 +19,7 @@ from typing import Any
 import typer
 
 from fgssl import __version__
+from fgssl.cli.backbones import backbones
 from fgssl.cli.compare import compare
 from fgssl.cli.console import print_error
 from fgssl.cli.data import check, data_app
@@ -62,7 +63,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (pretrain, probe, retrieve, compare, embed, visualize):
+for verb in (pretrain, probe, retrieve, compare, embed, visualize, backbones):
     app.command(cls=QueryCommand if verb is retrieve else None)(_shielded(verb))
 for data_verb in (check, cache):
     data_app.command()(_shielded(data_verb))

@@ -1,0 +1,122 @@
+"""fgssl backbones: timm's models, searched and measured."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fgssl.cli.console import err, make_reporter, print_json, print_table
+from fgssl.errors import FgsslError
+
+if TYPE_CHECKING:
+    from fgssl.backbone import BackboneRow
+
+MEASURED_AT_MOST = 24  # models, unless asked: each takes a second or so
+TAGS_SHOWN = 3  # on a terminal; a pipe gets all
+
+
+def backbones(
+    pattern: Annotated[
+        str,
+        typer.Argument(help="Part of a name or of a weights tag, or shell wildcards: dinov2, 'resnet*', vit*.dino*"),
+    ] = "*",
+    image_size: Annotated[
+        int | None, typer.Option(help="Measure maps and memory at this size in pixels. [each model's own]", min=1)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per step of the memory estimate.", min=2)] = 32,
+    measure: Annotated[
+        bool | None,
+        typer.Option(
+            "--measure/--no-measure",
+            help=f"Parameters, map and memory, about a second a model. [up to {MEASURED_AT_MOST} models]",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Whose memory: cpu, cuda, cuda:1. [best at hand]")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Search timm's backbones: parameters, image size, map, weights, and what can be trained on this machine."""
+    from fgssl.backbone import list_backbones, suggest_backbones
+    from fgssl.machine import free_memory, resolve_device
+
+    found = list_backbones(pattern)
+    if not found:
+        near = ", ".join(suggest_backbones(pattern.replace("*", "").partition(".")[0]))
+        remedy = f"did you mean {near}?" if near else "fgssl backbones without a pattern lists all"
+        raise FgsslError(f"no backbone matches '{pattern}'", remedy)
+    memory = free_memory(resolve_device(device))
+    if measure is None:
+        measure = len(found) <= MEASURED_AT_MOST
+        if not measure:
+            err.print(f"{len(found)} models: narrow the pattern, or add --measure, for parameters, maps and memory")
+    reporter, rows = make_reporter(quiet=quiet), list[dict[str, Any]]()
+    try:
+        for done, row in enumerate(found, start=1):
+            rows.append(_row(row, image_size, batch_size, memory, measure=measure))
+            if measure:
+                reporter.progress("measuring", done, len(found))
+    finally:
+        reporter.close()
+    if json_output:
+        print_json({"batch_size": batch_size, "free_memory_bytes": memory, "backbones": rows})
+    elif measure:
+        _print_measured(rows, batch_size, memory)
+    else:
+        table = [(row["name"], row["own_size"], _tags(row["tags"])) for row in rows]
+        print_table(("backbone", "own px", "weights"), table)
+
+
+def _row(
+    row: BackboneRow, image_size: int | None, batch_size: int, memory: int | None, *, measure: bool
+) -> dict[str, Any]:
+    """What is known of one model; JSON-able."""
+    from fgssl.backbone import batch_that_fits, survey_backbone, training_bytes
+
+    known: dict[str, Any] = {"name": row.name, "tags": list(row.tags), "own_size": row.image_size}
+    if not measure:
+        return known
+    known |= dict.fromkeys(("parameters", "image_size", "map", "training_bytes", "largest_batch", "class_token"))
+    try:
+        plan = survey_backbone(row.name, image_size=image_size)
+    except FgsslError as error:
+        return known | {"problem": f"{error.problem}; {error.remedy}"}
+    return known | {
+        "parameters": plan.parameters,
+        "image_size": plan.image_size,
+        "map": [plan.channels, *plan.map_size],
+        "training_bytes": training_bytes(plan, batch_size),
+        "largest_batch": None if memory is None else batch_that_fits(plan, memory),
+        "class_token": plan.route.has_class_token,
+        "problem": None,
+    }
+
+
+def _print_measured(rows: list[dict[str, Any]], batch_size: int, memory: int | None) -> None:
+    columns = ("backbone", "map", "own px", "px", "M params", f"GB at {batch_size}", "largest batch", "weights")
+    table: list[tuple[Any, ...]] = []
+    for row in rows:
+        if row["problem"] is not None:
+            table.append((row["name"], "-", row["own_size"], None, None, None, None, _tags(row["tags"])))
+            continue
+        shape, gigabytes = "x".join(map(str, row["map"])), row["training_bytes"] / 1e9
+        batch = "none" if row["largest_batch"] == 0 else row["largest_batch"]
+        millions = row["parameters"] / 1e6
+        cells = (row["name"], shape, row["own_size"], row["image_size"], millions, gigabytes, batch)
+        table.append((*cells, _tags(row["tags"])))
+    print_table(columns, table, text_columns=2)
+    for row in rows:
+        if row["problem"] is not None:
+            err.print(row["problem"], soft_wrap=True, markup=False)
+    fitting = [row for row in rows if memory is not None and (row["largest_batch"] or 0) >= batch_size]
+    if memory is not None:
+        share = f"{len(fitting)} of {len(rows)} can be trained at batch {batch_size}"
+        err.print(f"{share} in the {memory / 1e9:.1f} GB free here (an estimate, in float32)", soft_wrap=True)
+
+
+def _tags(tags: list[str]) -> str:
+    shown = tags[:TAGS_SHOWN] if sys.stdout.isatty() else tags
+    more = f" +{len(tags) - len(shown)}" if len(shown) < len(tags) else ""
+    return f"{' '.join(shown)}{more}" if tags else "-"
