@@ -73,7 +73,7 @@ class ObjectiveConfig:
     temperature: float | None = knob(None, "temperature of InfoNCE (default: the paper's 0.2; 0.1 from scratch)")
     momentum: float | None = knob(None, "momentum of the key encoder (default: averages a fifth of the run)")
     queue_size: int | None = knob(None, "number of stored keys (default: half an epoch, at most 65,536)")
-    batch_negatives: bool = knob(True, "negatives hold the keys of the same batch, too (MoCo: older keys alone)")
+    batch_negatives: bool = knob(False, "negatives hold the keys of the same batch, too (MoCo: older keys alone)")
     key_norm: Literal["batch", "running"] = knob(
         "batch", "BatchNorm of the key encoder: the batch's statistics, or averaged ones (no leak between images)"
     )

@@ -150,7 +150,7 @@ def test_forward_enqueues_the_momentum_keys_of_the_second_view():
 
 def test_the_loss_is_info_nce_against_the_queue_without_own_keys():
     """The second step sees images 0, 1, 2 again; negatives are the other images' keys, old and of this batch; loops."""
-    model = build(key_norm="batch")
+    model = build(key_norm="batch", batch_negatives=True)
     step(model, 0, torch.arange(BATCH))
     queue, owners = model.queue.clone().double(), model.queue_index.clone()
     probe = copy.deepcopy(model)
