@@ -116,7 +116,7 @@ class Encoder(nn.Module):
             attention = self.attention(feature_map.detach())
         return torch.einsum("nchw,nhw->nc", feature_map, attention.to(feature_map.dtype))
 
-    def _projected(self, feature_map: Tensor) -> Tensor:
+    def projected(self, feature_map: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D) l2-normalised, as the objective projects."""
         assert self.projector is not None and self.config is not None
         pooled = self.config.rationale.train_pool == "rationale"
@@ -148,11 +148,11 @@ class Encoder(nn.Module):
                 "GradCAM of the loss needs an encoder trained by fgssl pretrain",
             )
         with torch.no_grad():
-            positive = self._projected(self.backbone(self.normalize(images.flip(-1))))
+            positive = self.projected(self.backbone(self.normalize(images.flip(-1))))
             feature_map = self.backbone(self.normalize(images))
         with torch.enable_grad():
             feature_map = feature_map.detach().requires_grad_()  # only the head is differentiated
-            query = self._projected(feature_map)
+            query = self.projected(feature_map)
             loss, _ = info_nce(query, positive, self.keys, temperature=self.config.objective.temperature or 0.2)
             cam = gradcam(loss * len(images), feature_map, sign=self.config.rationale.sign)
         return cam.detach()

@@ -1,0 +1,135 @@
+"""One cell: train where it is not trained yet, evaluate where it is not evaluated yet, leave one JSON file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fgssl.checkpoint import ENCODER_FILE, load_encoder
+from fgssl.encoder import Encoder
+from fgssl.files import write_text
+from fgssl.plan import Plan, Splits, make_plan
+from fgssl.pretrain import pretrain
+from fgssl.reporting import Reporter
+from fgssl.runfolder import METRICS_FILE, prepare_output
+from fgssl.runlock import hold_run
+from fgssl.state import has_state, remove_states
+from fgssl.training import PretrainModel
+from rationale_bench.branches import build_with_branches, load_branches, save_branches
+from rationale_bench.evaluate import Judged, judge_encoder
+from rationale_bench.grid import INIT, Cell, Grid, Protocol
+from rationale_bench.slices import Slice, open_slice
+
+RESULT_FILE = "evaluation.json"
+
+
+def evaluation_digest(grid: Grid, protocol: Protocol, judged: Judged) -> str:
+    """Identity of an evaluation: another one is made anew, on the encoder that is there."""
+    described = [grid.poolings, protocol.select, protocol.final, judged.probe, judged.masks]
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def finished(folder: Path, digest: str) -> dict[str, Any] | None:
+    """The results of a cell, where they are there and of this evaluation."""
+    try:
+        found = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if found.get("digest") == digest else None
+
+
+def run_cell(
+    cell: Cell, grid: Grid, protocol: Protocol, root: Path, judged: Judged, reporter: Reporter
+) -> dict[str, Any]:
+    """Train and judge a cell; what is already there is kept.
+
+    Args:
+        cell: Which.
+        grid: For its poolings.
+        protocol: What is held out.
+        root: Folder of the cells.
+        judged: How to evaluate.
+        reporter: Told of progress.
+
+    Returns:
+        The results, as in its evaluation.json.
+    """
+    folder, digest = root / cell.name, evaluation_digest(grid, protocol, judged)
+    found = finished(folder, digest)
+    if found is not None:
+        return found
+    slice_ = open_slice(cell.resolved.config.data, protocol.select, final=protocol.final)
+    entropies: dict[str, float] = {}
+    if cell.variant == INIT:
+        folder.mkdir(parents=True, exist_ok=True)
+        encoder, branches, cost = _untrained(cell, slice_), {}, {}
+    else:
+        cost = _train(cell, slice_, folder, reporter)
+        encoder = load_encoder(str(folder))
+        branches, entropies = load_branches(folder, encoder.backbone.channels)
+    rows = judge_encoder(
+        encoder, branches, slice_, poolings=grid.poolings, seed=cell.seed, judged=judged, reporter=reporter
+    )
+    own = {"variant": cell.variant, "seed": cell.seed}
+    rows = [{**own, **row} for row in rows]
+    if cost:
+        rows.append({**own, "kind": "cost", "branch": "", **cost})
+    rows += [{**own, "kind": "cost", "branch": name, "target_entropy": value} for name, value in entropies.items()]
+    result = {"cell": cell.name, "digest": digest, "rows": rows}
+    write_text(folder / RESULT_FILE, json.dumps(result, indent=1) + "\n")
+    remove_states(folder)
+    shutil.rmtree(folder / "timm", ignore_errors=True)  # a second copy of the backbone
+    return result
+
+
+def _plan(cell: Cell, slice_: Slice, *, load_weights: bool = True) -> Plan:
+    return make_plan(cell.resolved, load_weights=load_weights, splits=Splits(slice_.train, None))
+
+
+def _untrained(cell: Cell, slice_: Slice) -> Encoder:
+    return Encoder(_plan(cell, slice_).backbone).eval()
+
+
+def _train(cell: Cell, slice_: Slice, folder: Path, reporter: Reporter) -> dict[str, float]:
+    """Train from where it stopped; a cell that is trained but was not judged is left as it is."""
+    trained = (folder / ENCODER_FILE).exists() and not has_state(folder)
+    if not trained:
+        resume = has_state(folder)
+        plan = _plan(cell, slice_, load_weights=not resume)
+        made: list[PretrainModel] = []
+
+        def build(plan: Plan) -> PretrainModel:
+            made.append(build_with_branches(plan, cell.branches))
+            return made[-1]
+
+        with hold_run(folder, note=reporter.note):
+            if not resume:
+                prepare_output(folder, overwrite=True)
+            pretrain(plan, folder, reporter=reporter, resume=resume, build=build)
+            save_branches(folder, made[-1], list(cell.branches))
+            remove_states(folder)
+    return _cost(folder)
+
+
+def _cost(folder: Path) -> dict[str, float]:
+    """Speed (median over the lines of the log but the first) and the last entropy of the target."""
+    lines = [json.loads(line) for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    speed = statistics.median(line["images_per_second"] for line in lines[1:] or lines)
+    steps = summary["steps"]
+    cost = {"images_per_second": speed, "seconds": summary["train_seconds"], "steps": steps}
+    cost["ms_per_step"] = 1000 * _batch(folder) / speed
+    cost["loss"], cost["chance"] = lines[-1]["loss"], lines[-1]["chance"]
+    entropy = lines[-1].get("target_entropy")
+    return cost if entropy is None else {**cost, "target_entropy": entropy}
+
+
+def _batch(folder: Path) -> int:
+    settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return int(settings["training"]["batch_size"])

@@ -1,0 +1,90 @@
+"""Maps and poolings that a rationale has to beat, all from the same feature map of the same encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fgssl.config import RationaleConfig
+from fgssl.encoder import Encoder
+from fgssl.objectives.moco import info_nce
+from fgssl.rationale import RationaleHead, attention_map, attention_pool, gradcam
+
+CENTRE_SIGMA = 0.25  # of the map's side
+MapOf = Callable[[Tensor, Tensor], Tensor]  # feature map (N, C, H, W) and images (N, 3, S, S) -> (N, H, W), sum 1
+
+
+def uniform(feature_map: Tensor, images: Tensor) -> Tensor:
+    """Every place alike."""
+    return _share(torch.ones_like(feature_map[:, 0], dtype=torch.float32))
+
+
+def centre_prior(feature_map: Tensor, images: Tensor) -> Tensor:
+    """A Gaussian around the middle, the same for every image."""
+    rows, columns = (
+        (torch.arange(size, device=feature_map.device) + 0.5) / size - 0.5 for size in feature_map.shape[2:]
+    )
+    squared = rows[:, None] ** 2 + columns**2
+    return _share(torch.exp(-squared / (2 * CENTRE_SIGMA**2)).expand(len(feature_map), -1, -1))
+
+
+def feature_norm(feature_map: Tensor, images: Tensor) -> Tensor:
+    """The length of the feature at each place."""
+    return _share(feature_map.float().norm(dim=1))
+
+
+class LossGradCam:
+    """GradCAM of the contrastive loss, as `Encoder.loss_gradcam` has it, of both signs from one more forward pass."""
+
+    def __init__(self, encoder: Encoder, sign: str) -> None:
+        self.encoder, self.sign = encoder, sign
+
+    def __call__(self, feature_map: Tensor, images: Tensor) -> Tensor:
+        encoder = self.encoder
+        assert encoder.keys is not None and encoder.config is not None
+        with torch.no_grad():
+            positive = encoder.projected(encoder.backbone(encoder.normalize(images.flip(-1))))
+        with torch.enable_grad():
+            leaf = feature_map.detach().clone().requires_grad_()
+            temperature = encoder.config.objective.temperature or 0.2
+            loss, _ = info_nce(encoder.projected(leaf), positive, encoder.keys, temperature=temperature)
+            return _share(gradcam(loss * len(images), leaf, sign=self.sign).detach())
+
+
+def random_branch(channels: int, example: Tensor, seed: int) -> RationaleHead:
+    """A branch that nobody fitted, its BatchNorm set to the statistics of an example feature map."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1000 + seed)
+        head = RationaleHead(channels, RationaleConfig()).to(example.device)
+    head.norm.momentum = 1.0  # type: ignore[assignment]
+    with torch.no_grad():
+        head.train()(example)
+    return head.eval()
+
+
+class BranchMap:
+    """The test-time map of a branch, shaped as its config says."""
+
+    def __init__(self, head: RationaleHead, config: RationaleConfig | None = None) -> None:
+        self.head, self.config = head, config or head.config
+
+    def __call__(self, feature_map: Tensor, images: Tensor) -> Tensor:
+        return attention_map(self.head, feature_map, self.config)
+
+
+def pool_by(feature_map: Tensor, weights: Tensor | None, config: RationaleConfig | None = None) -> Tensor:
+    """l2-normalised embedding (N, C), by the config's way to pool."""
+    config = config or RationaleConfig(pool="mean")
+    return attention_pool(feature_map, weights, pool=config.pool, exponent=config.pool_exponent)
+
+
+GEM = dataclasses.replace(RationaleConfig(), pool="gem", pool_exponent=3.0)
+
+
+def _share(maps: Tensor) -> Tensor:
+    total = maps.sum((1, 2), keepdim=True)
+    flat = torch.full_like(maps, 1 / maps[0].numel())
+    return torch.where(total > 1e-30, maps / total.clamp(min=1e-30), flat)

@@ -1,0 +1,207 @@
+"""Which form of the rationale helps: a grid of settings over several seeds, trained, judged and put into one table.
+
+    python recipes/bench/rationale_grid.py recipes/bench/rationale_grid.yaml --output runs/grid --seeds 0,1,2
+    python recipes/bench/rationale_grid.py GRID.yaml --data GROCERY --recipe RECIPE.yaml --set backbone.init=FILE ...
+    python recipes/bench/rationale_grid.py GRID.yaml --output runs/grid --table        # tables of what is there
+
+A cell is a variant with a seed; each runs in a process of its own and leaves a folder in OUTPUT/cells. Run the command
+again and finished cells are skipped, a killed one goes on from its saved state, and other poolings are computed without
+training. Judged on a part of the training split that pretraining does not see (`--select images`: a fifth of each
+class; `classes`: a quarter of the classes); `--final` judges on the test split. Always the last epoch. Writes
+results.jsonl (a line for each pooling or map of each cell), table.json and table.md, which is printed too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rationale_bench.cells import evaluation_digest, finished, run_cell
+from rationale_bench.evaluate import Judged
+from rationale_bench.grid import INIT, Cell, Grid, Protocol, make_cell, read_grid
+from rationale_bench.tables import markdown, summarise
+
+from fgssl.errors import FgsslError
+from fgssl.files import check_folder, write_text
+from fgssl.reporting import Reporter, StepReport
+from fgssl.stopping import Interrupted
+
+CELL_FAILED = 1
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("grid", type=Path, help="YAML file of variants, branches and poolings")
+    parser.add_argument("--output", "-o", type=Path, required=True, help="results folder")
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
+    parser.add_argument("--data", help="as in fgssl pretrain --data")
+    parser.add_argument("--recipe", type=Path, help="settings under the grid's")
+    parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="for all cells")
+    parser.add_argument("--only", action="append", default=[], metavar="VARIANT", help="these variants alone")
+    parser.add_argument("--select", choices=("images", "classes"), default="images", help="held-out slice of train")
+    parser.add_argument("--final", action="store_true", help="train on all of train, judge on the test split")
+    parser.add_argument("--probe", choices=("main", "all", "none"), default="main", help="linear probes to fit")
+    parser.add_argument("--masks", type=int, default=200, help="images of the demo to compare maps with masks on")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    parser.add_argument("--threads", type=int, default=0, help="of each cell (0: as torch likes)")
+    parser.add_argument("--table", action="store_true", help="train nothing: tables of the finished cells")
+    parser.add_argument("--cell", help=argparse.SUPPRESS)  # VARIANT@SEED, in a process of its own
+    return parser.parse_args()
+
+
+class Lines(Reporter):
+    """Progress as lines of a cell's log."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def note(self, text: str) -> None:
+        print(text, flush=True)
+
+    warn = note
+
+    def step(self, report: StepReport) -> None:
+        if time.monotonic() - self._last > 10 or report.step == report.total_steps:
+            self._last = time.monotonic()
+            speed = f"{report.images_per_second:.0f} images/s, {report.seconds_left:.0f} s left"
+            print(f"step {report.step}/{report.total_steps} loss {report.loss:.3f}, {speed}", flush=True)
+
+
+class Runner:
+    """Cells as processes, each with its log; a signal stops them, and they save their states."""
+
+    def __init__(self, arguments: argparse.Namespace, root: Path) -> None:
+        self.arguments, self.root = arguments, root
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self.stopped = False
+        self.lock = threading.Lock()
+
+    def run(self, cell: Cell) -> int:
+        """Exit code of a cell's process."""
+        self.log(cell.name).parent.mkdir(exist_ok=True)
+        threads = str(self.arguments.threads)
+        limits = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} if self.arguments.threads else {}
+        command = [sys.executable, *sys.argv, "--cell", f"{cell.variant}@{cell.seed}"]
+        with self.log(cell.name).open("ab") as log:
+            with self.lock:
+                if self.stopped:
+                    return CELL_FAILED
+                process = subprocess.Popen(
+                    command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **limits}, start_new_session=True
+                )
+                self.running.add(process)
+            code = process.wait()
+            self.running.discard(process)
+        return code
+
+    def log(self, name: str) -> Path:
+        """Where a cell's process writes."""
+        return self.root.parent / "logs" / f"{name}.log"
+
+    def stop(self, *_: Any) -> None:
+        """Ask every running cell to save its state and end."""
+        self.stopped = True
+        for process in list(self.running):
+            process.send_signal(signal.SIGTERM)
+
+
+def main() -> int:
+    """Run the cells and print the table."""
+    arguments = parse()
+    protocol = Protocol(arguments.recipe, arguments.data, tuple(arguments.sets), arguments.select, arguments.final)
+    judged = Judged(arguments.probe, arguments.masks)
+    root = arguments.output / "cells"
+    grid = read_grid(arguments.grid)
+    if arguments.cell:
+        variant, _, seed = arguments.cell.rpartition("@")
+        if arguments.threads:
+            import torch
+
+            torch.set_num_threads(arguments.threads)
+        try:
+            run_cell(make_cell(grid, protocol, variant, int(seed)), grid, protocol, root, judged, Lines())
+        except Interrupted as stop:
+            return 128 + stop.signal_number
+        return 0
+    cells = all_cells(grid, protocol, arguments)
+    check_folder(root)
+    runner = Runner(arguments, root)
+    failed = [] if arguments.table else run_all(cells, grid, protocol, judged, runner)
+    found = [finished(root / cell.name, evaluation_digest(grid, protocol, judged)) for cell in cells]
+    report(arguments, grid, [result for result in found if result is not None], len(cells))
+    for name in failed:
+        print(f"failed: {name} (see {runner.log(name)})", file=sys.stderr)
+    if runner.stopped:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return CELL_FAILED if failed else 0
+
+
+def all_cells(grid: Grid, protocol: Protocol, arguments: argparse.Namespace) -> list[Cell]:
+    """Every cell, seed by seed, so that an early look compares all variants on the same seeds."""
+    unknown = set(arguments.only) - {INIT, *grid.variants}
+    if unknown:
+        raise FgsslError(f"no variant {', '.join(sorted(unknown))} in {arguments.grid}", "see its variants")
+    names = [name for name in (INIT, *grid.variants) if not arguments.only or name in arguments.only]
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    return [make_cell(grid, protocol, name, seed) for seed in seeds for name in names]
+
+
+def run_all(cells: list[Cell], grid: Grid, protocol: Protocol, judged: Judged, runner: Runner) -> list[str]:
+    """Run what is not finished; names of cells that failed."""
+    digest = evaluation_digest(grid, protocol, judged)
+    waiting = [cell for cell in cells if finished(runner.root / cell.name, digest) is None]
+    print(f"{len(cells)} cells, {len(cells) - len(waiting)} finished before", file=sys.stderr)
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, runner.stop)
+    failed = []
+
+    def one(cell: Cell) -> None:
+        start = time.monotonic()
+        code = runner.run(cell)
+        state = "finished" if code == 0 else "stopped" if runner.stopped else f"failed with code {code}"
+        print(f"{cell.name}: {state} after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        if code != 0 and not runner.stopped:
+            failed.append(cell.name)
+
+    with ThreadPoolExecutor(max(1, runner.arguments.jobs)) as pool:
+        futures = [pool.submit(one, cell) for cell in waiting]
+        for future in futures:
+            future.result()
+    return failed
+
+
+def report(arguments: argparse.Namespace, grid: Grid, results: list[dict[str, Any]], cells: int) -> None:
+    """results.jsonl, table.json, table.md; the last one on stdout."""
+    rows = [row for result in results for row in result["rows"]]
+    tables = summarise(rows, grid.baseline)
+    judge = "test split" if arguments.final else f"held-out {arguments.select} of the training split"
+    source = arguments.data or "the recipe's data"
+    notes = (
+        f"{len(results)} of {cells} cells; {source}, judged on {judge}; last epoch. "
+        f"rank-1 and mAP: queries of the slice in the gallery (what was trained on, or the other half of held-out "
+        f"classes); LOO: leave-one-out within the queries. Baseline: `{grid.baseline}` with gap."
+    )
+    write_text(arguments.output / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(arguments.output / "table.json", json.dumps({"notes": notes, **tables}, indent=1) + "\n")
+    text = markdown(tables, f"Grid {arguments.grid.stem}", notes)
+    write_text(arguments.output / "table.md", text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except FgsslError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
