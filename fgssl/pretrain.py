@@ -82,7 +82,7 @@ def pretrain(
     if is_main:
         model.encoder.keys = model.objective.sample_keys(KEYS_KEPT)
         save_encoder(output / ENCODER_FILE, model.encoder)
-        result = finish_run(plan, model.encoder, output, progress._asdict(), trainer.last_means, reporter)
+        result = finish_run(plan, model.encoder, output, progress._asdict(), trainer.log.last_means, reporter)
     trainer.accelerator.wait_for_everyone()
     return result
 

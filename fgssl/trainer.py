@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,23 +15,19 @@ from accelerate.utils import gather_object
 from fgssl.config import Interval, interval
 from fgssl.data.cache import PixelStore
 from fgssl.data.feed import ViewBatch, ViewDataset
-from fgssl.data.pairs import view_pairs
 from fgssl.embed import reject_unreadable
 from fgssl.errors import FgsslError, TrainingFault
 from fgssl.evidence import save_evidence
 from fgssl.frozen import FrozenBatch
-from fgssl.machine import peak_memory
 from fgssl.memory import is_out_of_memory, largest_batch
 from fgssl.optimizer import learning_rate, set_rate
-from fgssl.plan import SIGNAL_IMAGES, Plan
-from fgssl.reporting import Reporter, StepReport
-from fgssl.runfolder import METRICS_FILE
-from fgssl.signals import signals_of
+from fgssl.plan import Plan
+from fgssl.reporting import Reporter
 from fgssl.state import Loaded, random_state, restore_random_state, save_state
 from fgssl.stepfeed import StepFeed
+from fgssl.steplog import StepLog
 from fgssl.stopping import Interrupted, StopRequest
 from fgssl.training import (
-    LogWindow,
     NotFinite,
     PretrainModel,
     StepOutput,
@@ -40,10 +35,7 @@ from fgssl.training import (
     mean_output,
     require_finite,
 )
-from fgssl.watch import Watch, absurd_rate
-
-LONG_WAIT = 0.1  # share of the time waiting for data that is worth a hint
-SETTLED_STEPS = 100  # before them the queue of batches fills and the disk is read for the first time
+from fgssl.watch import absurd_rate
 
 
 class Progress(NamedTuple):
@@ -89,14 +81,7 @@ class Trainer:
             seed=plan.config.training.seed,
             on_device=plan.device.type == "cuda",
         )
-        training = plan.config.training
-        self.watch = Watch(
-            total_steps=plan.total_steps,
-            stop_on_collapse=training.stop_on_collapse,
-        )
-        self.window, self.last_means = LogWindow(), dict[str, float]()
-        self._hinted = False
-        self._pairs: torch.Tensor | None = None  # views for the signals, drawn when they are first due
+        self.log = StepLog(plan, output, accelerator, model, optimizer, self.views, reporter)
         self.feed = StepFeed(plan, accelerator, model, self.views, reporter)
 
     def restore(self, saved: Loaded, *, allow_changes: bool = False) -> Progress:
@@ -122,8 +107,8 @@ class Trainer:
         if len(norms) == self.accelerator.num_processes:
             self.model.load_state_dict(norms[self.accelerator.process_index], strict=False)
         progress = Progress(**saved.state["progress"])
-        self.window.restore(saved.state["window"], self.plan.device)
-        self.last_means = saved.state["last_means"]
+        self.log.window.restore(saved.state["window"], self.plan.device)
+        self.log.last_means = saved.state["last_means"]
         done = progress.step >= self.plan.total_steps
         what = "already trained: writing the results again," if done else "resuming"
         self.reporter.note(f"{what} after step {progress.step} of {self.plan.total_steps}")
@@ -177,12 +162,10 @@ class Trainer:
             output = self.step(step, batch)
             step += 1
             done = time.perf_counter()
-            self.window.add(step, output, seconds=done - mark, waited=arrived - mark)
+            self.log.window.add(step, output, seconds=done - mark, waited=arrived - mark)
             mark = done
             if step % training.log_every == 0 or step == plan.total_steps:
-                self.window.require_finite()
-                self._log(step, now().seconds - progress.seconds, progress.step)
-                self.window = LogWindow()
+                self.log.write(step, now().seconds - progress.seconds, progress.step)
             due = every.over(step - saved_step, time.monotonic() - last_saved)
             signal_number, due = stop.agreed(plan.device, due=due)
             if signal_number or due:
@@ -268,71 +251,6 @@ class Trainer:
                 self.reporter.warn(f"replaced by another image ({len(faults)} so far): {reason}")
                 check_faults(faults, self.plan)
 
-    def _log(self, step: int, seconds: float, first: int) -> None:
-        plan, config, window = self.plan, self.plan.config, self.window
-        means = window.means()  # over all processes: each must ask, and each comes to the same judgement
-        for warning in self.watch.look(step, means, chance=self.model.objective.chance_level()):
-            if self.accelerator.is_main_process:
-                self.reporter.warn(warning)
-        if not self.accelerator.is_main_process:
-            return
-        signals = self._signals(step)
-        self.last_means = {**means, **signals}
-        epoch = (step - 1) // plan.steps_per_epoch + 1
-        assert config.training.batch_size is not None  # filled in by the plan
-        speed = len(window.steps) * config.training.batch_size / max(window.seconds, 1e-9)
-        with_rationale = config.rationale.enabled
-        report = StepReport(
-            epoch=epoch,
-            epochs=-(-plan.total_steps // plan.steps_per_epoch),
-            step=step,
-            total_steps=plan.total_steps,
-            loss=means["loss"],
-            chance=self.model.objective.chance_level(),
-            fit=means["fit"] if with_rationale else None,
-            target_entropy=means["target_entropy"] if with_rationale else None,
-            effective_rank=means["effective_rank"],
-            images_per_second=speed,
-            wait_share=means["wait_share"],
-            seconds_left=seconds / (step - first) * (plan.total_steps - step),
-        )
-        row = {
-            **report._asdict(),
-            "positive_similarity": means["positive_similarity"],
-            "lr": max(group["lr"] for group in self.optimizer.param_groups),
-            "peak_memory_gb": peak_memory(plan.device),
-            **signals,
-        }
-        with (self.output / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        self.reporter.step(report)
-        self._hint(step - first, means["wait_share"])
-
-    def _hint(self, steps: int, wait_share: float) -> None:
-        """Say once what may help where data come too slowly."""
-        if self._hinted or wait_share <= LONG_WAIT or steps < SETTLED_STEPS:
-            return
-        self._hinted, workers = True, self.plan.config.training.workers
-        remedy = "leave out --cache off" if self.pixels.path is None else f"try more --workers than {workers}"
-        self.reporter.warn(f"{100 * wait_share:.0f} % of the time is spent waiting for pictures: {remedy}")
-
-    def _signals(self, step: int) -> dict[str, float]:
-        """The label-free signals as entries of the log, where the window just logged holds a step they are due at."""
-        every = self.plan.config.training.signals_every
-        last = step == self.plan.total_steps
-        if not every or not (last or step // every > (step - len(self.window.steps)) // every):
-            return {}
-        require_finite(self.model, step)
-        if self._pairs is None:
-            self._pairs = view_pairs(self.views, SIGNAL_IMAGES)
-        images = self._pairs.shape[1]
-        if images < 2:
-            return {}
-        with self.accelerator.autocast():
-            found = signals_of(self.model.encoder, self._pairs)
-        self.reporter.note(f"step {step}: {images} training images in two views: {found.in_words()}")
-        return {f"sample_{name}": value for name, value in found._asdict().items()}
-
     def _data(self) -> dict[str, Any]:
         """What the order of images depends on."""
         return {"images": len(self.plan.train), "fingerprint": self.plan.train.fingerprint()}
@@ -354,9 +272,9 @@ class Trainer:
             )
 
     def _save(self, progress: Progress) -> None:
-        self.window.require_finite()
+        self.log.window.require_finite()
         require_finite(self.model, progress.step)
-        window = self.window.state()
+        window = self.log.window.state()
         randoms, norms = gather_object([random_state()]), gather_object([norm_buffers(self.model)])
         for found in gather_object([dict(progress.faults)]):
             progress.faults.update(found)
@@ -368,7 +286,7 @@ class Trainer:
                 "random": randoms,
                 "norms": norms if len(norms) > 1 else [],
                 "window": window,
-                "last_means": self.last_means,
+                "last_means": self.log.last_means,
                 "data": self._data(),
             }
             save_state(self.output, progress.step, state)

@@ -93,8 +93,9 @@ MAY_IMPORT: dict[str, str] = {
     "finish": "backbone checkpoint data drawing embed encoder errors machine nearest plan reporting retrieval "
     "runfolder state visualize",
     "stepfeed": "data frozen machine plan reporting training",
-    "trainer": "config data embed errors evidence frozen machine memory optimizer plan reporting runfolder signals "
-    "state stepfeed stopping training watch",
+    "steplog": "data machine plan reporting runfolder signals training watch",
+    "trainer": "config data embed errors evidence frozen memory optimizer plan reporting state stepfeed steplog "
+    "stopping training watch",
     "processes": "config errors plan reporting",
     "pretrain": "checkpoint data errors finish machine optimizer plan processes reporting runfolder state stopping "
     "trainer training",
@@ -105,8 +106,8 @@ MAY_IMPORT: dict[str, str] = {
     "__main__": "cli",
 }
 TRAINING = {
-    "start", "frozen", "optimizer", "plan", "stepfeed", "training", "trainer", "state", "runfolder", "finish",
-    "pretrain", "cli",
+    "start", "frozen", "optimizer", "plan", "stepfeed", "steplog", "training", "trainer", "state", "runfolder",
+    "finish", "pretrain", "cli",
 }  # fmt: skip
 EVALUATION = {"embed", "evaluation", "probing", "visualize", "retrieval", "metrics", "nearest", "checkpoint"}
 # imported at once by `fgssl --help` or by loader processes that only decode

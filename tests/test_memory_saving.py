@@ -143,7 +143,7 @@ def test_a_long_wait_is_told_once(tmp_path):
             said.append(text)
 
     trainer = tiny_trainer(tmp_path)
-    trainer.reporter = Listener()
+    trainer.log.reporter = Listener()
     for steps, share in ((10, 0.9), (300, 0.05), (400, 0.5), (500, 0.5)):
-        trainer._hint(steps, share)
+        trainer.log._hint(steps, share)
     assert len(said) == 1 and "50 % of the time is spent waiting for pictures" in said[0] and "--workers" in said[0]
