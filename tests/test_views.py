@@ -355,7 +355,7 @@ def test_what_is_drawn_depends_on_its_own_numbers_alone():
 
 
 def test_the_default_is_the_papers_moco_v2():
-    views = load_config().config.views
+    views = load_config(flags={"data.source": "photos"}).config.views
     assert (views.crop_min, views.crop_max, views.flip, views.jitter, views.grayscale) == (0.2, 1.0, 0.5, 0.8, 0.2)
     assert (views.brightness, views.contrast, views.saturation, views.hue) == (0.4, 0.4, 0.4, 0.1)
     assert (views.blur, views.blur_sigma_min, views.blur_sigma_max, views.solarize) == (0.5, 0.1, 2.0, 0.0)
