@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,7 +114,7 @@ def answers(environment: dict[str, str], *cases: tuple[dict[str, str], str]) -> 
         text=True,
         timeout=100,
     )
-    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 0 and "Retrying" not in done.stderr and "Traceback" not in done.stderr, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(found) == len(cases)
     return found
@@ -139,18 +140,21 @@ def test_hub_online_then_offline(hub: HubServer, tmp_path: Path) -> None:
     assert big["red"] == [10, 20, 30, 40] and small["red"] == [50, 60] and small["test"] is None
 
     seen = len(hub.requests)
-    offline = {**environment, "HF_HUB_OFFLINE": "1"}
-    again, never, other, revision = answers(
-        offline,
-        cases[0],
-        ({"source": "owner/never"}, "train"),
-        ({"source": "cars"}, "train"),
-        ({"source": "owner/birds", "revision": commit}, "train"),
-    )
-    assert again == birds  # the same, the fingerprint included
-    assert "cannot be reached and owner/never is not in the cache" in never["error"]
-    assert "cars (tanganke/stanford_cars) is not in the cache" in other["error"]
-    assert f"not known to be revision {commit!r}" in revision["error"]
+    with socket.socket() as closed:  # bound, but nobody listens
+        closed.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        for change in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": nobody}):
+            again, never, other, revision = answers(
+                {**environment, **change},
+                cases[0],
+                ({"source": "owner/never"}, "train"),
+                ({"source": "cars"}, "train"),
+                ({"source": "owner/birds", "revision": commit}, "train"),
+            )
+            assert again == birds  # the same, the fingerprint included
+            assert "cannot be reached and owner/never is not in the cache" in never["error"]
+            assert "cars (tanganke/stanford_cars) is not in the cache" in other["error"]
+            assert f"not known to be revision {commit!r}" in revision["error"]
     assert len(hub.requests) == seen
 
 

@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, str] = {
     "reporting": "",
     "machine": "errors",
     "stopping": "",
+    "offline": "",
     "runlock": "errors files",
     "launch": "",
     "memory": "",
@@ -37,11 +38,11 @@ MAY_IMPORT: dict[str, str] = {
     "evidence": "data files",
     # pictures
     "views": "config",
-    "data": "config errors files stopping views",
+    "data": "config errors files offline stopping views",
     "check": "config data errors",
     "drawing": "errors",
     # models: objectives do not know the rationale, neither knows the other
-    "backbone": "errors files",
+    "backbone": "errors files offline",
     "objectives": "backbone config",
     "rationale": "config mapshape",
     "mapshape": "config",

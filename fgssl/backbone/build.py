@@ -13,10 +13,10 @@ from fgssl.backbone.export import load_strictly, reject_misfit
 from fgssl.backbone.initial import no_published_weights, weights_unavailable
 from fgssl.backbone.module import Backbone
 from fgssl.backbone.names import resolve_source
-from fgssl.backbone.offline import hub_or_cache
 from fgssl.backbone.plan import plan_backbone
 from fgssl.backbone.trial import BackbonePlan, run_trial
 from fgssl.backbone.trust import check_description
+from fgssl.offline import hub_or_cache
 
 
 def build_backbone(

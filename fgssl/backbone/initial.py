@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from fgssl.backbone.export import WEIGHTS_NAME, shape_faults, some
 from fgssl.backbone.module import Backbone
 from fgssl.backbone.names import SOURCE_PREFIXES, first_line, resolve_source
-from fgssl.backbone.offline import hub_or_cache
 from fgssl.errors import FgsslError
+from fgssl.offline import hub_or_cache
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 ENCODER_NAME = "encoder.safetensors"  # of a run folder; its metadata describe the backbone

@@ -11,6 +11,7 @@ from fgssl.data.hub_errors import hub_error
 from fgssl.data.quiet import quiet_datasets
 from fgssl.data.table import TableImages, table_images
 from fgssl.errors import FgsslError
+from fgssl.offline import hub_or_cache
 
 
 class HubSource:
@@ -34,7 +35,7 @@ class HubSource:
             FgsslError: Missing, gated, unreachable, or otherwise not loadable; one line with the remedy.
         """
         try:
-            with quiet_datasets():
+            with quiet_datasets(), hub_or_cache():
                 return _split_names(*self._key)
         except Exception as error:
             raise hub_error(error, self._data, self._key[0]) from error
@@ -42,7 +43,7 @@ class HubSource:
     def load(self, split: str) -> TableImages:
         """Downloads if needed and opens one split. Raises FgsslError as `splits`."""
         try:
-            with quiet_datasets():
+            with quiet_datasets(), hub_or_cache():
                 splits = _all_splits(*self._key)
         except Exception as error:
             raise hub_error(error, self._data, self._key[0]) from error

@@ -9,16 +9,13 @@ from contextlib import contextmanager
 
 import datasets
 
-# what these say is either routine ("no metadata block in the card") or comes again as our own error
-_TALKATIVE = ("datasets", "huggingface_hub.repocard")
+# what these say is either routine ("no metadata block in the card", a retried request) or comes again as our own error
+_TALKATIVE = ("datasets", "huggingface_hub")
 
 
 @contextmanager
 def quiet_datasets() -> Iterator[None]:
-    """Shows bars of downloads and conversions on a terminal only; in a log they would be thousands of lines.
-
-    Warnings about retries stay: they tell why nothing happens while a hub cannot be reached.
-    """
+    """Shows bars of downloads and conversions on a terminal only; in a log they would be thousands of lines."""
     loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     hide_bars = not (sys.stderr.isatty() or datasets.are_progress_bars_disabled())
