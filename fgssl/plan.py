@@ -44,6 +44,11 @@ class Plan(NamedTuple):
         lines = [] if self.initial is None else self.initial.describe()
         if self.backbone.frozen and not starts_trained(flatten(self.config)):
             lines.append("the frozen backbone has random weights: only the heads will learn (--pretrained or --init)")
+        training = self.config.training
+        if training.mixed_precision == "bf16" and not self.backbone.good_in_bf16:
+            lines.append(f"{self.backbone.name} is not known to be good in bf16: compare with --mixed-precision no")
+        if training.compile and not self.backbone.good_compiled and not self.backbone.frozen:
+            lines.append(f"{self.backbone.name} is not known to be good with --compile: compare with a run without")
         return lines
 
     def _feature_cache_gb(self) -> float:
@@ -112,10 +117,21 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True, 
     derive("training.device", str(device), "best at hand")
     values["training.device"] = str(device)  # in full, where `auto` was asked for
     derive("training.workers", automatic_workers(device, world), "cores of this machine")
-    precision, reason = resolve_precision(values["training.mixed_precision"], device)
-    if values["training.mixed_precision"] == "auto":
-        values["training.mixed_precision"], origins["training.mixed_precision"] = precision, f"derived: {reason}"
+    _derive_precision(values, origins, backbone, device)
     return Plan(build(values), origins, train, test, backbone, device, steps_per_epoch, total_steps, initial)
+
+
+def _derive_precision(
+    values: dict[str, Any], origins: dict[str, str], backbone: Backbone, device: torch.device
+) -> None:
+    """bf16 where the machine gains by it and the backbone is known good in it; asked for, it is as asked."""
+    key = "training.mixed_precision"
+    precision, reason = resolve_precision(values[key], device)
+    if values[key] != "auto":
+        return
+    if precision == "bf16" and not backbone.good_in_bf16:
+        precision, reason = "no", f"{backbone.name} is not known to be good in bf16"
+    values[key], origins[key] = precision, f"derived: {reason}"
 
 
 def _open_splits(config: PretrainConfig, derive: Any) -> tuple[ImageSet, ImageSet | None]:

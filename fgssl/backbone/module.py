@@ -10,16 +10,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from fgssl.backbone.fast import BF16_MODULES, COMPILE_MODULES, module_of, safe_in_channels_last
 from fgssl.backbone.trial import BackbonePlan, read_map, read_map_and_token
 from fgssl.errors import FgsslError
 
-# timm's modules whose training step was measured on a CPU as no slower, mostly 1.1 to 2 times faster, in channels_last
-CHANNELS_LAST_MODULES = frozenset(
-    (
-        *("convnext", "densenet", "dla", "efficientnet", "ghostnet", "inception_next", "maxxvit", "mobilenetv3"),
-        *("regnet", "repvit", "res2net", "resnet", "rexnet", "vgg"),
-    )
-)
 # levit and its kin keep biases computed in eval mode: stale after new weights, and part of an old graph
 BIAS_CACHE = "attention_bias_cache"
 
@@ -55,6 +49,7 @@ class Backbone(nn.Module):
         model_args: ``timm.create_model(architecture, **model_args)`` rebuilds the model.
         unused_parameters: Names of the frozen parameters.
         channels_last: Whether the channels_last memory format is known to be safe and faster on a CPU.
+        good_in_bf16: Whether bf16 autocast is known to be good; ``good_compiled`` likewise of torch.compile.
         transformer: Whether it is a transformer or of its kin (ConvNeXt), which SGD trains poorly.
         frozen: Whether all of it keeps its weights (see ``freeze_backbone``).
         resting: Names of BatchNorm and dropout modules inside frozen layers; they work as in evaluation.
@@ -91,6 +86,8 @@ class Backbone(nn.Module):
         self.interpolation: str = data["interpolation"]
         self.crop_pct: float = data["crop_pct"]
         self.channels_last = safe_in_channels_last(model)
+        self.good_in_bf16 = module_of(model) in BF16_MODULES
+        self.good_compiled = module_of(model) in COMPILE_MODULES
         self.unused_parameters = plan.unused_parameters
         for key in plan.unused_parameters:
             model.get_parameter(key).requires_grad_(False)
@@ -178,22 +175,6 @@ class Backbone(nn.Module):
     def _prepare(self, images: Tensor) -> Tensor:
         # images decoded as (H, W, 3) arrive in channels_last without anyone asking; fastvit's backward dies of it
         return images if self.channels_last else images.contiguous()
-
-
-def safe_in_channels_last(model: nn.Module) -> bool:
-    """Whether a timm model is known to be safe, and no slower, in the channels_last memory format on a CPU.
-
-    On CPUs with AVX-512, the backward pass of a strided 1x1 convolution over fewer than 16 channels writes beyond its
-    memory in that format (torch 2.14; found with a checking malloc). fastvit, mobileone and repvgg begin with one.
-    """
-    overflows = any(
-        isinstance(module, nn.Conv2d)
-        and module.kernel_size == (1, 1)
-        and max(module.stride) > 1
-        and module.in_channels < 16
-        for module in model.modules()
-    )
-    return type(model).__module__.rpartition(".")[2] in CHANNELS_LAST_MODULES and not overflows
 
 
 def _dense(feature_map: Tensor) -> Tensor:
