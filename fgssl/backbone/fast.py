@@ -15,9 +15,15 @@ CHANNELS_LAST_MODULES = frozenset(
     )
 )
 # whose maps and GradCAM in bf16 point where those of float32 do, cosine 0.95 or more (recipes/bench/backbone_fast.py)
-BF16_MODULES = frozenset(("resnet", "vision_transformer"))
+BF16_MODULES = frozenset(
+    (
+        *("beit", "byobnet", "coat", "convnext", "densenet", "efficientnet", "eva", "fastvit", "hgnet", "levit"),
+        *("mambaout", "maxxvit", "metaformer", "mobilenetv3", "nfnet", "pit", "regnet", "repvit", "resnet"),
+        *("resnetv2", "swin_transformer", "swin_transformer_v2", "tiny_vit", "vision_transformer", "vovnet"),
+    )
+)
 # that torch.compile traces to the same map and gradients (the same recipe)
-COMPILE_MODULES = frozenset(("resnet", "vision_transformer"))
+COMPILE_MODULES = BF16_MODULES
 
 
 def module_of(model: nn.Module) -> str:
