@@ -17,9 +17,10 @@ CHANNELS_LAST_MODULES = frozenset(
 # whose maps and GradCAM in bf16 point where those of float32 do, cosine 0.95 or more (recipes/bench/backbone_fast.py)
 BF16_MODULES = frozenset(
     (
-        *("beit", "byobnet", "coat", "convnext", "densenet", "efficientnet", "eva", "fastvit", "hgnet", "levit"),
-        *("mambaout", "maxxvit", "metaformer", "mobilenetv3", "nfnet", "pit", "regnet", "repvit", "resnet"),
-        *("resnetv2", "swin_transformer", "swin_transformer_v2", "tiny_vit", "vision_transformer", "vovnet"),
+        *("beit", "byobnet", "cait", "coat", "convnext", "densenet", "edgenext", "efficientnet", "eva", "fastvit"),
+        *("ghostnet", "hgnet", "levit", "mambaout", "maxxvit", "metaformer", "mobilenetv3", "nfnet", "pit"),
+        *("regnet", "repvit", "resnet", "resnetv2", "sequencer", "starnet", "swin_transformer"),
+        *("swin_transformer_v2", "tiny_vit", "vision_transformer", "vovnet", "xcit"),
     )
 )
 # that torch.compile traces to the same map and gradients (the same recipe)
