@@ -15,7 +15,7 @@ from fgssl.config import DataConfig
 from fgssl.embed import Embeddings
 from fgssl.encoder import POOLS, Encoder, Pool
 from fgssl.errors import FgsslError
-from fgssl.evaluation import open_subject
+from fgssl.evaluation import Subject, open_subject
 from fgssl.featuretable import FeatureTable, is_feature_table
 from fgssl.probe_splits import ProbeSplits, probe_splits
 from fgssl.reporting import Reporter
@@ -94,22 +94,28 @@ def compare(
         reporter: Told of progress.
 
     Raises:
-        FgsslError: As the parts; a missing file is told before anything is embedded.
+        FgsslError: As the parts; what a checkpoint, its weights, its poolings or a file's paths lack is told before
+            anything is embedded.
     """
     reporter = reporter or Reporter()
+    if k < 1:
+        raise FgsslError(f"--k is {k}", "it must be at least 1")
     tables = {name for name in checkpoints if is_feature_table(name)}
     for name in checkpoints:
         if name not in tables and not name.startswith(TIMM_PREFIX):
             encoder_path(name)
     settled = _data(checkpoints[0], data, in_table=checkpoints[0] in tables)
     splits = probe_splits(settled, split, seed=seed)
+    options = _Options(settled.source, pools, batch_size, device, cache, reporter)
+    for name in checkpoints:  # opened and let go: together they may not fit into memory
+        if name in tables:
+            _from_table(name, splits)
+        else:
+            _opened(name, options)
     rows: list[Row] = []
     for place, name in enumerate(checkpoints, 1):
         reporter.note(f"{place} of {len(checkpoints)}: {name}")
-        if name in tables:
-            pooled = _from_table(name, splits)
-        else:
-            pooled = _from_encoder(name, splits, settled, pools, batch_size, device, cache, reporter)
+        pooled = _from_table(name, splits) if name in tables else _from_encoder(name, splits, options)
         rows += [_measure(name, pool, both, k=k, seed=seed, reporter=reporter) for pool, both in pooled]
     if len({len(row.images["knn"]) for row in rows}) > 1:
         raise FgsslError("an encoder read images that another could not", "see the warnings; remove unreadable images")
@@ -146,25 +152,35 @@ def _from_table(name: str, splits: ProbeSplits) -> _Pooled:
     return [(table.pool, _Both(table.embed(splits.train), table.embed(splits.test)))]
 
 
-def _from_encoder(
-    name: str,
-    splits: ProbeSplits,
-    data: DataConfig,
-    pools: Sequence[Pool] | None,
-    batch_size: int | None,
-    device: str | None,
-    cache: str | None,
-    reporter: Reporter,
-) -> _Pooled:
+class _Options(NamedTuple):
+    """What every encoder is opened with."""
+
+    source: str
+    pools: Sequence[Pool] | None
+    batch_size: int | None
+    device: str | None
+    cache: str | None
+    reporter: Reporter
+
+
+def _opened(name: str, options: _Options) -> tuple[Subject, list[Pool]]:
+    """An encoder and those of the wanted poolings that it has, which must be one at least."""
+    source, pools, batch_size, device, cache, reporter = options
     # gap, which every encoder has: which poolings are wanted is settled below
     subject = open_subject(
-        name, data=data.source, pool="gap", batch_size=batch_size, device=device, cache=cache, reporter=reporter
+        name, data=source, pool="gap", batch_size=batch_size, device=device, cache=cache, reporter=reporter
     )
     has: tuple[Pool, ...] = tuple(pool for pool in POOLS if _has(subject.encoder, pool))
     chosen = [pool for pool in (pools or USUAL_POOLS) if pool in has]
-    lacking = [pool for pool in pools or () if pool not in has]
     if not chosen:
-        raise FgsslError(f"'{name}' cannot pool by {', '.join(lacking)}", f"it has {', '.join(has)}")
+        raise FgsslError(f"'{name}' cannot pool by {', '.join(pools or ())}", f"it has {', '.join(has)}")
+    return subject, chosen
+
+
+def _from_encoder(name: str, splits: ProbeSplits, options: _Options) -> _Pooled:
+    subject, chosen = _opened(name, options)
+    reporter = options.reporter
+    lacking = [pool for pool in options.pools or () if pool not in chosen]
     if lacking:
         reporter.warn(f"'{name}' has no {', '.join(lacking)} pooling: left out of its rows")
     train, test = (subject.embed_all(images, chosen) for images in (splits.train, splits.test))

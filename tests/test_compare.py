@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
-from running import fgssl, finished_run, flat_photos, photos, plain_run
+from running import BACKBONE, fgssl, finished_run, flat_photos, photos, plain_run
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -139,6 +140,22 @@ def test_pooling_that_an_encoder_lacks_is_left_out_or_refused() -> None:
     assert [row["pool"] for row in outcome.json()["rows"]] == ["rationale", "gap", "gap"]
     assert "has no rationale pooling" in outcome.err
     assert "cannot pool by concat" in fgssl("compare", plain_run(), *options, "--pool", "concat").error()
+
+
+def test_what_the_last_entry_lacks_is_told_before_anything_is_embedded(tmp_path: Path) -> None:
+    train, labels = split_paths("train")
+    part = features_file(tmp_path / "part.safetensors", torch.eye(3)[labels], paths=train)
+    embedded = mock.patch("fgssl.evaluation.embed", side_effect=AssertionError("embedded too early"))
+    first = ("compare", finished_run()[0])
+    for arguments, expected in (
+        ((f"timm:{BACKBONE}",), "not on this machine"),
+        ((part,), "no features of 12 of 12 images"),
+        ((plain_run(), "--pool", "rationale"), "cannot pool by rationale"),
+        ((plain_run(), "--k", "0"), "--k is 0"),
+    ):
+        with embedded:
+            outcome = fgssl(*first, *arguments, "--data", photos())
+        assert expected in outcome.error() and "1 of 2" not in outcome.err
 
 
 # ---- a probe of files
