@@ -21,12 +21,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fgssl import __version__
-from fgssl.backbone import build_backbone, rebuild_backbone
+from fgssl.backbone import Backbone, build_backbone, rebuild_backbone
 from fgssl.config import DataConfig, PretrainConfig, flatten
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
 from fgssl.files import atomic_path
 from fgssl.objectives.base import build_projector
+from fgssl.offline import WeightsError, WeightsOffline
 from fgssl.rationale import RationaleHead
 from fgssl.resolve import config_from_flat
 
@@ -68,7 +69,7 @@ def load_encoder(checkpoint: str) -> Encoder:
         FgsslError: nothing there, cut off, not an fgssl file, or of a newer version.
     """
     if checkpoint.startswith(TIMM_PREFIX):
-        return Encoder(build_backbone(checkpoint[len(TIMM_PREFIX) :], pretrained=True)).eval()
+        return Encoder(_published(checkpoint[len(TIMM_PREFIX) :])).eval()
     path = encoder_path(checkpoint)
     metadata, tensors = _read(path)
     try:
@@ -86,6 +87,22 @@ def load_encoder(checkpoint: str) -> Encoder:
             f"'{path}' is damaged: {type(error).__name__} {reason}", "use another copy, or train again"
         ) from error
     return encoder.eval()
+
+
+def _published(name: str) -> Backbone:
+    """A backbone with its published weights; where they cannot be had, a remedy that is not training's."""
+    try:
+        return build_backbone(name, pretrained=True)
+    except WeightsOffline as error:
+        raise FgsslError(
+            error.problem,
+            "run once with a network (or HF_ENDPOINT set to a mirror), which keeps them, or give a folder "
+            f"with timm's config.json and model.safetensors as {TIMM_PREFIX}local-dir:FOLDER",
+        ) from error
+    except WeightsError as error:
+        raise FgsslError(
+            error.problem, f"choose another model, or a whole folder of timm's as {TIMM_PREFIX}local-dir:FOLDER"
+        ) from error
 
 
 def encoder_path(checkpoint: str) -> Path:

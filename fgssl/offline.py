@@ -1,4 +1,4 @@
-"""Without a network, the hub's cached copies at once instead of half a minute of retries."""
+"""Without a network: the hub's cached copies at once instead of half a minute of retries, and plain words."""
 
 from __future__ import annotations
 
@@ -9,13 +9,32 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from fgssl.errors import FgsslError
 
 PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 CONNECT_SECONDS = 3.0  # each of two attempts
 PAUSE_SECONDS = 0.5  # between them, for a hiccup
+
+
+class WeightsError(FgsslError):
+    """Published weights that cannot be had; the remedy is for a training run."""
+
+
+class WeightsOffline(WeightsError):
+    """Published weights that are not on this machine, with no network to fetch them."""
+
+
+def is_offline(error: Exception) -> bool:
+    """Whether an error of the hub's client or of timm's download means that nothing answers."""
+    if isinstance(error, HTTPError):  # a server answered
+        return False
+    return isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled, URLError, ConnectionError, TimeoutError))
 
 
 @contextmanager

@@ -119,8 +119,11 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise FgsslError(f"recipe '{path}' is larger than 1 MB", "is it a recipe?")
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise FgsslError(f"recipe '{path}' does not exist", "give the path of a YAML file") from error
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a zero byte in the path
-        raise FgsslError(f"cannot read recipe '{path}': {error}", "give the path of a YAML file") from error
+        reason = getattr(error, "strerror", None) or error
+        raise FgsslError(f"cannot read recipe '{path}': {reason}", "give the path of a YAML file") from error
     tree = _parse_yaml(text, f"recipe '{path}'", "mend it")
     if not isinstance(tree, dict):
         raise FgsslError(f"recipe '{path}' holds no settings", "write sections such as 'training:' with keys below")
@@ -165,7 +168,10 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
     if get_origin(hint) is Literal:
         value = "no" if value is False and "no" in get_args(hint) else value  # YAML reads a bare `no` as false
         if value not in get_args(hint):
-            raise FgsslError(f"{key} cannot be {_shown(value)}", f"choose one of {', '.join(map(str, get_args(hint)))}")
+            near = difflib.get_close_matches(str(value)[:80].lower(), list(map(str, get_args(hint))), n=1)
+            choices = f"choose one of {', '.join(map(str, get_args(hint)))}"
+            remedy = f"did you mean '{near[0]}'? Otherwise {choices}" if near else choices
+            raise FgsslError(f"{key} cannot be {_shown(value)}", remedy)
         return value
     if hint is bool and isinstance(value, bool):
         return value

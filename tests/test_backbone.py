@@ -6,12 +6,15 @@ import copy
 import json
 import subprocess
 import sys
+from email.message import Message
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 
 import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -28,6 +31,7 @@ from fgssl.backbone.fast import safe_in_channels_last
 from fgssl.backbone.names import resolve_source
 from fgssl.backbone.trial import run_trial
 from fgssl.errors import FgsslError
+from fgssl.offline import is_offline
 
 SWEEP = Path(__file__).parents[1] / "recipes" / "bench" / "backbone_sweep.py"
 
@@ -249,8 +253,19 @@ def test_bad_input_is_one_line_with_a_remedy(options: dict[str, object], expecte
 def test_offline_names_the_remedies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FgsslError, match=r"weights of resnet18 cannot be loaded.*--no-pretrained.*mirror"):
+    missing = (
+        r"^the pretrained weights of resnet18 are not on this machine and .*\(offline\); .*mirror.*--no-pretrained$"
+    )
+    with pytest.raises(FgsslError, match=missing):
         build_backbone("resnet18", pretrained=True, image_size=64)
+    with pytest.raises(FgsslError, match=r"^backbone 'hf-hub:a/b' is not on this machine .*\(offline\); .*mirror"):
+        build_backbone("hf-hub:a/b")
+
+
+def test_only_silence_counts_as_offline() -> None:
+    answer = HTTPError("https://example.org", 404, "not found", Message(), None)
+    silent = (URLError("no route"), ConnectionResetError(), TimeoutError(), LocalEntryNotFoundError("not cached"))
+    assert all(map(is_offline, silent)) and not any(map(is_offline, (answer, ValueError(), FileNotFoundError())))
 
 
 class TestInitialWeights:

@@ -201,7 +201,9 @@ def test_encoder_without_rationale_says_so() -> None:
 
 def test_timm_checkpoints(tmp_path: Path) -> None:
     assert BACKBONE in (offline := fgssl("retrieve", f"timm:{BACKBONE}", "--data", photos()).error())
-    assert "offline" in offline
+    assert "offline" in offline and "timm:local-dir:FOLDER" in offline and "--no-pretrained" not in offline
+    bare = fgssl("embed", "timm:test_mambaout", "--data", photos()).error()
+    assert "has no published weights" in bare and "--no-pretrained" not in bare
     assert "mobilenetv3_small_050" in fgssl("retrieve", "timm:mobilenetv3_smal_050").error()
     # a local folder stands in for weights from the hub
     name = f"timm:local-dir:{finished_run()[0] / 'timm'}"

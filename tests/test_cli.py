@@ -172,6 +172,7 @@ def test_wrong_usage_is_exit_2(arguments: tuple[str, ...]) -> None:
         (("--objective", "byoll"), ("byoll", "mocov2")),
         (("--set", "views.preset=rainbow"), ("rainbow", "colour")),
         (("--set", "rationale.preset=best"), ("best", "official")),
+        (("--set", "rationale.preset=oficial"), ("'oficial'; did you mean 'official'?", "choose one of")),
         (("--set", "rationale.projection=3"), ("rationale.projection", "rationale.projections")),
         (("--set", "rationale"), ("section.key=value",)),
         (("--set", "data.train_split=trian"), ("trian", "train", "test")),
@@ -186,7 +187,8 @@ def test_wrong_usage_is_exit_2(arguments: tuple[str, ...]) -> None:
         (("--lr", "0"), ("optimizer.lr", "above 0")),
         (("--seed", "-1"), ("training.seed", "at least 0")),
         (("--pretrained",), (BACKBONE, "--no-pretrained")),  # offline
-        (("--recipe", "nowhere.yaml"), ("nowhere.yaml",)),
+        (("--recipe", "nowhere.yaml"), ("recipe 'nowhere.yaml' does not exist; give",)),
+        (("--recipe", "."), ("cannot read recipe '.': Is a directory; give",)),
     ],
 )
 def test_mistakes_of_pretrain_are_one_line(options: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path) -> None:
@@ -195,6 +197,17 @@ def test_mistakes_of_pretrain_are_one_line(options: tuple[str, ...], expected: t
     assert all(word in error for word in expected), error
     assert outcome.err.count("\n") == 1 and outcome.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_without_the_weights_plans_all_the_same(tmp_path: Path) -> None:
+    options = ("pretrain", "--data", photos(), *SHORT, "--pretrained", "--dry-run", "--json")
+    outcome = fgssl(*options, cwd=tmp_path)  # offline
+    found = outcome.json()
+    assert outcome.code == 0 and list(tmp_path.iterdir()) == []
+    assert found["settings"]["backbone.pretrained"]["value"] is True
+    assert found["settings"]["optimizer.name"]["value"] == "sgd"  # of a trained CNN, not of a start from scratch
+    assert outcome.err.startswith(f"warning: the pretrained weights of {BACKBONE} are not on this machine")
+    assert "the run would not start; " in outcome.err and outcome.err.count("\n") == 1
 
 
 def test_folders_without_enough_images(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, str] = {
     "reporting": "",
     "machine": "errors",
     "stopping": "",
-    "offline": "",
+    "offline": "errors",
     "runlock": "errors files",
     "launch": "",
     "memory": "",
@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, str] = {
     "rationale": "config mapshape",
     "mapshape": "config",
     "encoder": "backbone config errors objectives rationale",
-    "checkpoint": "backbone config encoder errors files objectives rationale resolve",
+    "checkpoint": "backbone config encoder errors files objectives offline rationale resolve",
     # pure functions on features
     "features": "errors",
     "ranking": "",
@@ -102,7 +102,7 @@ MAY_IMPORT: dict[str, str] = {
     "trainer training",
     # the command line, which nothing imports
     "cli": "backbone changes check checkpoint comparison config data drawing embed errors evaluation featurefile "
-    "featuretable files finish launch lookup machine plan pretrain probe_files probe_splits probing reporting "
+    "featuretable files finish launch lookup machine offline plan pretrain probe_files probe_splits probing reporting "
     "resolve retrieval retrieve runfolder runlock signals state stopping visualize",
     "__main__": "cli",
 }

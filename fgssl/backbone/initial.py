@@ -21,7 +21,7 @@ from fgssl.backbone.export import WEIGHTS_NAME, shape_faults, some
 from fgssl.backbone.module import Backbone
 from fgssl.backbone.names import SOURCE_PREFIXES, first_line, resolve_source
 from fgssl.errors import FgsslError
-from fgssl.offline import hub_or_cache
+from fgssl.offline import WeightsError, WeightsOffline, hub_or_cache, is_offline
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 ENCODER_NAME = "encoder.safetensors"  # of a run folder; its metadata describe the backbone
@@ -246,15 +246,17 @@ def _converter(model: nn.Module) -> Any:
     return next((getattr(module, name) for name in names if hasattr(module, name)), None)
 
 
-def no_published_weights(name: str) -> FgsslError:
+def no_published_weights(name: str) -> WeightsError:
     """The error for asking published weights of a model that has none."""
-    return FgsslError(f"{name} has no published weights", "train it from scratch with --no-pretrained")
+    return WeightsError(f"{name} has no published weights", "train it from scratch with --no-pretrained")
 
 
-def weights_unavailable(name: str, error: Exception) -> FgsslError:
+def weights_unavailable(name: str, error: Exception) -> WeightsError:
     """The error for published weights that could not be had, mostly for want of a network."""
-    return FgsslError(
-        f"the pretrained weights of {name} cannot be loaded ({first_line(error)})",
-        "offline: start from scratch with --no-pretrained, use a cached model with HF_HUB_OFFLINE=1, "
-        "or set HF_ENDPOINT to a mirror",
-    )
+    remedy = "start from a local file or folder with --init, or from scratch with --no-pretrained"
+    if is_offline(error):
+        return WeightsOffline(
+            f"the pretrained weights of {name} are not on this machine and the model hub cannot be reached (offline)",
+            f"run once with a network (or HF_ENDPOINT set to a mirror), which keeps them, {remedy}",
+        )
+    return WeightsError(f"the pretrained weights of {name} cannot be loaded ({first_line(error).rstrip(' .')})", remedy)

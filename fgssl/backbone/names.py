@@ -11,6 +11,7 @@ import torch
 from timm.models import get_pretrained_cfg, split_model_name_tag
 
 from fgssl.errors import FgsslError
+from fgssl.offline import is_offline
 
 # names that timm resolves itself: a model of the Hugging Face hub, a folder written by save_timm
 SOURCE_PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
@@ -105,8 +106,13 @@ def resolve_source(name: str) -> BackboneSource:
     try:
         resolved = timm.models.resolve_model_input_args(name)
     except Exception as error:  # network, missing folder, config.json of another tool: all kinds of errors
+        if is_offline(error) and not name.startswith("local-dir:"):
+            raise FgsslError(
+                f"backbone {name!r} is not on this machine and the model hub cannot be reached (offline)",
+                "run once with a network (or HF_ENDPOINT set to a mirror), which keeps it",
+            ) from error
         raise FgsslError(
-            f"backbone {name!r} cannot be read ({first_line(error)})",
+            f"backbone {name!r} cannot be read ({first_line(error).rstrip(' .')})",
             "a hub name needs a timm model's config.json and a network or its cached copy, a folder needs config.json",
         ) from error
     architecture, published = resolved.pop("model_name"), resolved.pop("pretrained_cfg")

@@ -246,10 +246,16 @@ def _resume_command(target: Path) -> str:
 
 
 def _dry_run(resolved: Any, *, as_json: bool, processes: int) -> None:
+    from fgssl.offline import WeightsOffline
     from fgssl.plan import describe, make_plan
 
-    plan = make_plan(resolved, world=processes)
-    for line in plan.warnings():
+    missing = []
+    try:
+        plan = make_plan(resolved, world=processes)
+    except WeightsOffline as error:  # no value of the plan depends on the weights' numbers
+        plan = make_plan(resolved, world=processes, load_weights=False)
+        missing = [f"{error.problem}: the run would not start; {error.remedy}"]
+    for line in [*missing, *plan.warnings()]:
         make_reporter(quiet=False).warn(line)
     description, facts = describe(plan), plan.facts()
     if as_json:
