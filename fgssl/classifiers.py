@@ -42,11 +42,15 @@ class ProbeResult(ClassifierResult):
         cost: The inverse strength of regularisation chosen (scikit-learn's C).
         tried: Each cost with its top-1 in percent on the held-out slice; empty if nothing could be held out.
         converged: The final fit met its tolerance.
+        choice: On which images the cost was chosen, in words.
+        method: The protocol without what differs from try to try.
     """
 
     cost: float
     tried: tuple[tuple[float, float], ...]
     converged: bool
+    choice: str
+    method: str
 
 
 def linear_probe(
@@ -115,9 +119,12 @@ def linear_probe(
         progress(fits, fits)
     scores = data.test.new_full((len(data.test), data.classes), float("-inf"))
     scores[:, present] = data.test @ model.weight[0] + model.bias[0]
-    protocol = f"logistic regression on L2-normalised frozen features, C = {cost:.3g} of {len(costs)} values, {choice}"
-    judged = judge(scores, data.test_labels, protocol)
-    return ProbeResult(**vars(judged), cost=cost, tried=tried, converged=model.converged)
+    method = "logistic regression on L2-normalised frozen features, C"
+    judged = judge(scores, data.test_labels, f"{method} = {cost:.3g} of {len(costs)} values, {choice}")
+    return ProbeResult(
+        **vars(judged), cost=cost, tried=tried, converged=model.converged, choice=choice,
+        method=f"{method} of {len(costs)} values",
+    )  # fmt: skip
 
 
 def _held_out_accuracy(

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fgssl.data.decode import decode_image
+from fgssl.data.decode import decode_image, require_files
 from fgssl.data.images import ImageSet
 from fgssl.drawing import Map, Neighbour, SearchRow, search_sheet
 from fgssl.embed import Embeddings, evaluation_view
@@ -108,6 +108,7 @@ def look_up(
             f"'{checkpoint}' holds features, not an encoder to embed a query with",
             "give the encoder, and the file with --gallery",
         )
+    require_files(queries)
     reporter = reporter or Reporter()
     file = gallery_file(gallery, gallery_split)
     subject = open_subject(

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fgssl.classifiers import knn_classify, linear_probe
+from fgssl.classifiers import ProbeResult, knn_classify, linear_probe
 from fgssl.data.images import ImageSet
 from fgssl.embed import Embeddings
 from fgssl.errors import FgsslError
@@ -105,8 +105,7 @@ def run_probe(subject: FeatureSource, splits: ProbeSplits, options: ProbeOptions
     draws = draw(labels)  # again: an unreadable image has no row
     task = _Task(subject, splits, train, test, options, _class_count(train, test))
     shares = run_trials(draws, _fit_all(task, sum(map(len, draws))))
-    first = shares[0].trials[0].result.protocol
-    return ProbeReport(shares, train, test, f"{first}; {splits.protocol}{_drawn(shares)}")
+    return ProbeReport(shares, train, test, f"{_method(shares)}; {splits.protocol}{_drawn(shares)}")
 
 
 def run_few_shot(
@@ -129,8 +128,27 @@ def run_few_shot(
     ]
 
 
+def _method(shares: Sequence[Share]) -> str:
+    """How every try was classified: with its own numbers where there is one, else share by share."""
+    results = [share.trials[0].result for share in shares]  # the tries of a share have as many images of each class
+    first = results[0]
+    if not isinstance(first, ProbeResult):
+        different = dict.fromkeys(result.protocol for result in results)
+        if len(different) == 1:
+            return first.protocol
+        return ", ".join(f"{r.protocol} (share {s.fraction:g})" for s, r in zip(shares, results, strict=True))
+    if len(shares) == 1 and len(shares[0].trials) == 1:
+        return first.protocol
+    choices = [
+        f"{share.fraction:g} {result.choice}"
+        for share, result in zip(shares, results, strict=True)
+        if isinstance(result, ProbeResult)
+    ]
+    return f"{first.method}, for each try its own: share {', share '.join(choices)}"
+
+
 def _drawn(shares: Sequence[Share]) -> str:
-    """What was drawn, in words; the protocol's own numbers are of the first try."""
+    """What was drawn, in words."""
     parts = [
         f"{share.fraction:g} of the labels drawn by class with seeds {', '.join(map(str, share.seeds))}"
         for share in shares

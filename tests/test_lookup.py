@@ -203,7 +203,7 @@ def test_a_picture_that_is_gone_is_grey_on_the_sheet(gallery: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--query", "nowhere.jpg"), "unreadable image nowhere.jpg: does not exist"),
+        (("--query", "nowhere.jpg"), "no such file: nowhere.jpg; check the path"),
         (("--query", "text.jpg"), "unreadable image text.jpg: is not an image"),
         (("--query", "."), "is a folder"),
         (("--query", "q.jpg", "--gallery", "empty"), "the folder empty is empty"),

@@ -184,6 +184,21 @@ def test_json_of_shares_has_mean_spread_classes_and_confusions(tmp_path: Path) -
     assert json.loads((folder / "probe.json").read_text()) == found
 
 
+def test_protocol_tells_each_share_and_the_table_its_spread(tmp_path: Path) -> None:
+    """24 images in 3 classes: a fifth of each share, by class, rounded, is held out."""
+    run = finished_run()[0]
+    outcome = fgssl("probe", run, "--labels", "1.0,0.5,0.125", "--tries", "2", cwd=tmp_path)
+    assert "± sd of 2 tries" in outcome.out
+    held = {share: 3 * max(1, round(0.2 * each)) for share, each in (("1", 8), ("0.5", 4))}
+    assert f"share 1 chosen on {held['1']} of 24 train images" in outcome.out
+    assert f"share 0.5 chosen on {held['0.5']} of 12 train images" in outcome.out
+    assert "share 0.125 not chosen: no class has two train images" in outcome.out
+    assert "C = " not in outcome.out and "C = " in fgssl("probe", run).out
+    knn = ("--protocol", "knn", "--k", "20", "--labels", "1.0,0.5", "--json")
+    found = fgssl("probe", run, *knn, cwd=tmp_path).json()["protocol"]
+    assert "20 nearest" in found and "(share 1), 12 nearest" in found
+
+
 def test_lists_of_labelled_images_are_data_sources_and_repeat_the_try(tmp_path: Path) -> None:
     options = ("--labels", "0.5", "--tries", "2", "--output", tmp_path / "o", "--json")
     found = fgssl("probe", finished_run()[0], *options).json()

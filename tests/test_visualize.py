@@ -63,7 +63,9 @@ def test_newest_run_and_name_of_the_picture_are_the_defaults(tmp_path: Path) -> 
         shutil.copyfile(run / "encoder.safetensors", tmp_path / "runs" / name / "encoder.safetensors")
     (tmp_path / "runs" / "unfinished").mkdir()
     shutil.copy(picture(), tmp_path / "my bird 🐦.jpg")
-    found = fgssl("visualize", "my bird 🐦.jpg", "--json", cwd=tmp_path).json()
+    outcome = fgssl("visualize", "my bird 🐦.jpg", "--json", cwd=tmp_path)
+    found = outcome.json()
+    assert outcome.err == "checkpoint: runs/new (newest in runs/)\n"
     assert (found["output"], found["checkpoint"]) == ("my bird 🐦-rationale.png", "runs/new")
     size_of(tmp_path / "my bird 🐦-rationale.png")
 
@@ -109,7 +111,7 @@ def test_wrong_pictures_and_outputs_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no picture")
     run = finished_run()[0]
     for arguments, expected in (
-        (("nowhere.jpg",), "nowhere.jpg"),
+        ((picture(), "nowhere.jpg"), "no such file: nowhere.jpg; check the path"),
         (("text.jpg",), "text.jpg"),
         ((flat_photos(),), "is a folder"),
         ((picture(), "--output", "sheet.pdf"), "sheet.pdf"),

@@ -152,8 +152,9 @@ def _linear(
 
 
 def _print_linear(protocol: str, found: dict[str, Any]) -> None:
-    drawn = any(share["tries"] > 1 for share in found["results"])
-    uncertainty = "spread" if drawn else "95 %"
+    tries = max(share["tries"] for share in found["results"])
+    drawn = tries > 1
+    uncertainty = f"± sd of {tries} tries" if drawn else "95 %"
     columns = ("pool", "share", "labels", "tries", "top1", uncertainty, "top5", "mean per class", "test images")
     rows = []
     for share in found["results"]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fgssl.cli.console import out, print_json
+from fgssl.cli.console import err, out, print_json
 from fgssl.cli.pretrain import RUNS
 
 
@@ -16,7 +16,9 @@ def visualize(
     checkpoint: Annotated[
         str | None, typer.Option(help="Run folder or encoder file. [the newest run in runs/]")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="PNG to write. [IMAGE-rationale.png]")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="PNG to write. [IMAGE-rationale.png in the current folder]")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps. [best at hand]")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the path and the map sizes as JSON.")] = False,
 ) -> None:
@@ -24,13 +26,17 @@ def visualize(
     target = output or Path(f"{images[0].stem}-rationale.png")
 
     from fgssl.checkpoint import load_encoder
+    from fgssl.data.decode import require_files
     from fgssl.drawing import check_picture_path, save_png
     from fgssl.machine import resolve_device
     from fgssl.runfolder import newest_run
     from fgssl.visualize import visualize as draw
 
     check_picture_path(target)
+    require_files(images)  # before the encoder is loaded
     source = checkpoint or str(newest_run(RUNS))
+    if checkpoint is None:
+        err.print(f"checkpoint: {source} (newest in {RUNS}/)", markup=False, soft_wrap=True)
     encoder = load_encoder(source).to(resolve_device(device))
     sheet = draw(encoder, images, title=f"{encoder.backbone.name}, {source}")
     save_png(sheet, target)

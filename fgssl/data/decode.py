@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 
@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fgssl.data.modes import to_rgb
 from fgssl.data.names import printable
-from fgssl.errors import UnreadableImage
+from fgssl.errors import FgsslError, UnreadableImage
 
 MAX_PIXELS = 178_956_970
 """Larger images are refused before they are decoded: a small file can unpack to many gigabytes (Pillow's own limit)."""
@@ -89,6 +89,13 @@ def decode_image(data: EncodedImage, min_side: int | None = None, *, name: str |
         UnreadableImage: Missing, empty, cut off, not an image, too large, or broken in any other way.
     """
     return _read(data, name, lambda stream, size: _decode(stream, size, min_side).image)
+
+
+def require_files(paths: Sequence[Path]) -> None:
+    """Raises FgsslError for the first of the pictures somebody named that is not there."""
+    for path in paths:
+        if not os.path.lexists(path):
+            raise FgsslError(f"no such file: {printable(os.fspath(path))}", "check the path")
 
 
 def examine_image(data: EncodedImage, min_side: int | None = None, *, name: str | None = None) -> Examined:
