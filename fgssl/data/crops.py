@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fgssl.config import ViewsConfig
 from fgssl.data.cache import PixelStore
-from fgssl.data.feed import epoch_order
-from fgssl.stopping import ignore_stop_signals
+from fgssl.data.feed import epoch_order, start_worker, whole_batch
 from fgssl.views import DRAWS, draw_views, make_views
 
 # torchvision's RandomResizedCrop and a flip, nothing else: how linear classifiers are trained on ImageNet
@@ -88,19 +87,8 @@ class CropDataset(Dataset[CropBatch]):
         return CropBatch(make_views(pictures, views, self.size), index)
 
 
-def _whole(batch: CropBatch) -> CropBatch:
-    """The dataset already made the batch."""
-    return batch
-
-
-def _start_worker(_worker: int) -> None:
-    torch.set_num_threads(1)
-    ignore_stop_signals()
-
-
 def crop_batches(dataset: CropDataset, sampler: CropSampler, *, workers: int = 0) -> Iterator[CropBatch]:
     """All batches of all epochs, in order; the loader processes live as long as it takes."""
-    collate: Callable[[Any], CropBatch] = _whole
     yield from DataLoader(
-        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate, worker_init_fn=_start_worker
+        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=whole_batch, worker_init_fn=start_worker
     )

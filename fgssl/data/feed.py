@@ -145,19 +145,22 @@ class ViewDataset(Dataset[ViewBatch]):
         raise UnreadableImage("no image of the training split can be read", "see the reasons above")
 
 
-def _whole(batch: Any) -> Any:
+def whole_batch(batch: Any) -> Any:
     """The dataset already made the batch."""
     return batch
 
 
-def _start_worker(_worker: int) -> None:
+def start_worker(_worker: int) -> None:
+    """One thread a loader process; stop signals are for the process that trains."""
     torch.set_num_threads(1)
     ignore_stop_signals()
 
 
 def build_feed(dataset: Any, sampler: Sampler[Any], *, workers: int, pin: bool) -> DataLoader[Any]:
     """A loader over all remaining steps of the run: workers live as long as it does, one batch ahead each."""
-    extra: dict[str, Any] = {"prefetch_factor": 2, "worker_init_fn": _start_worker} if workers else {}
+    extra: dict[str, Any] = {"prefetch_factor": 2, "worker_init_fn": start_worker} if workers else {}
     # bytes travel between processes; made in this one, floats of the same levels save a conversion to and fro
     dataset.dtype = torch.uint8 if workers else torch.float32
-    return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=_whole, pin_memory=pin, **extra)
+    return DataLoader(
+        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=whole_batch, pin_memory=pin, **extra
+    )
