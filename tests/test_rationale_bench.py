@@ -100,6 +100,22 @@ def test_masks_are_those_of_the_query(select, final):
     assert np.array_equal(slice_.masks(7).parts, expected.parts)
 
 
+def test_files_of_a_pattern_are_held_out(tmp_path):
+    """Judged by the names on disk; a pattern that fits nothing is told."""
+    from PIL import Image
+
+    for name in ("a/1.png", "a/val_1.png", "b/2.png", "b/val_2.png", "b/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    slice_ = open_slice(DataConfig(source=str(tmp_path)), "val_*")
+    held = {slice_.queries.identifier(row) for row in range(2)}
+    assert {name.rpartition("/")[2] for name in held} == {"val_1.png", "val_2.png"}
+    kept = [slice_.train.identifier(row).rpartition("/")[2] for row in range(3)]
+    assert sorted(kept) == ["1.png", "2.png", "3.png"]
+    with pytest.raises(FgsslError, match="0 of 5"):
+        open_slice(DataConfig(source=str(tmp_path)), "test_*")
+
+
 # ---- branches
 
 

@@ -7,8 +7,9 @@
 A cell is a variant with a seed; each runs in a process of its own and leaves a folder in OUTPUT/cells. Run the command
 again and finished cells are skipped, a killed one goes on from its saved state, and other poolings are computed without
 training. Judged on a part of the training split that pretraining does not see (`--select images`: a fifth of each
-class; `classes`: a quarter of the classes); `--final` judges on the test split. Always the last epoch. Writes
-results.jsonl (a line for each pooling or map of each cell), table.json and table.md, which is printed too.
+class; `classes`: a quarter of the classes; a pattern such as 'val_*': files so named); `--final` judges on the test
+split. Always the last epoch. Writes results.jsonl (a line for each pooling or map of each cell), table.json and
+table.md, which is printed too.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--recipe", type=Path, help="settings under the grid's")
     parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="for all cells")
     parser.add_argument("--only", action="append", default=[], metavar="VARIANT", help="these variants alone")
-    parser.add_argument("--select", choices=("images", "classes"), default="images", help="held-out slice of train")
+    parser.add_argument("--select", default="images", help="held-out slice of train: images, classes, or a file pattern")
     parser.add_argument("--final", action="store_true", help="train on all of train, judge on the test split")
     parser.add_argument("--probe", choices=("main", "all", "none"), default="main", help="linear probes to fit")
     parser.add_argument("--masks", type=int, default=200, help="images of the demo to compare maps with masks on")

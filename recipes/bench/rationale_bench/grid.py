@@ -48,7 +48,7 @@ class Protocol:
         recipe: YAML file under the grid's settings, or None.
         data: Source, as in `fgssl pretrain --data`; None for the recipe's.
         sets: Settings over those of the grid.
-        select: Which part of the training split judges: "images" or "classes".
+        select: Which part of the training split judges: "images", "classes" or a file pattern.
         final: Judge on the test split instead.
     """
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import PurePath
 from typing import NamedTuple
 
 import numpy as np
@@ -41,11 +43,12 @@ def open_slice(data: DataConfig, select: str, *, final: bool = False) -> Slice:
     Args:
         data: The source.
         select: "images" holds out a fifth of each class's images; "classes" a quarter of the classes, whose images are
-            halved into gallery and queries.
+            halved into gallery and queries; anything else is a pattern, and images whose file name fits it are held
+            out. A random fifth flatters where photographs were taken in bursts.
         final: Take the whole training split and the test split.
 
     Raises:
-        FgsslError: The source has no labels, or no test split where it is asked for.
+        FgsslError: The source has no labels, or no test split where it is asked for; the pattern fits no or all images.
     """
     whole = load_images(data, default_split(data, "train") or "train")
     if whole.labels is None:
@@ -61,6 +64,12 @@ def open_slice(data: DataConfig, select: str, *, final: bool = False) -> Slice:
         kept, held = (rows.numpy() for rows in stratified_split(labels, HELD_IMAGES, seed=SLICE_SEED))
         train = Subset(whole, kept)
         return Slice(train, train, Subset(whole, held), _masks(whole, held))
+    if select != "classes":
+        held = np.array([fnmatch(PurePath(whole.identifier(row)).name, select) for row in range(len(whole))])
+        if held.all() or not held.any():
+            raise FgsslError(f"--select '{select}' fits {held.sum()} of {len(held)} file names", "give another pattern")
+        train = Subset(whole, np.flatnonzero(~held))
+        return Slice(train, train, Subset(whole, np.flatnonzero(held)), _masks(whole, np.flatnonzero(held)))
     classes = np.random.default_rng(SLICE_SEED).permutation(np.unique(whole.labels))
     unseen = np.isin(whole.labels, classes[: max(2, round(HELD_CLASSES * len(classes)))])
     rows = np.flatnonzero(unseen)
