@@ -49,7 +49,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--recipe", type=Path, help="settings under the grid's")
     parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="for all cells")
     parser.add_argument("--only", action="append", default=[], metavar="VARIANT", help="these variants alone")
-    parser.add_argument("--select", default="images", help="held-out slice of train: images, classes, or a file pattern")
+    parser.add_argument(
+        "--select", default="images", help="held-out slice of train: images, classes, or a file pattern"
+    )
     parser.add_argument("--final", action="store_true", help="train on all of train, judge on the test split")
     parser.add_argument("--probe", choices=("main", "all", "none"), default="main", help="linear probes to fit")
     parser.add_argument("--masks", type=int, default=200, help="images of the demo to compare maps with masks on")
