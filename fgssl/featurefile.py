@@ -24,7 +24,7 @@ from fgssl import __version__
 from fgssl.embed import Embeddings
 from fgssl.errors import FgsslError
 from fgssl.features import check_features, check_labels
-from fgssl.files import atomic_path, not_writable
+from fgssl.files import atomic_path, make_folder
 
 FORMAT = "fgssl-features-1"
 _SHAPE_REMEDY = "give a safetensors file with `features` (N, D) and, to be scored, `labels` (N,)"
@@ -134,10 +134,7 @@ def check_output(path: Path) -> None:
     """Refuses, before hours of embedding, a path that `save_features` could not write. Raises FgsslError."""
     if path.is_dir():
         raise FgsslError(f"output '{path}' is a folder", "name a file in it, such as features.safetensors")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise not_writable(path, error) from error
+    make_folder(path.parent)
 
 
 def save_features(path: Path, embeddings: Embeddings, **told: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from fgssl.errors import FgsslError
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # None: a failure of a writer, mostly for want of space
 # how torch.save (twice) and safetensors report a full disk: as errors of their own, not as OSError
 _WRITER_FAILURES = ("inline_container", "PytorchStreamWriter", "I/O error")
 
@@ -21,8 +23,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         FgsslError: the folder cannot be written, or the disk is full.
     """
+    make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
         os.close(handle)
     except OSError as error:
@@ -63,19 +65,32 @@ def write_text(path: Path, text: str) -> None:
 
 def check_folder(path: Path) -> None:
     """Make a folder for results, before the work that leads to them. Raises FgsslError where it cannot be written."""
+    if path.exists() and not path.is_dir():
+        raise FgsslError(f"output '{path}' is a file", "name a folder")
+    make_folder(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
-    except FileExistsError as error:
-        raise FgsslError(f"output '{path}' is a file", "name a folder") from error
     except OSError as error:
         raise not_writable(path, error) from error
 
 
+def make_folder(path: Path, *, option: str = "--output") -> None:
+    """Make a folder and those above it. Raises FgsslError, naming the option to change, where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"cannot create the folder '{path}': {error.strerror or error}"
+        raise FgsslError(problem, _remedy(error, option)) from error
+
+
 def not_writable(path: Path, error: OSError) -> FgsslError:
     """One line for a file that could not be written."""
-    return FgsslError(f"cannot write '{path}': {error.strerror or error}", "free the disk or choose another --output")
+    return FgsslError(f"cannot write '{path}': {error.strerror or error}", _remedy(error, "--output"))
+
+
+def _remedy(error: OSError, option: str) -> str:
+    return f"free the disk or choose another {option}" if error.errno in _NO_ROOM else f"choose another {option}"
 
 
 def umask() -> int:

@@ -153,17 +153,33 @@ def _open_splits(config: PretrainConfig, derive: Any) -> tuple[ImageSet, ImageSe
     return train, None if test_split is None else load_images(data, test_split)
 
 
+def derived_batch(images: int, *, parts: int = 1) -> tuple[int, str]:
+    """The batch for a number of images, and why: of the paper's size or less, with little left out of an epoch.
+
+    Args:
+        images: Of the training split.
+        parts: What the batch must be a multiple of.
+
+    Returns:
+        128, 64 or 32, the largest that makes `STEPS_PER_EPOCH` steps; for fewer images the size above 16 and up to 32
+        that leaves the fewest of them out of an epoch; all images where they are fewer than that.
+    """
+    for batch in BATCH_SIZES:
+        if images // batch >= STEPS_PER_EPOCH:
+            return batch // parts * parts, f"{STEPS_PER_EPOCH} steps an epoch or more"
+    least = BATCH_SIZES[-1]
+    if images <= least:
+        return images // parts * parts, f"only {images} images"
+    sizes = range(least // parts * parts, least // 2, -parts) or [least // parts * parts]
+    batch = min(sizes, key=lambda size: images % size)  # the largest of equals
+    return batch, f"leaves out {images % batch} of {images} images an epoch"
+
+
 def _fit_batch(values: dict[str, Any], derive: Any, images: int, world: int) -> None:
     batch = values["training.batch_size"]
     if batch is None:
-        batch = next((b for b in BATCH_SIZES if images // b >= STEPS_PER_EPOCH), BATCH_SIZES[-1])
-        why = f"{STEPS_PER_EPOCH} steps an epoch or more, where the data allow"
-        derive(
-            "training.batch_size",
-            min(batch, images) // world * world,
-            why if batch <= images else f"only {images} images",
-        )
-        batch = values["training.batch_size"]
+        batch, why = derived_batch(images, parts=world * values["training.accumulate"])
+        derive("training.batch_size", batch, why)
     if batch > images:
         raise FgsslError(f"--batch-size {batch} is larger than the data ({images} images)", f"use at most {images}")
     parts = world * values["training.accumulate"]

@@ -19,7 +19,7 @@ import yaml
 from fgssl import __version__
 from fgssl.config import flatten, nested
 from fgssl.errors import FgsslError
-from fgssl.files import not_writable, write_text
+from fgssl.files import make_folder, not_writable, write_text
 from fgssl.plan import Plan
 from fgssl.runlock import LOCK_FILE
 
@@ -47,7 +47,7 @@ def prepare_output(output: Path, *, overwrite: bool) -> None:
                 (output / name).unlink(missing_ok=True)
             for name in RUN_FOLDERS:
                 shutil.rmtree(output / name, ignore_errors=True)
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
         probe = output / ".writable"
         probe.touch()
         probe.unlink()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fgssl.errors import FgsslError
-from fgssl.files import not_writable
+from fgssl.files import make_folder, not_writable
 
 try:
     import fcntl
@@ -46,7 +46,7 @@ def hold_run(output: Path, *, note: Callable[[str], None] = lambda text: None) -
     try:
         if output.exists() and not output.is_dir():
             raise FgsslError(f"output '{output}' is a file", "choose a folder with --output")
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
         handle = _locked(output / LOCK_FILE, note)
     except OSError as error:
         raise not_writable(output, error) from error

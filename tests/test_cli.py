@@ -365,3 +365,21 @@ def test_a_whole_session_by_relative_paths(tmp_path: Path) -> None:
     assert outcome.code == 0 and outcome.out.strip() == "00-rationale.png"
     with Image.open(tmp_path / "00-rationale.png") as sheet:
         assert sheet.format == "PNG"
+
+
+def test_progress_in_a_log_ends_with_all_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
+    said: list[str] = []
+    reporter = console.PlainReporter()
+    monkeypatch.setattr(reporter, "note", said.append)
+    reporter.progress("decoding", 1, 3)
+    reporter.progress("decoding", 3, 3)
+    monkeypatch.setattr(console, "PLAIN_SECONDS", 1e9)
+    for done in (1, 2, 3):
+        reporter.progress("embedding", done, 3)  # quick: not a word
+    assert said == ["decoding: 1/3", "decoding: 3/3"]
+
+
+def test_a_title_longer_than_its_table_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_table(("a",), [["b"]], title="a title far wider than the one column below it")
+    assert capsys.readouterr().out.splitlines()[0] == "a title far wider than the one column below it"

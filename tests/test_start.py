@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from fgssl.backbone import build_backbone, origin_of, save_timm
 from fgssl.config import OptimizerConfig
 from fgssl.optimizer import build_optimizer, learning_rate, parameter_groups, set_rate
-from fgssl.plan import make_plan
+from fgssl.plan import derived_batch, make_plan
 from fgssl.resolve import load_config
 
 
@@ -194,3 +194,12 @@ def test_warm_up_rises_linearly_to_the_peak() -> None:
     config = OptimizerConfig(name="adamw", lr=0.4, weight_decay=0.0, warmup_epochs=0.5)
     rates = [learning_rate(step, config, steps_per_epoch=8, total_steps=16) for step in range(16)]
     assert rates[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4]) and rates[10] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("images", "parts", "batch"),
+    [(5994, 1, 128), (5887, 1, 64), (2943, 1, 32), (1472, 1, 32), (1470, 1, 30), (60, 1, 30), (60, 4, 20), (61, 1, 30),
+     (33, 1, 32), (20, 1, 20), (21, 2, 20)],
+)  # fmt: skip
+def test_the_derived_batch_leaves_little_out(images: int, parts: int, batch: int) -> None:
+    assert derived_batch(images, parts=parts)[0] == batch

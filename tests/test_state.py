@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fgssl.errors import FgsslError
-from fgssl.files import atomic_path, write_text
+from fgssl.files import atomic_path, check_folder, not_writable, write_text
 from fgssl.machine import automatic_workers, resolve_device, resolve_precision
 from fgssl.runfolder import (
     METRICS_FILE,
@@ -74,8 +74,17 @@ def test_a_failing_disk_is_one_line_and_leaves_nothing(call, tmp_path, monkeypat
 
 def test_a_folder_that_cannot_be_is_one_line(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(FgsslError, match="cannot write"):
+    with pytest.raises(FgsslError, match=r"folder '.*file': File exists; choose another --output"):
         write_text(tmp_path / "file" / "below.txt", "x")
+    with pytest.raises(FgsslError, match=r"folder '.*below': Not a directory; choose another --output"):
+        check_folder(tmp_path / "file" / "below")
+
+
+def test_the_remedy_fits_the_failure():
+    assert not_writable(Path("x"), OSError(28, "No space left on device")).remedy == (
+        "free the disk or choose another --output"
+    )
+    assert not_writable(Path("x"), OSError(13, "Permission denied")).remedy == "choose another --output"
 
 
 FULL_DISK = """

@@ -64,10 +64,9 @@ def print_table(
 ) -> None:
     """A table on stdout: lines on a terminal, aligned text in a pipe; numbers with two decimals, to the right."""
     terminal = sys.stdout.isatty()
+    if title:  # not the table's own, which would wrap at the width of the table
+        out.print(title, markup=False, soft_wrap=True, style="bold")
     table = Table(
-        title=escape(harmless(title)) if title else None,
-        title_justify="left",
-        title_style="bold",
         box=box.HEAVY_HEAD if terminal else None,
     )
     for place, column in enumerate(columns):
@@ -129,6 +128,7 @@ class PlainReporter(Reporter):
     def __init__(self) -> None:
         self._last = time.monotonic()
         self._begun: tuple[str, float, int] | None = None  # task, when it was first heard of, what was done by then
+        self._spoke = False  # of this task
 
     def note(self, text: str) -> None:
         err.print(escape(text), soft_wrap=True)
@@ -143,8 +143,13 @@ class PlainReporter(Reporter):
     def progress(self, task: str, done: int, total: int) -> None:
         now = time.monotonic()
         if self._begun is None or self._begun[0] != task or done < self._begun[2]:
-            self._begun = (task, now, done)
-        if self._due() and done < total:
+            self._begun, self._spoke = (task, now, done), False
+        if done >= total:
+            if self._spoke:  # or its last word would be that it is not done
+                self.note(f"{task}: {done}/{total}")
+            self._begun, self._spoke = None, False
+        elif self._due():
+            self._spoke = True
             _, start, first = self._begun
             left = f", {duration((now - start) / (done - first) * (total - done))} left" if done > first else ""
             self.note(f"{task}: {done}/{total}{left}")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 data_app = typer.Typer(help="Look after data sets.", no_args_is_help=True, rich_markup_mode=None)
 
+USUAL_SIZE = 224  # what most models train at, where neither the user nor the source says
 SHOWN = 10  # rows of a listing; --json has all
 
 Sets = Annotated[
@@ -27,7 +28,10 @@ def check(
     split: Annotated[
         list[str] | None, typer.Option(help="Look at this split only. Repeatable. [all the source has]")
     ] = None,
-    image_size: Annotated[int, typer.Option(help="Side of the training views: counts pictures smaller than it.")] = 224,
+    image_size: Annotated[
+        int | None,
+        typer.Option(help="Side of the training views: counts pictures smaller than it. [224; demo: 96]"),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode. [all cores]")] = None,
     sets: Sets = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the report, with every listing, as JSON.")] = False,
@@ -36,11 +40,12 @@ def check(
     from fgssl.check import check_source
     from fgssl.resolve import load_config
 
-    data = load_config(flags={"data.source": source, "backbone.image_size": image_size}, sets=sets or ()).config.data
+    config = load_config(flags={"data.source": source, "backbone.image_size": image_size}, sets=sets or ()).config
+    size = config.backbone.image_size or USUAL_SIZE
     reporter = make_reporter(quiet=False)
     try:
         report = check_source(
-            data, splits=tuple(split or ()), image_size=image_size, workers=workers, progress=reporter.progress
+            config.data, splits=tuple(split or ()), image_size=size, workers=workers, progress=reporter.progress
         )
     finally:
         reporter.close()

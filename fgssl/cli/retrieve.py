@@ -108,9 +108,8 @@ def _print_scores(scored: Scored, checkpoint: str, explain: bool, json_output: b
         for key in (name, f"macro_{name}"):
             row += [metrics[key], f"{intervals[key].low:.2f} to {intervals[key].high:.2f}"]
         rows.append(row)
-    # not the table's own title, which would wrap at the width of the table
-    out.print(f"Retrieval on {scored.data}, {scored.protocol} (percent)", markup=False, soft_wrap=True, style="bold")
-    print_table(("", "mean", "95 % interval", "class mean", "95 % interval"), rows)
+    title = f"Retrieval on {scored.data}, {scored.protocol} (percent)"
+    print_table(("", "mean", "95 % interval", "class mean", "95 % interval"), rows, title=title)
     counts = [f"{scored.result.queries} queries", f"{scored.result.gallery} gallery images"]
     counts += [f"{scored.result.lone_queries} lone queries left out"] if scored.result.lone_queries else []
     counts += [] if scored.pool is None else [f"{scored.pool} pooling"]
