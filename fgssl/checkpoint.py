@@ -24,6 +24,7 @@ from fgssl import __version__
 from fgssl.backbone import Backbone, build_backbone, rebuild_backbone
 from fgssl.config import DataConfig, PretrainConfig, flatten
 from fgssl.encoder import Encoder
+from fgssl.encoderfile import ENCODER_FILE, TIMM_PREFIX, encoder_path
 from fgssl.errors import FgsslError
 from fgssl.files import atomic_path
 from fgssl.objectives.base import build_projector
@@ -32,8 +33,6 @@ from fgssl.rationale import RationaleHead
 from fgssl.resolve import config_from_flat
 
 FORMAT = "fgssl-encoder-1"
-ENCODER_FILE = "encoder.safetensors"
-TIMM_PREFIX = "timm:"
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -103,23 +102,6 @@ def _published(name: str) -> Backbone:
         raise FgsslError(
             error.problem, f"choose another model, or a whole folder of timm's as {TIMM_PREFIX}local-dir:FOLDER"
         ) from error
-
-
-def encoder_path(checkpoint: str) -> Path:
-    """The encoder file a checkpoint argument names. Raises FgsslError when there is none."""
-    path = Path(checkpoint).expanduser()
-    if path.is_dir():
-        path = path / ENCODER_FILE
-        if not path.is_file():
-            raise FgsslError(
-                f"folder '{checkpoint}' holds no {ENCODER_FILE}",
-                "give a finished run's folder; an unfinished one goes on with fgssl pretrain --resume",
-            )
-    if not path.is_file():
-        raise FgsslError(
-            f"no checkpoint '{checkpoint}'", "give a run folder, a .safetensors file of fgssl, or timm:NAME"
-        )
-    return path
 
 
 def identity(encoder: Encoder) -> str:

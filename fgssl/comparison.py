@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from fgssl.bootstrap import Comparison, paired_bootstrap
-from fgssl.checkpoint import TIMM_PREFIX, encoder_path
 from fgssl.classifiers import knn_classify, linear_probe
 from fgssl.config import DataConfig
 from fgssl.embed import Embeddings
 from fgssl.encoder import POOLS, Encoder, Pool
+from fgssl.encoderfile import TIMM_PREFIX, encoder_path
 from fgssl.errors import FgsslError
 from fgssl.evaluation import Subject, open_subject
 from fgssl.featuretable import FeatureTable, is_feature_table

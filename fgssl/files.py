@@ -63,16 +63,16 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def check_folder(path: Path) -> None:
+def check_folder(path: Path, *, option: str = "--output") -> None:
     """Make a folder for results, before the work that leads to them. Raises FgsslError where it cannot be written."""
     if path.exists() and not path.is_dir():
-        raise FgsslError(f"output '{path}' is a file", "name a folder")
-    make_folder(path)
+        raise FgsslError(f"{option.strip('-')} '{path}' is a file", "name a folder")
+    make_folder(path, option=option)
     try:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise not_writable(path, error) from error
+        raise not_writable(path, error, option=option) from error
 
 
 def make_folder(path: Path, *, option: str = "--output") -> None:
@@ -84,9 +84,9 @@ def make_folder(path: Path, *, option: str = "--output") -> None:
         raise FgsslError(problem, _remedy(error, option)) from error
 
 
-def not_writable(path: Path, error: OSError) -> FgsslError:
+def not_writable(path: Path, error: OSError, *, option: str = "--output") -> FgsslError:
     """One line for a file that could not be written."""
-    return FgsslError(f"cannot write '{path}': {error.strerror or error}", _remedy(error, "--output"))
+    return FgsslError(f"cannot write '{path}': {error.strerror or error}", _remedy(error, option))
 
 
 def _remedy(error: OSError, option: str) -> str:

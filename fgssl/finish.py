@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 
 from fgssl.backbone import save_timm
-from fgssl.checkpoint import ENCODER_FILE
 from fgssl.data.feed import Key, ViewDataset, epoch_order
 from fgssl.data.images import ImageSet
 from fgssl.drawing import Neighbour, OverviewRow, overview_sheet, save_png, view_pairs_sheet
 from fgssl.embed import Embeddings, embed
 from fgssl.encoder import Encoder, Pool
+from fgssl.encoderfile import ENCODER_FILE
 from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.machine import peak_memory
 from fgssl.nearest import search

@@ -14,8 +14,9 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
-from fgssl.checkpoint import ENCODER_FILE, save_encoder
+from fgssl.checkpoint import save_encoder
 from fgssl.data.cache import PixelStore, Shrunk, open_pixels
+from fgssl.encoderfile import ENCODER_FILE
 from fgssl.errors import FgsslError
 from fgssl.finish import RunResult, finish_run, retrieval_rows, save_view_pairs
 from fgssl.machine import available_cores, keep_freed_memory

@@ -12,7 +12,7 @@ import platform
 import shutil
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -20,8 +20,10 @@ from fgssl import __version__
 from fgssl.config import flatten, nested
 from fgssl.errors import FgsslError
 from fgssl.files import make_folder, not_writable, write_text
-from fgssl.plan import Plan
 from fgssl.runlock import LOCK_FILE
+
+if TYPE_CHECKING:
+    from fgssl.plan import Plan
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, "encoder.safetensors", "overview.png", "views.png")
@@ -39,10 +41,7 @@ def prepare_output(output: Path, *, overwrite: bool) -> None:
             raise FgsslError(f"output '{output}' is a file", "choose a folder with --output")
         if output.is_dir() and any(path.name != LOCK_FILE for path in output.iterdir()):
             if not overwrite:
-                raise FgsslError(
-                    f"output folder '{output}' is not empty",
-                    "choose another --output, continue it with --resume, or replace it with --overwrite",
-                )
+                raise _taken(output)
             for name in RUN_FILES:
                 (output / name).unlink(missing_ok=True)
             for name in RUN_FOLDERS:
@@ -53,6 +52,19 @@ def prepare_output(output: Path, *, overwrite: bool) -> None:
         probe.unlink()
     except OSError as error:
         raise not_writable(output, error) from error
+
+
+def check_free(output: Path) -> None:
+    """Refuses a folder with content, as `prepare_output` will; one that is locked is left to the lock's own words."""
+    if output.is_dir() and not (output / LOCK_FILE).exists() and any(output.iterdir()):
+        raise _taken(output)
+
+
+def _taken(output: Path) -> FgsslError:
+    return FgsslError(
+        f"output folder '{output}' is not empty",
+        "choose another --output, continue it with --resume, or replace it with --overwrite",
+    )
 
 
 def write_config(output: Path, plan: Plan) -> None:

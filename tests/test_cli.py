@@ -383,3 +383,30 @@ def test_progress_in_a_log_ends_with_all_done(monkeypatch: pytest.MonkeyPatch) -
 def test_a_title_longer_than_its_table_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     console.print_table(("a",), [["b"]], title="a title far wider than the one column below it")
     assert capsys.readouterr().out.splitlines()[0] == "a title far wider than the one column below it"
+
+
+SLIPS: dict[str, tuple[tuple[str, ...], str]] = {
+    "data": (("pretrain", "--data", "./fotos"), "no such folder or file: ./fotos"),
+    "output": (("pretrain", "--output", "full"), "output folder 'full' is not empty"),
+    "picture": (("visualize", "nope.jpg", "--checkpoint", "timm:resnet18"), "unreadable image nope.jpg"),
+    "checkpoint": (("retrieve", "runs/none"), "no checkpoint 'runs/none'"),
+    "query": (("retrieve", "timm:resnet18", "--data", "demo", "--query", "nope.jpg"), "unreadable image nope.jpg"),
+    "cache": (("embed", "timm:resnet18", "--cache", "file/c"), "cannot create the folder 'file/c': Not a directory; "
+              "choose another --cache"),
+    "checked data": (("data", "check", "./fotos"), "no such folder or file: ./fotos"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_slip_in_a_path_is_answered_before_the_heavy_imports(slip: str, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note.txt").touch()
+    (tmp_path / "file").touch()
+    arguments, expected = SLIPS[slip]
+    script = "import sys\nfrom fgssl.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=100,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 1 and expected in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stdout.split() == ["False"]

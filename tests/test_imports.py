@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, str] = {
     "machine": "errors",
     "stopping": "",
     "offline": "errors",
+    "encoderfile": "errors",
     "runlock": "errors files",
     "launch": "",
     "memory": "",
@@ -47,7 +48,7 @@ MAY_IMPORT: dict[str, str] = {
     "rationale": "config mapshape",
     "mapshape": "config",
     "encoder": "backbone config errors objectives rationale",
-    "checkpoint": "backbone config encoder errors files objectives offline rationale resolve",
+    "checkpoint": "backbone config encoder encoderfile errors files objectives offline rationale resolve",
     # pure functions on features
     "features": "errors",
     "ranking": "",
@@ -71,7 +72,7 @@ MAY_IMPORT: dict[str, str] = {
     "probing": "classifiers data embed errors evaluation fewshot judgement probe_splits reporting sgd sgd_probe trials",
     "probe_splits": "classnames config data errors evaluation featurefile featuretable stratified",
     "featuretable": "data embed errors featurefile reporting",
-    "comparison": "bootstrap checkpoint classifiers config embed encoder errors evaluation featuretable probe_splits "
+    "comparison": "bootstrap classifiers config embed encoder encoderfile errors evaluation featuretable probe_splits "
     "reporting retrieval",
     "probe_files": "embed files judgement probing trials",
     "featurefile": "embed errors features files",
@@ -91,19 +92,19 @@ MAY_IMPORT: dict[str, str] = {
     "training": "backbone config encoder errors metrics objectives plan rationale",
     "state": "errors files",
     "runfolder": "config errors files plan runlock",
-    "finish": "backbone checkpoint data drawing embed encoder errors machine nearest plan reporting retrieval "
-    "runfolder state visualize",
+    "finish": "backbone data drawing embed encoder encoderfile errors machine nearest plan reporting "
+    "retrieval runfolder state visualize",
     "stepfeed": "data frozen machine plan reporting training",
     "steplog": "data machine plan reporting runfolder signals training watch",
     "trainer": "config data embed errors evidence frozen memory optimizer plan reporting state stepfeed steplog "
     "stopping training watch",
     "processes": "config errors plan reporting",
-    "pretrain": "checkpoint data errors finish machine optimizer plan processes reporting runfolder state stopping "
+    "pretrain": "checkpoint data encoderfile errors finish machine optimizer plan processes reporting runfolder state stopping "
     "trainer training",
     # the command line, which nothing imports
-    "cli": "backbone changes check checkpoint comparison config data drawing embed errors evaluation featurefile "
-    "featuretable files finish launch lookup machine offline plan pretrain probe_files probe_splits probing reporting "
-    "resolve retrieval retrieve runfolder runlock signals state stopping visualize",
+    "cli": "backbone changes check checkpoint comparison config data drawing embed encoderfile errors evaluation "
+    "featurefile featuretable files finish launch lookup machine offline plan pretrain probe_files probe_splits "
+    "probing reporting resolve retrieval retrieve runfolder runlock signals state stopping visualize",
     "__main__": "cli",
 }
 TRAINING = {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fgssl.cli.console import cell, echo, evaluation_reporter, out, print_json, print_table
+from fgssl.cli.early import check_cache, check_data
 from fgssl.cli.subject import Batch, Cache, Device, Json, Split
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def compare(
         raise typer.BadParameter(f"'{pool}': choose from {', '.join(POOL_NAMES)}", param_hint="--pool")
     if len(set(checkpoints)) != len(checkpoints):
         raise typer.BadParameter("one checkpoint is named twice", param_hint="CHECKPOINT")
+    check_data(data)
+    check_cache(cache)
     from fgssl.comparison import compare as run
 
     reporter = evaluation_reporter()

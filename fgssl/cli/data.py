@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fgssl.cli.console import make_reporter, out, print_json, print_table
+from fgssl.cli.early import check_data
 from fgssl.errors import FgsslError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def check(
     json_output: Annotated[bool, typer.Option("--json", help="Print the report, with every listing, as JSON.")] = False,
 ) -> None:
     """Report what a data set holds. Counts, sizes, unreadable pictures, duplicates, leakage between splits."""
+    check_data(source)
     from fgssl.check import check_source
     from fgssl.resolve import load_config
 

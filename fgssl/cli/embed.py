@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fgssl.cli.console import evaluation_reporter, out, print_json, print_table
+from fgssl.cli.early import check_paths
 from fgssl.cli.subject import Batch, Cache, Checkpoint, Data, Device, Json, PoolOption, Split, name_faults, opened
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def embed(
     json_output: Json = False,
 ) -> None:  # fmt: skip
     """Write the features of a split or folder to one file. A safetensors file."""
+    check_paths(checkpoint, data, cache)
     from fgssl.checkpoint import identity
     from fgssl.evaluation import open_split
     from fgssl.featurefile import check_output, is_feature_file, save_features

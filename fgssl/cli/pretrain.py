@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fgssl.cli.console import PlainReporter, make_reporter, out, print_error, print_json, print_table, process_rank
+from fgssl.cli.early import check_cache, check_data
 from fgssl.errors import FgsslError
 from fgssl.launch import launch
 
@@ -133,15 +134,20 @@ def pretrain(
         raise typer.BadParameter("--allow-changes goes with --resume")
 
     from fgssl.resolve import load_config
+    from fgssl.runfolder import check_free
 
     changes: list[str] = []
     if resume is None:
         resolved = load_config(recipe, flags=flags, sets=sets or ())
     else:
         resolved, changes = _resumed(resume, load_config(recipe, flags=flags, sets=sets or ()), allow=allow_changes)
+    check_data(resolved.config.data.source)
+    check_cache(cache)
     if dry_run:
         _dry_run(resolved, as_json=json_output, processes=processes or 1)
         return
+    if output is not None and not overwrite and process_rank() == 0:
+        check_free(output)
     if processes is not None and processes > 1 and "RANK" not in os.environ:
         _launch(processes)
     reporter = make_reporter(quiet=quiet)

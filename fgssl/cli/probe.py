@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fgssl.cli.console import cell, evaluation_reporter, out, print_json, print_table
+from fgssl.cli.early import check_paths
 from fgssl.cli.numbers import fractions, whole_numbers
 from fgssl.cli.subject import Batch, Cache, Checkpoint, Data, Device, Json, PoolOption, Split, name_faults, opened
 
@@ -68,6 +69,7 @@ def probe(
     shares, shot_counts = fractions(labels, "--labels"), whole_numbers(shots, "--shots")
     if protocol == "fewshot" and (shares != (1.0,) or output is not None):
         raise typer.BadParameter("fewshot draws its own labels and has no lists or tables", param_hint="--labels")
+    check_paths(checkpoint, data, cache)
     from fgssl.files import check_folder
     from fgssl.probing import ProbeOptions
 

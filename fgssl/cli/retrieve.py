@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fgssl.cli.console import err, evaluation_reporter, out, print_json, print_table
+from fgssl.cli.early import check_paths, check_pictures
 from fgssl.cli.subject import Batch, Cache, Checkpoint, Data, Device, Json, PoolOption
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def retrieve(
     json_output: Json = False,
 ) -> None:
     """Score nearest neighbours, or find images like --query. Do they share a class? The search needs no labels."""
+    check_paths(checkpoint, data, cache)
+    check_pictures(query or ())
     from fgssl.machine import parse_bytes
 
     options: dict[str, Any] = {"pool": pool, "batch_size": batch_size, "device": device, "cache": cache}

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fgssl.cli.console import err, out, print_json
+from fgssl.cli.early import check_checkpoint, check_pictures
 from fgssl.cli.pretrain import RUNS
 
 
@@ -23,18 +24,20 @@ def visualize(
     json_output: Annotated[bool, typer.Option("--json", help="Print the path and the map sizes as JSON.")] = False,
 ) -> None:
     """Draw what the encoder looks at. Image, GradCAM of the self-supervised loss and fitted rationale side by side."""
+    from fgssl.runfolder import newest_run
+
+    check_pictures(images)
+    source = checkpoint or str(newest_run(RUNS))
+    check_checkpoint(source)
     target = output or Path(f"{images[0].stem}-rationale.png")
 
     from fgssl.checkpoint import load_encoder
     from fgssl.data.decode import require_files
     from fgssl.drawing import check_picture_path, save_png
     from fgssl.machine import resolve_device
-    from fgssl.runfolder import newest_run
     from fgssl.visualize import visualize as draw
 
     check_picture_path(target)
-    require_files(images)  # before the encoder is loaded
-    source = checkpoint or str(newest_run(RUNS))
     if checkpoint is None:
         err.print(f"checkpoint: {source} (newest in {RUNS}/)", markup=False, soft_wrap=True)
     encoder = load_encoder(source).to(resolve_device(device))

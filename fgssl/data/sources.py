@@ -61,11 +61,22 @@ def open_source(data: DataConfig) -> Source:
         return _open_folder(data, path)
     if os.path.lexists(path) and source:
         return _open_file(data, path)
-    if _HUB_ID.match(source) and not source.lower().endswith((*_LISTS, *_ARCHIVES, ".parquet")):
+    if _is_hub_id(source):
         from fgssl.data.hub import HubSource
 
         return HubSource(data, source)
     raise _unknown(source)
+
+
+def require_source(source: str) -> None:
+    """Refuses what `open_source` would refuse for its name alone; nothing is opened. Raises FgsslError."""
+    there = bool(source) and os.path.lexists(os.path.expanduser(source))
+    if not (source == "demo" or source in PRESETS or there or _is_hub_id(source)):
+        raise _unknown(source)
+
+
+def _is_hub_id(source: str) -> bool:
+    return bool(_HUB_ID.match(source)) and not source.lower().endswith((*_LISTS, *_ARCHIVES, ".parquet"))
 
 
 def _open_folder(data: DataConfig, path: str) -> Source:

@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from fgssl.checkpoint import ENCODER_FILE, load_encoder
+from fgssl.checkpoint import load_encoder
 from fgssl.encoder import Encoder
+from fgssl.encoderfile import ENCODER_FILE
 from fgssl.files import write_text
 from fgssl.plan import Plan, Splits, make_plan
 from fgssl.pretrain import pretrain

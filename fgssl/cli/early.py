@@ -1,0 +1,49 @@
+"""Slips in paths, answered before the heavy imports: a moment, not seconds, for a typing error.
+
+Only whether something is there is looked at, by the rules of those who open it; what it holds is seen later.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from fgssl.encoderfile import TIMM_PREFIX, encoder_path
+from fgssl.files import check_folder
+
+
+def check_data(source: str | None) -> None:
+    """Refuses a data source that is no preset, path or hub id. Raises FgsslError."""
+    if source is not None:
+        from fgssl.data.sources import require_source
+
+        require_source(source)
+
+
+def check_checkpoint(checkpoint: str) -> None:
+    """Refuses a checkpoint that is not there; a file of features may stand in its place. Raises FgsslError."""
+    if not checkpoint.startswith(TIMM_PREFIX):
+        encoder_path(checkpoint)
+
+
+def check_pictures(paths: Sequence[Path]) -> None:
+    """Refuses pictures that are not there. Raises UnreadableImage."""
+    for path in paths:
+        if not os.path.exists(path):
+            from fgssl.data.decode import decode_image
+
+            decode_image(path)  # says why
+
+
+def check_cache(cache: str | None) -> None:
+    """Makes the cache folder asked for. Raises FgsslError where it cannot be written."""
+    if cache not in (None, "auto", "off"):
+        check_folder(Path(cache).expanduser(), option="--cache")
+
+
+def check_paths(checkpoint: str, data: str | None, cache: str | None) -> None:
+    """What the verbs that evaluate are given. Raises FgsslError."""
+    check_checkpoint(checkpoint)
+    check_data(data)
+    check_cache(cache)
