@@ -255,11 +255,11 @@ def test_gallery_that_holds_the_queries() -> None:
 
 def test_a_bug_is_one_line_as_well_and_shown_whole_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     with mock.patch("fgssl.evaluation.load_encoder", side_effect=ZeroDivisionError("by zero\nand more")):
-        error = fgssl("retrieve", "x").error()
+        error = fgssl("retrieve", "timm:x").error()
         assert "ZeroDivisionError: by zero" in error and "FGSSL_DEBUG" in error
         monkeypatch.setenv("FGSSL_DEBUG", "1")
         with pytest.raises(ZeroDivisionError):
-            fgssl("retrieve", "x")
+            fgssl("retrieve", "timm:x")
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_a_bug_is_one_line_as_well_and_shown_whole_on_request(monkeypatch: pytes
 )
 def test_known_misfortunes(raised: BaseException, code: int, expected: str) -> None:
     with mock.patch("fgssl.evaluation.load_encoder", side_effect=raised):
-        assert expected in fgssl("retrieve", "x").error(code)
+        assert expected in fgssl("retrieve", "timm:x").error(code)
 
 
 def test_names_with_markup_emoji_codes_and_spaces_are_shown_as_they_are(tmp_path: Path) -> None:

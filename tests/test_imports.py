@@ -99,8 +99,8 @@ MAY_IMPORT: dict[str, str] = {
     "trainer": "config data embed errors evidence frozen memory optimizer plan reporting state stepfeed steplog "
     "stopping training watch",
     "processes": "config errors plan reporting",
-    "pretrain": "checkpoint data encoderfile errors finish machine optimizer plan processes reporting runfolder state stopping "
-    "trainer training",
+    "pretrain": "checkpoint data encoderfile errors finish machine optimizer plan processes reporting runfolder "
+    "state stopping trainer training",
     # the command line, which nothing imports
     "cli": "backbone changes check checkpoint comparison config data drawing embed encoderfile errors evaluation "
     "featurefile featuretable files finish launch lookup machine offline plan pretrain probe_files probe_splits "
