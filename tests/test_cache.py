@@ -60,6 +60,14 @@ def test_cached_pixels_are_the_decoded_ones(prepare, image_folder, tmp_path):
     assert np.array_equal(cached[5], np.asarray(by_hand)) and cached[5].dtype == np.uint8
 
 
+@pytest.mark.parametrize("side,kept", [(100, 100), (115, 115), (116, 100), (90, 90), (400, 100)])
+def test_a_picture_hardly_larger_than_asked_keeps_its_pixels(side, kept):
+    picture = make_picture(1, side + 7, side)
+    shrunk = Shrunk(100)(picture)
+    assert min(shrunk.size) == kept
+    assert kept != side or np.array_equal(np.asarray(shrunk), np.asarray(picture))
+
+
 def test_the_second_opening_decodes_nothing(memory_images, tmp_path):
     images, calls = memory_images(5), []
     store = open_pixels(images, SHRINK, cache=str(tmp_path), progress=lambda *step: calls.append(step))

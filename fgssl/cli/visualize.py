@@ -32,7 +32,6 @@ def visualize(
     target = output or Path(f"{images[0].stem}-rationale.png")
 
     from fgssl.checkpoint import load_encoder
-    from fgssl.data.decode import require_files
     from fgssl.drawing import check_picture_path, save_png
     from fgssl.machine import resolve_device
     from fgssl.visualize import visualize as draw
