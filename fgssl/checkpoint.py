@@ -1,4 +1,4 @@
-"""The encoder file: backbone, rationale, projector, sample of keys, config and data source in one safetensors.
+"""The encoder file: backbone, rationale, heads, sample of keys, config and data source in one safetensors.
 
     RUN/encoder.safetensors   what probe, retrieve, embed and visualize read; works alone, copied anywhere
     RUN/timm/                 the backbone alone, for timm.create_model("local-dir:RUN/timm", pretrained=True)
@@ -27,14 +27,14 @@ from fgssl.encoder import Encoder
 from fgssl.encoderfile import ENCODER_FILE, TIMM_PREFIX, encoder_path
 from fgssl.errors import FgsslError
 from fgssl.files import atomic_path
-from fgssl.objectives.base import build_projector
+from fgssl.objectives import OBJECTIVES
 from fgssl.offline import WeightsError, WeightsOffline
 from fgssl.rationale import RationaleHead
 from fgssl.resolve import config_from_flat
 
 FORMAT = "fgssl-encoder-1"
 
-Module = TypeVar("Module", bound=nn.Module)
+Module = TypeVar("Module", bound=nn.Module | None)
 
 
 def save_encoder(path: Path, encoder: Encoder) -> None:
@@ -47,7 +47,8 @@ def save_encoder(path: Path, encoder: Encoder) -> None:
         "backbone": encoder.backbone.description(),
         "config": None if config is None else flatten(config),
     }
-    parts = {"backbone": encoder.backbone.model, "rationale": encoder.rationale, "projector": encoder.projector}
+    heads = {"rationale": encoder.rationale, "projector": encoder.projector, "predictor": encoder.predictor}
+    parts = {"backbone": encoder.backbone.model, **heads}
     tensors: dict[str, Tensor] = {} if encoder.keys is None else {"keys": encoder.keys}
     for name, module in parts.items():
         if module is not None:
@@ -150,9 +151,10 @@ def _attach_head(encoder: Encoder, config: PretrainConfig, tensors: dict[str, Te
     channels, objective = encoder.backbone.channels, config.objective
     if config.rationale.enabled:
         encoder.rationale = _filled(lambda: RationaleHead(channels, config.rationale), _part(tensors, "rationale"))
-    hidden, width = objective.projector_hidden, objective.projector_dim
-    encoder.projector = _filled(lambda: build_projector(channels, hidden, width), _part(tensors, "projector"))
-    keys = encoder.keys
+    made = OBJECTIVES[objective.name]
+    encoder.projector = _filled(lambda: made.build_projector(channels, objective), _part(tensors, "projector"))
+    encoder.predictor = _filled(lambda: made.build_predictor(objective), _part(tensors, "predictor"))
+    keys, width = encoder.keys, objective.projector_dim
     if keys is not None and (keys.ndim != 2 or keys.shape[1] != width or not keys.is_floating_point()):
         raise ValueError(f"keys of shape {tuple(keys.shape)}")
 
@@ -160,9 +162,11 @@ def _attach_head(encoder: Encoder, config: PretrainConfig, tensors: dict[str, Te
 def _filled(build: Callable[[], Module], weights: dict[str, Tensor]) -> Module:
     """A module with weights that fit it; sizes that a file only claims take no memory."""
     with torch.device("meta"):
-        wanted = {key: value.shape for key, value in build().state_dict().items()}
+        planned = build()
+    wanted = {} if planned is None else {key: value.shape for key, value in planned.state_dict().items()}
     if wanted != {key: value.shape for key, value in weights.items()}:
         raise ValueError("weights and settings do not fit each other")
     module = build()
-    module.load_state_dict(weights)
+    if module is not None:
+        module.load_state_dict(weights)
     return module

@@ -65,18 +65,38 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The self-supervised objective; defaults are MoCo v2's."""
+    """The self-supervised objective; what one has no use for stays None (`OBJECTIVE_SETTINGS`)."""
 
-    name: Literal["mocov2"] = knob("mocov2", "self-supervised objective")
-    projector_hidden: int | None = knob(None, "hidden width of the projector (default: the map's channels)")
-    projector_dim: int = knob(256, "width of the projection")
-    temperature: float | None = knob(None, "temperature of InfoNCE (default: the paper's 0.2; 0.1 from scratch)")
+    name: Literal["mocov2", "byol", "simsiam", "simclr"] = knob("mocov2", "self-supervised objective")
+    projector_hidden: int | None = knob(None, "hidden width of the projector (default: by objective and map)")
+    projector_dim: int | None = knob(None, "width of the projection (default: by objective)")
+    predictor_hidden: int | None = knob(
+        None, "hidden width of the predictor of byol and simsiam (default: by objective)"
+    )
+    temperature: float | None = knob(None, "temperature of mocov2 and simclr (default: by objective; 0.1 from scratch)")
     momentum: float | None = knob(None, "momentum of the key encoder (default: averages a fifth of the run)")
-    queue_size: int | None = knob(None, "number of stored keys (default: half an epoch, at most 65,536)")
-    batch_negatives: bool = knob(False, "negatives hold the keys of the same batch, too (MoCo: older keys alone)")
+    momentum_end: float | None = knob(
+        None, "momentum at the end, risen by half a cosine (default: byol 1; mocov2 no rise)"
+    )
+    queue_size: int | None = knob(None, "mocov2's number of stored keys (default: half an epoch, at most 65,536)")
+    batch_negatives: bool = knob(
+        False, "mocov2's negatives hold the keys of the same batch, too (MoCo: older keys alone)"
+    )
     key_norm: Literal["batch", "running"] = knob(
         "batch", "BatchNorm of the key encoder: the batch's statistics, or averaged ones (no leak between images)"
     )
+
+
+# Settings that only some objectives have; others refuse them.
+OBJECTIVE_SETTINGS: dict[str, tuple[str, ...]] = {
+    "predictor_hidden": ("byol", "simsiam"),
+    "temperature": ("mocov2", "simclr"),
+    "momentum": ("mocov2", "byol"),
+    "momentum_end": ("mocov2", "byol"),
+    "queue_size": ("mocov2",),
+    "batch_negatives": ("mocov2",),
+    "key_norm": ("mocov2", "byol"),
+}
 
 
 @dataclass(frozen=True)
@@ -123,12 +143,16 @@ class RationaleConfig:
 class OptimizerConfig:
     """The optimiser and its schedule: linear warm-up, then cosine to zero."""
 
-    name: Literal["sgd", "adamw"] | None = knob(None, "optimiser (default: adamw from scratch, else the paper's sgd)")
+    name: Literal["sgd", "adamw", "lars"] | None = knob(
+        None, "optimiser (default: adamw from scratch, else the paper's)"
+    )
     lr: float | None = knob(None, "peak learning rate (default: by optimiser and init)")
-    weight_decay: float | None = knob(None, "weight decay, not applied to norms and biases with adamw")
-    momentum: float = knob(0.9, "momentum of sgd")
+    weight_decay: float | None = knob(None, "weight decay, not applied to norms and biases with adamw and lars")
+    momentum: float = knob(0.9, "momentum of sgd and lars")
     layer_decay: float | None = knob(None, "a layer's rate relative to the next one's (0.75 for trained transformers)")
-    warmup_epochs: float | None = knob(None, "epochs of linear warm-up (default: a tenth for trained transformers)")
+    warmup_epochs: float | None = knob(
+        None, "epochs of linear warm-up (default: a tenth with lars, trained transformers)"
+    )
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch.nn import functional
 from fgssl.backbone import Backbone
 from fgssl.config import PretrainConfig
 from fgssl.errors import FgsslError
+from fgssl.objectives import OBJECTIVES
 from fgssl.objectives.base import project
-from fgssl.objectives.moco import info_nce
 from fgssl.rationale import RationaleHead, attention_map, attention_pool, gradcam
 
 Pool = Literal["gap", "rationale", "concat", "cls"]
@@ -29,7 +29,8 @@ class Encoder(nn.Module):
         backbone: Images to feature maps.
         rationale: The fitted branch, if there is one.
         projector: The objective's projector, needed for GradCAM only.
-        keys: (M, D) l2-normalised projections of training images, GradCAM's negatives.
+        predictor: The objective's predictor, if it has one, for the same purpose.
+        keys: (M, D) l2-normalised projections of training images, GradCAM's negatives where the objective has any.
         config: The run's config (rationale options, temperature, data); None for an encoder not trained by fgssl.
     """
 
@@ -43,11 +44,13 @@ class Encoder(nn.Module):
         rationale: RationaleHead | None = None,
         *,
         projector: nn.Module | None = None,
+        predictor: nn.Module | None = None,
         keys: Tensor | None = None,
         config: PretrainConfig | None = None,
     ) -> None:
         super().__init__()
-        self.backbone, self.rationale, self.projector, self.config = backbone, rationale, projector, config
+        self.backbone, self.rationale, self.config = backbone, rationale, config
+        self.projector, self.predictor = projector, predictor
         self.register_buffer("keys", keys)
         self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
@@ -116,11 +119,11 @@ class Encoder(nn.Module):
             attention = self.attention(feature_map.detach())
         return torch.einsum("nchw,nhw->nc", feature_map, attention.to(feature_map.dtype))
 
-    def projected(self, feature_map: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, D) l2-normalised, as the objective projects."""
+    def projected(self, feature_map: Tensor, predictor: nn.Module | None = None) -> Tensor:
+        """(N, C, H, W) -> (N, D) l2-normalised, as the objective projects, and predicts where it does."""
         assert self.projector is not None and self.config is not None
         pooled = self.config.rationale.train_pool == "rationale"
-        return project(feature_map, self.projector, self.objective_pool if pooled else None)
+        return project(feature_map, self.projector, self.objective_pool if pooled else None, predictor)
 
     def forward(self, images: Tensor, pool: Pool = "gap") -> Tensor:
         """Embeddings of (N, 3, S, S) uint8 images: (N, C), or (N, 2C) for concat, l2-normalised."""
@@ -136,25 +139,35 @@ class Encoder(nn.Module):
         pooled: dict[Pool, Tensor] = {pool: self.pool(feature_map, pool) for pool in pools if pool != "cls"}
         return {**pooled, "cls": functional.normalize(token.float(), dim=1)}
 
-    def loss_gradcam(self, images: Tensor) -> Tensor:
-        """GradCAM of the contrastive loss for any pictures: (N, 3, S, S) uint8 -> (N, H, W), not negative.
+    @property
+    def has_loss_gradcam(self) -> bool:
+        """Whether the encoder holds what GradCAM of its training loss needs."""
+        if self.projector is None or self.config is None:
+            return False
+        return not OBJECTIVES[self.config.objective.name].needs_keys or (self.keys is not None and len(self.keys) > 0)
 
-        Positive: the projection of the picture's mirror image. Negatives: the sample of training keys in the file.
-        Both are constants. The loss is summed over pictures, so a picture's map does not depend on the others.
+    def loss_gradcam(self, images: Tensor) -> Tensor:
+        """GradCAM of the self-supervised loss for any pictures: (N, 3, S, S) uint8 -> (N, H, W), not negative.
+
+        Positive: the projection of the picture's mirror image. Negatives: the sample of training keys in the file,
+        for objectives that contrast; byol and simsiam have none. Both are constants. The loss is summed over pictures
+        (`Objective.picture_loss`), so a picture's map does not depend on the others.
         """
-        if self.projector is None or self.keys is None or self.config is None or len(self.keys) == 0:
+        if not self.has_loss_gradcam:
             raise FgsslError(
                 f"the encoder {self.backbone.name} holds no projection head and keys",
                 "GradCAM of the loss needs an encoder trained by fgssl pretrain",
             )
+        assert self.projector is not None and self.config is not None
+        objective = self.config.objective
         with torch.no_grad():
             positive = self.projected(self.backbone(self.normalize(images.flip(-1))))
             feature_map = self.backbone(self.normalize(images))
         with torch.enable_grad():
-            feature_map = feature_map.detach().requires_grad_()  # only the head is differentiated
-            query = self.projected(feature_map)
-            loss, _ = info_nce(query, positive, self.keys, temperature=self.config.objective.temperature or 0.2)
-            cam = gradcam(loss * len(images), feature_map, sign=self.config.rationale.sign)
+            feature_map = feature_map.detach().requires_grad_()  # only the heads are differentiated
+            anchor = self.projected(feature_map, self.predictor)
+            loss = OBJECTIVES[objective.name].picture_loss(anchor, positive, self.keys, objective)
+            cam = gradcam(loss, feature_map, sign=self.config.rationale.sign)
         return cam.detach()
 
 

@@ -18,7 +18,10 @@ Groups = list[dict[str, Any]]
 def build_optimizer(
     model: nn.Module, config: OptimizerConfig, device: torch.device, *, backbone: Backbone | None = None
 ) -> torch.optim.Optimizer:
-    """SGD on everything, or AdamW without decay on norms, biases and position embeddings; fused where torch can.
+    """SGD on everything, AdamW and LARS without decay on norms, biases and position embeddings; fused where torch can.
+
+    LARS (You et al. 2017) is timm's, with momentum. Norms and biases learn at the plain rate, as in BYOL (Grill et al.
+    2020, section 3.3).
 
     Args:
         model: Everything that is trained, the backbone included.
@@ -33,7 +36,20 @@ def build_optimizer(
         return torch.optim.SGD(
             groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
         )
+    if config.name == "lars":
+        lars: torch.optim.Optimizer = timm.optim.Lars(_adapted(groups), lr=config.lr, momentum=config.momentum)
+        return lars
     return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
+
+
+def _adapted(groups: Groups) -> Groups:
+    """For LARS: each group's weights apart, whose rates are adapted even where nothing decays, and the others."""
+    split: Groups = []
+    for group in groups:
+        for adapt in (True, False):
+            parameters = [p for p in group["params"] if (p.ndim > 1) == adapt]
+            split += [{**group, "params": parameters, "always_adapt": adapt}] if parameters else []
+    return split
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig, backbone: Backbone | None = None) -> Groups:
@@ -45,9 +61,9 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, backbone: Backbo
     """
     assert config.weight_decay is not None
     decay, layer_decay = config.weight_decay, 1.0 if config.layer_decay is None else config.layer_decay
-    adamw = config.name != "sgd"
+    sparing = config.name != "sgd"  # with weight decay
     trained = [p for p in model.parameters() if p.requires_grad]
-    if not adamw and (backbone is None or layer_decay == 1.0):
+    if not sparing and (backbone is None or layer_decay == 1.0):
         return [{"params": trained}]
     if backbone is None or layer_decay == 1.0:
         kept = _names(model, backbone)
@@ -56,14 +72,14 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, backbone: Backbo
     groups: Groups = timm.optim.param_groups_layer_decay(
         backbone.model,
         decay,
-        no_weight_decay_list=_exempt(backbone) if adamw else (),
-        weight_decay_exclude_1d=adamw,
+        no_weight_decay_list=_exempt(backbone) if sparing else (),
+        weight_decay_exclude_1d=sparing,
         layer_decay=layer_decay,
     )
     inside = {id(parameter) for parameter in backbone.parameters()}
     rest = [p for p in trained if id(p) not in inside]
-    flat = [p for p in rest if adamw and p.ndim <= 1]
-    others = [p for p in rest if not (adamw and p.ndim <= 1)]
+    flat = [p for p in rest if sparing and p.ndim <= 1]
+    others = [p for p in rest if not (sparing and p.ndim <= 1)]
     for parameters, value in ((others, decay), (flat, 0.0)):
         groups += [{"params": parameters, "weight_decay": value}] if parameters else []
     return groups

@@ -13,16 +13,15 @@ from fgssl.config import PretrainConfig, flatten
 from fgssl.data import PRESETS, available_splits, default_split, load_images
 from fgssl.data.images import ImageSet
 from fgssl.data.mapstore import entry_bytes
+from fgssl.defaults import STEP_FORWARDS, derive_objective
 from fgssl.errors import FgsslError
 from fgssl.machine import automatic_workers, resolve_device, resolve_precision
 from fgssl.resolve import Resolved, build
 from fgssl.start import derive_optimizer, start_backbone, starts_trained
 
-LARGEST_QUEUE = 65_536
 BATCH_SIZES = (128, 64, 32)  # the paper's, and less where that leaves too few steps
 SIGNAL_IMAGES = 256  # of the training split, the same all through a run
 SIGNAL_SHARE = 0.01  # of a run's work
-STEP_FORWARDS = 4  # a step's work on an image: forward, backward (two forwards' worth), the key's forward
 STEPS_PER_EPOCH = 46  # what the paper has on CUB
 
 
@@ -109,7 +108,8 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True, 
 
     torch.manual_seed(values["training.seed"])  # the random init of the model is part of the seed
     backbone, initial = start_backbone(values, origins, derive, load_weights=load_weights)
-    _derive_objective(values, derive, backbone, len(train), total_steps)
+    sizes = {"channels": backbone.channels, "images": len(train), "total_steps": total_steps}
+    derive_objective(values, derive, **sizes, started=starts_trained(values))
     derive_optimizer(values, derive, backbone)
     if backbone.frozen:
         derive("training.signals_every", total_steps, "a frozen backbone's never change")
@@ -195,27 +195,9 @@ def _fit_batch(values: dict[str, Any], derive: Any, images: int, world: int) -> 
         )
 
 
-def _derive_objective(values: dict[str, Any], derive: Any, backbone: Backbone, images: int, total_steps: int) -> None:
-    derive("objective.projector_hidden", backbone.channels, "the map's channels")
-    batch = values["training.batch_size"]
-    queue = max(batch, min(LARGEST_QUEUE, images // 2))
-    if values["objective.queue_size"] is not None and values["objective.queue_size"] < batch:
-        raise FgsslError(
-            f"objective.queue_size {values['objective.queue_size']} is smaller than the batch of {batch}",
-            "make the queue at least one batch long, or leave it out",
-        )
-    derive("objective.queue_size", queue, "half an epoch of keys")
-    started = starts_trained(values)
-    # grocery, resnet18, 64 px, 4 epochs, one seed: test -> train rank-1 14.2 with 0.1 against 13.2 with 0.2
-    derive("objective.temperature", 0.2 if started else 0.1, "paper" if started else "learns faster from scratch")
-    # the paper's 0.999 averages over a fifth of its 4,600 steps on CUB; shorter runs need a quicker average
-    horizon = min(1000.0, max(10.0, total_steps / 5))
-    derive("objective.momentum", round(1 - 1 / horizon, 5), "averages over a fifth of the run, at most 1,000 steps")
-
-
 def _derive_signals(values: dict[str, Any], derive: Any, images: int) -> None:
     """Two forward passes of the sample, as seldom as keeps them within their share, at a line of the log."""
-    steps = 2 * min(SIGNAL_IMAGES, images) / (STEP_FORWARDS * values["training.batch_size"])
+    steps = 2 * min(SIGNAL_IMAGES, images) / (STEP_FORWARDS[values["objective.name"]] * values["training.batch_size"])
     log_every = values["training.log_every"]
     every = -(-math.ceil(steps / SIGNAL_SHARE) // log_every) * log_every
     derive("training.signals_every", every, f"{100 * SIGNAL_SHARE:g} % of the run's work; also after the last step")

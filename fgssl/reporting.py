@@ -13,7 +13,7 @@ class StepReport(NamedTuple):
     step: int  # done so far, from 1
     total_steps: int
     loss: float
-    chance: float  # the loss of an encoder that knows nothing
+    chance: float | None  # the loss of an encoder that knows nothing; None where the loss does not tell
     fit: float | None  # None without rationale
     target_entropy: float | None  # of the GradCAM target, relative to uniform
     effective_rank: float

@@ -16,7 +16,16 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 import yaml
 
-from fgssl.config import DEMO_PROFILE, RATIONALE_PRESETS, VIEW_PRESETS, PretrainConfig, flatten, interval
+from fgssl.config import (
+    DEMO_PROFILE,
+    OBJECTIVE_SETTINGS,
+    RATIONALE_PRESETS,
+    VIEW_PRESETS,
+    ObjectiveConfig,
+    PretrainConfig,
+    flatten,
+    interval,
+)
 from fgssl.errors import FgsslError
 
 MAX_RECIPE_BYTES = 1_000_000
@@ -217,6 +226,7 @@ _AT_LEAST: dict[str, float] = {
     "training.log_every": 1, "training.signals_every": 0, "training.seed": 0, "objective.queue_size": 1,
     "objective.projector_dim": 1, "objective.projector_hidden": 1, "rationale.projections": 1, "rationale.weight": 0,
     "rationale.warmup_epochs": 0, "optimizer.warmup_epochs": 0, "optimizer.weight_decay": 0,
+    "objective.predictor_hidden": 1,
     "backbone.image_size": 8, "views.brightness": 0, "views.contrast": 0, "views.saturation": 0,
     "views.blur_sigma_min": 0, "backbone.cached_views": 1,
 }  # fmt: skip
@@ -227,7 +237,7 @@ _POSITIVE = (
 )  # fmt: skip
 _FRACTION = (
     "views.crop_max", "views.flip", "views.jitter", "views.grayscale", "views.blur", "views.solarize", "views.crop_min",
-    "objective.momentum", "optimizer.momentum", "backbone.drop_path", "optimizer.layer_decay",
+    "objective.momentum", "objective.momentum_end", "optimizer.momentum", "backbone.drop_path", "optimizer.layer_decay",
     "rationale.top_fraction", "rationale.pool_floor",
 )  # fmt: skip
 
@@ -256,6 +266,7 @@ def _reject_contradictions(config: PretrainConfig) -> None:
         )
     if not 0 <= views.hue <= 0.5:
         raise FgsslError(f"views.hue is {views.hue}", "it must lie between 0 and 0.5")
+    _reject_foreign_settings(config.objective)
     queue, batch = config.objective.queue_size, config.training.batch_size
     if queue is not None and batch is not None and queue < batch:
         raise FgsslError(
@@ -271,3 +282,19 @@ def _reject_contradictions(config: PretrainConfig) -> None:
         raise FgsslError("--freeze backbone leaves --checkpoint-gradients nothing to save", "leave one out")
     if freeze == "backbone" and config.optimizer.layer_decay not in (None, 1.0):
         raise FgsslError("--freeze backbone leaves optimizer.layer_decay nothing to slow down", "choose one")
+
+
+def _reject_foreign_settings(config: ObjectiveConfig) -> None:
+    """Settings that the chosen objective does not have."""
+    plain = ObjectiveConfig()
+    foreign = [
+        key
+        for key, owners in OBJECTIVE_SETTINGS.items()
+        if config.name not in owners and getattr(config, key) != getattr(plain, key)
+    ]
+    if foreign:
+        owners = OBJECTIVE_SETTINGS[foreign[0]]
+        raise FgsslError(
+            f"the objective {config.name} has no {', '.join(f'objective.{key}' for key in foreign)}",
+            f"leave it out, or use --objective {' or '.join(owners)}",
+        )

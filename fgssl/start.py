@@ -7,7 +7,7 @@ warm-up and stochastic depth, as such models are fine-tuned elsewhere (Bao et al
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from fgssl.backbone import (
     Backbone,
@@ -18,18 +18,13 @@ from fgssl.backbone import (
     origin_of,
     survey_backbone,
 )
+from fgssl.defaults import PAPER_OPTIMIZERS, Derive, derive_rates, derive_warmup
 from fgssl.errors import FgsslError
 from fgssl.resolve import AS_BEGUN
 
 Values = dict[str, Any]
 DROP_PATH, LAYER_DECAY = 0.1, 0.75
 FROM_DEFAULTS = ("default", "demo default")  # origins of values that nobody asked for
-
-
-class Derive(Protocol):
-    """Fills in a value that was left open, and remembers why."""
-
-    def __call__(self, key: str, value: Any, reason: str) -> None: ...
 
 
 def starts_trained(values: Values) -> bool:
@@ -108,19 +103,13 @@ def derive_optimizer(values: Values, derive: Derive, backbone: Backbone) -> None
     elif fine_tuned:
         derive("optimizer.name", "adamw", "usual for a trained transformer")
     else:
-        derive("optimizer.name", "sgd" if started else "adamw", "paper" if started else "learns faster from scratch")
-    if values["optimizer.name"] == "sgd":
-        base, why = (0.03, "paper") if started else (0.12, "four times the paper's, from scratch")
-        derive("optimizer.lr", base * values["training.batch_size"] / 128, f"{base} x batch / 128 ({why})")
-        derive("optimizer.weight_decay", 1e-4, "paper")
-    else:
-        gentle = started and not frozen
-        derive("optimizer.lr", 1e-4 if gentle else 1e-3, "usual for adamw, less on trained weights")
-        derive("optimizer.weight_decay", 0.05, "usual for adamw")
+        paper = PAPER_OPTIMIZERS[values["objective.name"]].name
+        derive("optimizer.name", paper if started else "adamw", "paper" if started else "learns faster from scratch")
+    derive_rates(values, derive, started=started, frozen=frozen)
     if fine_tuned:
         derive("optimizer.layer_decay", LAYER_DECAY, "usual for a trained transformer")
         epochs = min(5.0, values["training.epochs"] / 10)
         derive("optimizer.warmup_epochs", epochs, "a tenth of the run, at most 5 epochs, for a trained transformer")
     else:
         derive("optimizer.layer_decay", 1.0, "all layers at one rate")
-        derive("optimizer.warmup_epochs", 0.0, "paper")
+        derive_warmup(values, derive)

@@ -196,6 +196,7 @@ class Trainer:
         rate = learning_rate(step, config.optimizer, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps)
         set_rate(self.optimizer, rate)
         views, index = self.feed.inputs(batch)
+        self.model.objective.progress = step / plan.total_steps
         weight = fit_weight(step, config, steps_per_epoch=plan.steps_per_epoch)
         try:
             return self._learn(self.wrapped, views, index, weight, parts=config.training.accumulate)

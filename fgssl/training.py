@@ -83,7 +83,7 @@ def build_model(plan: Plan) -> PretrainModel:
     backbone = GivenMap(plan.backbone.channels) if plan.backbone.frozen else plan.backbone
     objective = OBJECTIVES[config.objective.name](backbone, config.objective)
     head = RationaleHead(plan.backbone.channels, config.rationale) if config.rationale.enabled else None
-    encoder = Encoder(plan.backbone, head, projector=objective.projector, config=config)
+    encoder = Encoder(plan.backbone, head, projector=objective.projector, predictor=objective.predictor, config=config)
     objective.both_maps = head is not None and config.rationale.views == "both"
     if head is not None and config.rationale.train_pool == "rationale":
         objective.pool = encoder.objective_pool

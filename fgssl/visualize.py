@@ -23,7 +23,7 @@ SHOWN_SIZE = 448  # side of a picture cut for showing, in pixels
 class Maps(NamedTuple):
     """The maps of one picture over its evaluation view."""
 
-    gradcam: NDArray[np.float32] | None  # (H, W), not negative; None without projection head and keys
+    gradcam: NDArray[np.float32] | None  # (H, W), not negative; None without projection head (and keys)
     rationale: NDArray[np.float32] | None  # (H, W), sums to 1; None without rationale branch
 
 
@@ -50,7 +50,7 @@ def explain(
         stacked = np.stack([np.asarray(view(picture)) for picture in pictures[start : start + batch_size]])
         images = torch.from_numpy(stacked).permute(0, 3, 1, 2).to(device)  # (N, 3, S, S)
         cams = rationales = [None] * len(images)
-        if with_gradcam and encoder.keys is not None and len(encoder.keys):
+        if with_gradcam and encoder.has_loss_gradcam:
             cams = list(encoder.loss_gradcam(images).cpu().numpy())
         if encoder.rationale is not None:
             with torch.no_grad():
@@ -66,7 +66,7 @@ def visualize(encoder: Encoder, paths: Sequence[Path], *, title: str) -> Image.I
         UnreadableImage: a picture cannot be read.
         FgsslError: the encoder has nothing to explain pictures with.
     """
-    if encoder.rationale is None and (encoder.keys is None or len(encoder.keys) == 0):
+    if encoder.rationale is None and not encoder.has_loss_gradcam:
         raise FgsslError(
             f"the encoder {encoder.backbone.name} holds no projection head and no rationale: there are no maps to draw",
             "give an encoder trained by fgssl pretrain with --checkpoint",

@@ -11,7 +11,11 @@ PATIENCE = 3  # lines of the log in a row
 LOST_SHARE = 0.9  # of what the effective rank had above 1; its best must have been RANK_WORTH_LOSING
 RANK_WORTH_LOSING = 2.0
 CHANCE_SHARE, CHANCE_STEPS, CHANCE_PART = 0.98, 500, 0.1  # a loss above it, for so many steps and this part of the run
-RATES = {"adamw": (1e-7, 0.05), "sgd": (1e-6, 10.0)}  # outside them nothing is learned, or nothing survives
+RATES = {
+    "adamw": (1e-7, 0.05),
+    "sgd": (1e-6, 10.0),
+    "lars": (1e-3, 100.0),
+}  # outside them nothing is learned, or nothing survives
 COLLAPSE_REMEDY = "lower --lr, add --set optimizer.warmup_epochs=1, and look at views.png: can a pair be told apart?"
 
 
@@ -29,20 +33,20 @@ class Watch:
         self.learned_at: int | None = None  # the last step whose loss was below chance
         self.said: set[str] = set()
 
-    def look(self, step: int, means: Mapping[str, float], *, chance: float) -> list[str]:
+    def look(self, step: int, means: Mapping[str, float], *, chance: float | None) -> list[str]:
         """What to warn of after `step`, each kind once.
 
         Args:
             step: Done so far.
             means: `loss` and `effective_rank` of the line.
-            chance: The loss of an encoder that knows nothing.
+            chance: The loss of an encoder that knows nothing; None where the loss does not tell.
 
         Raises:
             TrainingFault: collapse, where that shall stop the run.
         """
         found = {
             "collapse": self._collapse(step, means["effective_rank"]),
-            "chance": self._chance(step, means["loss"], chance),
+            "chance": "" if chance is None else self._chance(step, means["loss"], chance),
         }
         if found["collapse"] and self.stop_on_collapse:
             raise TrainingFault(found["collapse"], COLLAPSE_REMEDY)

@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, str] = {
     "errors": "",
     "files": "errors",
     "config": "",
+    "defaults": "config errors",
     "changes": "config errors resolve",
     "resolve": "config errors",
     "reporting": "",
@@ -85,8 +86,8 @@ MAY_IMPORT: dict[str, str] = {
     "lookup": "data drawing embed encoder errors evaluation featurecache featurefile features gallery machine nearest "
     "reporting visualize",
     # training
-    "start": "backbone errors resolve",
-    "plan": "backbone config data errors machine resolve start",
+    "start": "backbone defaults errors resolve",
+    "plan": "backbone config data defaults errors machine resolve start",
     "optimizer": "backbone config",
     "frozen": "backbone data plan reporting",
     "training": "backbone config encoder errors metrics objectives plan rationale",

@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from fgssl.config import ObjectiveConfig
 from fgssl.objectives import OBJECTIVES, MoCo
-from fgssl.objectives.base import build_projector, gather, project
-from fgssl.objectives.moco import info_nce, update_momentum
+from fgssl.objectives.base import gather, project
+from fgssl.objectives.moco import info_nce
+from fgssl.objectives.momentum import update_momentum
 
 BATCH, QUEUE, DIM, CHANNELS = 6, 10, 8, 5  # the queue is no multiple of the batch
 
@@ -284,7 +285,7 @@ def test_without_batch_negatives_the_loss_is_mocos():
     first, second = views(0)
     query = project(twin.backbone(first), twin.projector)
     with torch.no_grad():
-        twin._update_key_encoder()
+        twin.follow()
         key = project(twin.key_backbone(second), twin.key_projector)
     logits = torch.cat([(query * key).sum(1, keepdim=True), query @ twin.queue.T], 1) / 0.2
     functional.cross_entropy(logits, torch.zeros(BATCH, dtype=torch.long)).backward()
@@ -364,7 +365,8 @@ def test_the_embedding_is_pooled_from_the_returned_map():
 
 
 def test_projection_is_pool_mlp_normalise():
-    projector, features = build_projector(CHANNELS, None, DIM), torch.randn(3, CHANNELS, 4, 6)
+    settings = ObjectiveConfig(projector_dim=DIM)
+    projector, features = MoCo.build_projector(CHANNELS, settings), torch.randn(3, CHANNELS, 4, 6)
     assert [type(m).__name__ for m in projector] == ["Linear", "ReLU", "Linear"]
     assert projector[0].weight.shape == (CHANNELS, CHANNELS) and projector[2].weight.shape == (DIM, CHANNELS)
     pooled = torch.stack([features[:, :, y, x] for y in range(4) for x in range(6)]).mean(0)

@@ -109,7 +109,7 @@ def step_line(report: StepReport) -> str:
     parts = [
         f"epoch {report.epoch}/{report.epochs}",
         f"step {report.step}/{report.total_steps}",
-        f"loss {report.loss:.3f} (chance {report.chance:.2f})",
+        f"loss {report.loss:.3f}" + ("" if report.chance is None else f" (chance {report.chance:.2f})"),
     ]
     if report.fit is not None and report.target_entropy is not None:
         parts += [f"fit {report.fit:.4f}", f"target entropy {report.target_entropy:.3f}"]

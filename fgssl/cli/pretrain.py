@@ -30,7 +30,9 @@ def pretrain(
         typer.Option(help="Preset (cub, cars, ...), hub id, folder, text file of paths, parquet, or demo. [demo]"),
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="Any timm model name. [resnet50; demo: test_resnet]")] = None,
-    objective: Annotated[str | None, typer.Option(help="Self-supervised objective: mocov2. [mocov2]")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="Self-supervised objective: mocov2, byol, simsiam or simclr. [mocov2]")
+    ] = None,
     rationale: Annotated[
         bool | None, typer.Option("--rationale/--no-rationale", help="Fit the common rationale. [on]")
     ] = None,

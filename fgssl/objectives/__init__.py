@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from fgssl.objectives.base import Objective, ObjectiveOutput
+from fgssl.objectives.byol import BYOL
 from fgssl.objectives.moco import MoCo
+from fgssl.objectives.simclr import SimCLR
+from fgssl.objectives.simsiam import SimSiam
 
-OBJECTIVES: dict[str, type[Objective]] = {"mocov2": MoCo}
+OBJECTIVES: dict[str, type[Objective]] = {"mocov2": MoCo, "byol": BYOL, "simsiam": SimSiam, "simclr": SimCLR}
 
-__all__ = ["OBJECTIVES", "MoCo", "Objective", "ObjectiveOutput"]
+__all__ = ["BYOL", "OBJECTIVES", "MoCo", "Objective", "ObjectiveOutput", "SimCLR", "SimSiam"]

@@ -18,60 +18,46 @@ untrained. Hence batch is the default.
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgssl.backbone import Backbone, GivenMap
 from fgssl.config import ObjectiveConfig
-from fgssl.objectives.base import Objective, ObjectiveOutput, gather, is_distributed, project
+from fgssl.objectives.base import ObjectiveOutput, build_mlp, gather, project
+from fgssl.objectives.momentum import MomentumObjective
+from fgssl.objectives.queue import KeyQueue
 
 
-class MoCo(Objective):
+class MoCo(MomentumObjective, KeyQueue):
     """MoCo v2 with a data-sized ring buffer of keys.
 
     Args:
         backbone: The query encoder; a frozen copy becomes the key encoder.
-        config: `momentum` and `queue_size` must be filled in.
+        config: `momentum`, `temperature` and `queue_size` must be filled in.
     """
 
-    queue: Tensor
-    queue_index: Tensor
-    queue_pointer: Tensor
+    needs_keys = True
 
     def __init__(self, backbone: Backbone | GivenMap, config: ObjectiveConfig) -> None:
         super().__init__(backbone, config)
-        assert config.queue_size is not None and config.momentum is not None and config.temperature is not None
-        self.momentum, self.temperature = config.momentum, config.temperature
-        self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
-        self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
-        keys = torch.randn(config.queue_size, config.projector_dim)
-        self.register_buffer("queue", functional.normalize(keys, dim=1))
-        self.register_buffer("queue_index", torch.full((config.queue_size,), -1))  # -1: a random start, of no image
-        self.register_buffer("queue_pointer", torch.zeros(1, dtype=torch.int64))
-        self.train()  # a new module is in train mode, but the key encoder's norms must not be
+        assert config.queue_size is not None and config.temperature is not None and config.projector_dim is not None
+        self.temperature = config.temperature
+        self.start_queue(config.queue_size, config.projector_dim)
 
-    def train(self, mode: bool = True) -> MoCo:
-        """Key encoder: in train mode as a whole (some models cache weights in eval mode), its norms and dropout not."""
-        super().train(mode)
-        if mode:
-            for module in (*self.key_backbone.modules(), *self.key_projector.modules()):
-                is_norm = isinstance(module, _BatchNorm) and self.config.key_norm == "running"
-                if is_norm or "drop" in type(module).__name__.lower():
-                    module.eval()
-        return self
+    @classmethod
+    def build_projector(cls, channels: int, config: ObjectiveConfig) -> nn.Sequential:
+        """Two linear layers, no BatchNorm (paper section 4: 2048-2048-256)."""
+        assert config.projector_dim is not None
+        return build_mlp([channels, config.projector_hidden or channels, config.projector_dim], norm=False)
 
     def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
         """InfoNCE of view 0 (query) against view 1 (key) and the queue, which takes in the batch's keys."""
         feature_map = self.backbone(views[0])  # (N, C, H, W)
         query = project(feature_map, self.projector, self.pool)  # (N, D)
+        self.follow()
         with torch.no_grad():
-            if self.training and self.update_target:
-                self._update_key_encoder()
             key_map = self.key_backbone(views[1])
         # with `both_maps` the loss has a gradient for the key's map, which ends there: the key encoder learns nothing
         key_map.requires_grad_(self.both_maps)
@@ -87,30 +73,16 @@ class MoCo(Objective):
         maps = (feature_map, key_map) if self.both_maps else (feature_map,)
         return ObjectiveOutput(loss, maps, {"positive_similarity": positive})
 
+    @staticmethod
+    def picture_loss(anchor: Tensor, positive: Tensor, keys: Tensor | None, config: ObjectiveConfig) -> Tensor:
+        """InfoNCE of a picture against its mirror image, with the newest keys of the run as negatives."""
+        assert keys is not None
+        loss, _ = info_nce(anchor, positive, keys, temperature=config.temperature or 0.2)
+        return loss * len(anchor)
+
     def chance_level(self) -> float:
         """log of the number of candidates, among them the positive, which with batch negatives is in the queue."""
         return math.log(len(self.queue) + (not self.config.batch_negatives))
-
-    def sample_keys(self, count: int) -> Tensor:
-        """The newest keys of the queue that stem from images."""
-        order = (self.queue_pointer - 1 - torch.arange(len(self.queue), device=self.queue.device)) % len(self.queue)
-        order = order[self.queue_index[order] >= 0]
-        return self.queue[order[:count]].detach().clone()
-
-    @torch.no_grad()
-    def _update_key_encoder(self) -> None:
-        update_momentum(self.backbone, self.key_backbone, self.momentum, buffers=self.config.key_norm == "running")
-        update_momentum(self.projector, self.key_projector, self.momentum)
-
-    @torch.no_grad()
-    def _enqueue(self, keys: Tensor, index: Tensor) -> None:
-        """Overwrite the oldest keys, wrapping around; no host synchronisation."""
-        size = len(self.queue)
-        keys, index = keys[:size], index[:size]
-        places = (self.queue_pointer + torch.arange(len(keys), device=keys.device)) % size
-        self.queue.index_copy_(0, places, keys)
-        self.queue_index.index_copy_(0, places, index)
-        self.queue_pointer.add_(len(keys)).remainder_(size)
 
 
 def info_nce(
@@ -135,27 +107,3 @@ def info_nce(
     logits = torch.cat([positive, negative], 1) / temperature
     loss = (torch.logsumexp(logits, 1) - logits[:, 0]).mean()
     return loss, positive.detach().mean()
-
-
-@torch.no_grad()
-def update_momentum(source: nn.Module, target: nn.Module, momentum: float, *, buffers: bool = False) -> None:
-    """target <- momentum * target + (1 - momentum) * source, in place, parameters and optionally float buffers."""
-    _lerp(list(target.parameters()), list(source.parameters()), 1 - momentum)
-    if buffers:
-        pairs = [(t, s) for t, s in zip(target.buffers(), source.buffers(), strict=True) if t.is_floating_point()]
-        # each process has seen its own images: the average keeps the key encoders of all processes equal
-        sources = [_process_mean(s) for _, s in pairs]
-        _lerp([t for t, _ in pairs], sources, 1 - momentum)
-
-
-def _lerp(targets: list[Tensor], sources: list[Tensor], weight: float) -> None:
-    if targets:
-        torch._foreach_lerp_(targets, sources, weight)
-
-
-def _process_mean(buffer: Tensor) -> Tensor:
-    if is_distributed():
-        buffer = buffer.clone()
-        torch.distributed.all_reduce(buffer)
-        buffer /= torch.distributed.get_world_size()
-    return buffer

@@ -1,0 +1,39 @@
+"""A ring of the newest keys of a run and of the images they stem from, saved and resumed with the weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fgssl.objectives.base import Objective
+
+
+class KeyQueue(Objective):
+    """An objective that keeps keys: MoCo as its negatives, others as a sample for the encoder file."""
+
+    queue: Tensor
+    queue_index: Tensor
+    queue_pointer: Tensor
+
+    def start_queue(self, size: int, width: int) -> None:
+        """A ring of `size` random unit keys, which belong to no image."""
+        self.register_buffer("queue", functional.normalize(torch.randn(size, width), dim=1))
+        self.register_buffer("queue_index", torch.full((size,), -1))
+        self.register_buffer("queue_pointer", torch.zeros(1, dtype=torch.int64))
+
+    def sample_keys(self, count: int) -> Tensor:
+        """The newest keys of the queue that stem from images."""
+        order = (self.queue_pointer - 1 - torch.arange(len(self.queue), device=self.queue.device)) % len(self.queue)
+        order = order[self.queue_index[order] >= 0]
+        return self.queue[order[:count]].detach().clone()
+
+    @torch.no_grad()
+    def _enqueue(self, keys: Tensor, index: Tensor) -> None:
+        """Overwrite the oldest keys, wrapping around; no host synchronisation."""
+        size = len(self.queue)
+        keys, index = keys[:size], index[:size]
+        places = (self.queue_pointer + torch.arange(len(keys), device=keys.device)) % size
+        self.queue.index_copy_(0, places, keys)
+        self.queue_index.index_copy_(0, places, index)
+        self.queue_pointer.add_(len(keys)).remainder_(size)

@@ -1,0 +1,91 @@
+"""SimCLR: find an image's other view among all views of the batch (Chen et al. 2020).
+
+Negatives are the other images of the whole batch, of all processes: a larger batch is a harder task. Both views carry
+gradient, as anchors and as candidates.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fgssl.backbone import Backbone, GivenMap
+from fgssl.config import ObjectiveConfig
+from fgssl.objectives.base import ObjectiveOutput, build_mlp, gather, gather_with_gradient, project
+from fgssl.objectives.moco import info_nce
+from fgssl.objectives.queue import KeyQueue
+
+KEYS = 512  # newest projections, for GradCAM of single pictures; the loss does not use them
+
+
+class SimCLR(KeyQueue):
+    """SimCLR with a two-layer projector.
+
+    Args:
+        backbone: The encoder to train.
+        config: Widths and `temperature` must be filled in.
+    """
+
+    needs_keys = True
+    candidates: Tensor
+
+    def __init__(self, backbone: Backbone | GivenMap, config: ObjectiveConfig) -> None:
+        super().__init__(backbone, config)
+        assert config.temperature is not None and config.projector_dim is not None
+        self.temperature = config.temperature
+        self.start_queue(KEYS, config.projector_dim)
+        self.register_buffer("candidates", torch.zeros((), dtype=torch.int64))  # of the newest step
+
+    @classmethod
+    def build_projector(cls, channels: int, config: ObjectiveConfig) -> nn.Sequential:
+        """Linear, BatchNorm, ReLU, linear (ResNet-50: 2048-2048-128)."""
+        assert config.projector_hidden is not None and config.projector_dim is not None
+        return build_mlp([channels, config.projector_hidden, config.projector_dim], norm=True)
+
+    def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
+        """NT-Xent of both views of this process's images, among both views of all processes' images."""
+        maps = tuple(self.backbone(view) for view in views[:2])  # 2 of (N, C, H, W)
+        first, second = (project(feature_map, self.projector, self.pool) for feature_map in maps)  # (N, D)
+        everything = torch.cat([gather_with_gradient(first), gather_with_gradient(second)])  # (2 * world * N, D)
+        owners = gather(index)
+        loss, positive = nt_xent(first, second, everything, index, owners.repeat(2), temperature=self.temperature)
+        if self.training:
+            self._enqueue(gather(first.detach()), owners)
+            self.candidates.fill_(len(everything) - 1)
+        return ObjectiveOutput(loss, maps, {"positive_similarity": positive})
+
+    @staticmethod
+    def picture_loss(anchor: Tensor, positive: Tensor, keys: Tensor | None, config: ObjectiveConfig) -> Tensor:
+        """A picture against its mirror image, with the newest projections of the run as negatives."""
+        assert keys is not None
+        loss, _ = info_nce(anchor, positive, keys, temperature=config.temperature or 0.2)
+        return loss * len(anchor)
+
+    def chance_level(self) -> float | None:
+        """log of the number of candidates of an anchor, all views of the step but its own; None before any step."""
+        candidates = int(self.candidates)
+        return math.log(candidates) if candidates else None
+
+
+def nt_xent(
+    first: Tensor, second: Tensor, everything: Tensor, index: Tensor, owners: Tensor, *, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """The normalised temperature-scaled cross-entropy (Chen et al. 2020, equation 1), mean over the 2N anchors.
+
+    Args:
+        first: (N, D) l2-normalised projections of the first views.
+        second: (N, D) of the second views.
+        everything: (M, D) of all views of the step, these included.
+        index: (N,) which image a row of `first` and `second` is of.
+        owners: (M,) which image a row of `everything` is of; an anchor's own are no negatives.
+        temperature: Divides the similarities.
+
+    Returns:
+        The scalar loss and the mean similarity of the positives (detached).
+    """
+    own = index[:, None] == owners  # (N, M): the anchor itself, its positive, and the image drawn twice
+    there, positive = info_nce(first, second, everything, own, temperature=temperature)
+    back, _ = info_nce(second, first, everything, own, temperature=temperature)
+    return (there + back) / 2, positive
