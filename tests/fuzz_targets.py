@@ -29,7 +29,7 @@ from fgssl.data.decode import decode_image, examine_image
 from fgssl.embed import Embeddings, embed
 from fgssl.encoder import Encoder
 from fgssl.featurefile import is_feature_file, read_features, save_features
-from fgssl.objectives.base import build_projector
+from fgssl.objectives import MoCo
 from fgssl.rationale import RationaleHead
 from fgssl.resolve import load_config
 from fgssl.retrieval import evaluate_retrieval
@@ -59,7 +59,7 @@ def encoder_bytes() -> bytes:
     backbone = build_backbone(BACKBONE, image_size=64)
     encoder = Encoder(backbone, config=config, keys=torch.randn(6, 4))
     encoder.rationale = RationaleHead(backbone.channels, config.rationale)
-    encoder.projector = build_projector(backbone.channels, 8, 4)
+    encoder.projector = MoCo.build_projector(backbone.channels, config.objective)
     return _bytes_of(lambda path: save_encoder(path, encoder))
 
 

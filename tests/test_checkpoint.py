@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from fgssl.backbone import build_backbone
 from fgssl.checkpoint import load_encoder, save_encoder
-from fgssl.config import PretrainConfig, RationaleConfig
+from fgssl.config import ObjectiveConfig, PretrainConfig, RationaleConfig
 from fgssl.data import load_images
 from fgssl.embed import embed
 from fgssl.encoder import MAP_POOLS, Encoder
 from fgssl.errors import FgsslError
-from fgssl.objectives.base import build_projector
+from fgssl.objectives import MoCo
 from fgssl.rationale import RationaleHead
 
 
@@ -64,9 +64,10 @@ def test_metadata_holds_config_and_data_source() -> None:
 def test_saved_and_loaded_encoder_gives_exactly_the_same(rationale: RationaleConfig | None, tmp_path: Path) -> None:
     torch.manual_seed(1)
     backbone = build_backbone("resnet10t", image_size=64)
-    config = PretrainConfig(rationale=rationale or RationaleConfig(enabled=False))
+    objective = ObjectiveConfig(projector_dim=256)
+    config = PretrainConfig(objective=objective, rationale=rationale or RationaleConfig(enabled=False))
     head = None if rationale is None else RationaleHead(backbone.channels, rationale)
-    projector = build_projector(backbone.channels, None, 256)
+    projector = MoCo.build_projector(backbone.channels, objective)
     keys = torch.nn.functional.normalize(torch.randn(7, 256), dim=1)
     encoder = Encoder(backbone, head, projector=projector, keys=keys, config=config)
     encoder.train()

@@ -14,6 +14,7 @@ from unittest import mock
 import pytest
 import torch
 from running import fgssl, photos, workplace
+from safetensors.torch import load_file
 
 from fgssl.launch import launch, may_speak
 from fgssl.machine import resolve_device
@@ -77,6 +78,25 @@ def test_two_processes_see_and_learn_what_one_does(tmp_path: Path) -> None:
         assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=1e-4, abs=1e-4), name
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     assert {"objective.queue", "objective.queue_pointer", "objective.key_projector.0.weight"} <= first.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_simclr_in_two_processes_learns_what_it_learns_in_one(tmp_path: Path) -> None:
+    """Negatives of the other process, and their gradient: the same weights as from the whole batch in one process."""
+    short = ("--objective", "simclr", "--max-steps", "6", "--set", "optimizer.name=sgd", "--lr", "0.1")
+    assert fgssl("pretrain", "--data", photos(), *OPTIONS, *short, "--output", tmp_path / "alone").code == 0
+    process = launched("pass", tmp_path / "run", *short)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    one, two = rows(tmp_path / "alone"), rows(tmp_path / "run")
+    for name in ("loss", "chance", "fit", "positive_similarity"):
+        assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=1e-4, abs=1e-4), name
+    ours, theirs = (load_file(tmp_path / run / "encoder.safetensors") for run in ("alone", "run"))
+    for name in ours:
+        torch.testing.assert_close(
+            ours[name], theirs[name], rtol=1e-3, atol=1e-4, msg=lambda text, n=name: f"{n} {text}"
+        )
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 

@@ -40,9 +40,9 @@ class SimCLR(KeyQueue):
 
     @classmethod
     def build_projector(cls, channels: int, config: ObjectiveConfig) -> nn.Sequential:
-        """Linear, BatchNorm, ReLU, linear (ResNet-50: 2048-2048-128)."""
-        assert config.projector_hidden is not None and config.projector_dim is not None
-        return build_mlp([channels, config.projector_hidden, config.projector_dim], norm=True)
+        """Two linear layers (Chen et al., section 2.1; 2048-2048-128); no BatchNorm, by which images leak."""
+        assert config.projector_dim is not None
+        return build_mlp([channels, config.projector_hidden or channels, config.projector_dim], norm=False)
 
     def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
         """NT-Xent of both views of this process's images, among both views of all processes' images."""
