@@ -388,9 +388,9 @@ def test_a_title_longer_than_its_table_is_one_line(capsys: pytest.CaptureFixture
 SLIPS: dict[str, tuple[tuple[str, ...], str]] = {
     "data": (("pretrain", "--data", "./fotos"), "no such folder or file: ./fotos"),
     "output": (("pretrain", "--output", "full"), "output folder 'full' is not empty"),
-    "picture": (("visualize", "nope.jpg", "--checkpoint", "timm:resnet18"), "unreadable image nope.jpg"),
+    "picture": (("visualize", "nope.jpg", "--checkpoint", "timm:resnet18"), "no such file: nope.jpg"),
     "checkpoint": (("retrieve", "runs/none"), "no checkpoint 'runs/none'"),
-    "query": (("retrieve", "timm:resnet18", "--data", "demo", "--query", "nope.jpg"), "unreadable image nope.jpg"),
+    "query": (("retrieve", "timm:resnet18", "--data", "demo", "--query", "nope.jpg"), "no such file: nope.jpg"),
     "cache": (("embed", "timm:resnet18", "--cache", "file/c"), "cannot create the folder 'file/c': Not a directory; "
               "choose another --cache"),
     "checked data": (("data", "check", "./fotos"), "no such folder or file: ./fotos"),

@@ -68,8 +68,10 @@ def test_unlabelled_folder_has_no_labels_and_concat_is_twice_as_wide(tmp_path: P
 
 def test_output_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for output, expected in ((tmp_path, "is a folder"), (tmp_path / "file" / "features", "cannot write")):
-        outcome = fgssl("embed", "no checkpoint is read yet", "--output", output)
+    unread = tmp_path / "broken.safetensors"  # would be another error
+    unread.touch()
+    for output, expected in ((tmp_path, "is a folder"), (tmp_path / "file" / "features", "cannot create the folder")):
+        outcome = fgssl("embed", unread, "--output", output)
         assert expected in outcome.error()
 
 

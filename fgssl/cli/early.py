@@ -5,7 +5,6 @@ Only whether something is there is looked at, by the rules of those who open it;
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,18 +21,19 @@ def check_data(source: str | None) -> None:
 
 
 def check_checkpoint(checkpoint: str) -> None:
-    """Refuses a checkpoint that is not there; a file of features may stand in its place. Raises FgsslError."""
-    if not checkpoint.startswith(TIMM_PREFIX):
+    """Refuses a checkpoint that is not there; files of features, joined by "+", may stand in its place.
+
+    Raises FgsslError.
+    """
+    if not checkpoint.startswith(TIMM_PREFIX) and not all(Path(part).is_file() for part in checkpoint.split("+")):
         encoder_path(checkpoint)
 
 
 def check_pictures(paths: Sequence[Path]) -> None:
-    """Refuses pictures that are not there. Raises UnreadableImage."""
-    for path in paths:
-        if not os.path.exists(path):
-            from fgssl.data.decode import decode_image
+    """Refuses pictures that are not there. Raises FgsslError."""
+    from fgssl.data.decode import require_files
 
-            decode_image(path)  # says why
+    require_files(paths)
 
 
 def check_cache(cache: str | None) -> None:
