@@ -84,10 +84,15 @@ def judge_encoder(
     """
     maps = _control_maps(encoder, slice_, seed)
     heads = branches if encoder.rationale is None else {"": encoder.rationale, **branches}
-    ways = [Pooled("", "gap", None, None, False, True), Pooled("", "GeM", None, GEM, False, False)]
+    ways = [
+        Pooled("", "gap", None, None, False, True),
+        Pooled("", "GeM", None, GEM, False, False),
+        Pooled("", "concat GeM", None, GEM, True, True),
+    ]
     for name, map_of in maps.items():
         if name != "uniform":
             ways.append(Pooled("", name, map_of, None, False, name == "centre prior"))
+            ways.append(Pooled("", f"concat {name} GeM", map_of, GEM, True, name == "centre prior"))
     named = {("", name): map_of for name, map_of in maps.items()}
     for branch, head in heads.items():
         for pooling, sets in {"rationale": (), **poolings}.items():
