@@ -94,6 +94,21 @@ def effective_rank(features: Tensor) -> float:
     return float(torch.special.entr(share).sum().exp())
 
 
+def relative_std(features: Tensor) -> float:
+    """Spread of length-1 features: the std of each dimension over the images, as a share of 1/sqrt(D).
+
+    Chen and He 2021 (SimSiam), section 4.1, watch it for collapse.
+
+    Args:
+        features: (N, D), N at least 2; zero rows allowed.
+
+    Returns:
+        0 where all point the same way (collapse), about 1 where they are spread evenly in all directions.
+    """
+    unit = unit_rows(check_features(features)).double()
+    return float(unit.std(0).mean() * math.sqrt(unit.shape[1]))
+
+
 def alignment(first: Tensor, second: Tensor, *, power: float = 2) -> float:
     """Mean distance^power between the length-1 features of two views of each image (Wang and Isola 2020); 0 is best.
 

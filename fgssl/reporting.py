@@ -17,6 +17,7 @@ class StepReport(NamedTuple):
     fit: float | None  # None without rationale
     target_entropy: float | None  # of the GradCAM target, relative to uniform
     effective_rank: float
+    feature_std: float  # of length-1 features: 0 is collapse, 1 evenly spread
     images_per_second: float
     wait_share: float  # of the time, waiting for data
     seconds_left: float

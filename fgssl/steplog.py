@@ -87,6 +87,7 @@ class StepLog:
             fit=means["fit"] if with_rationale else None,
             target_entropy=means["target_entropy"] if with_rationale else None,
             effective_rank=means["effective_rank"],
+            feature_std=means["feature_std"],
             images_per_second=speed,
             wait_share=means["wait_share"],
             seconds_left=seconds / (step - first) * (plan.total_steps - step),

@@ -12,7 +12,7 @@ from fgssl.backbone import GivenMap
 from fgssl.config import PretrainConfig
 from fgssl.encoder import Encoder
 from fgssl.errors import TrainingFault
-from fgssl.metrics import effective_rank
+from fgssl.metrics import effective_rank, relative_std
 from fgssl.objectives import OBJECTIVES, Objective
 from fgssl.objectives.base import gather, is_distributed
 from fgssl.plan import Plan
@@ -30,7 +30,7 @@ class StepOutput(NamedTuple):
     fit: Tensor
     target_entropy: Tensor
     positive_similarity: Tensor
-    features: Tensor  # (N, C) pooled, for the effective rank
+    features: Tensor  # (N, C) pooled, for their rank and spread
 
 
 class PretrainModel(nn.Module):
@@ -157,7 +157,7 @@ class LogWindow:
                 raise NotFinite(f"the loss is not finite since step {step}{where}", FAULT_REMEDY, step=step)
 
     def means(self) -> dict[str, float]:
-        """Means over the window, and the effective rank of the last batch's features."""
+        """Means over the window, and what the last batch's features tell of a collapse."""
         loss, fit, entropy, similarity = self._all_rows().mean(1).mean(0).tolist()
         assert self._features is not None
         features = gather(self._features).cpu()
@@ -166,6 +166,7 @@ class LogWindow:
             "fit": fit,
             "target_entropy": entropy,
             "positive_similarity": similarity,
-            "effective_rank": float(effective_rank(features)),
+            "effective_rank": effective_rank(features),
+            "feature_std": relative_std(features),
             "wait_share": self.waited / max(self.seconds, 1e-9),
         }

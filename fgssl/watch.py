@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from fgssl.config import OptimizerConfig
 from fgssl.errors import TrainingFault
 
 PATIENCE = 3  # lines of the log in a row
-LOST_SHARE = 0.9  # of what the effective rank had above 1; its best must have been RANK_WORTH_LOSING
-RANK_WORTH_LOSING = 2.0
+LOST_SHARE = 0.9  # of the best that a signal had above its floor
 CHANCE_SHARE, CHANCE_STEPS, CHANCE_PART = 0.98, 500, 0.1  # a loss above it, for so many steps and this part of the run
 RATES = {
     "adamw": (1e-7, 0.05),
@@ -17,6 +17,21 @@ RATES = {
     "lars": (1e-3, 100.0),
 }  # outside them nothing is learned, or nothing survives
 COLLAPSE_REMEDY = "lower --lr, add --set optimizer.warmup_epochs=1, and look at views.png: can a pair be told apart?"
+
+
+class Spread(NamedTuple):
+    """A number of the log that a collapse takes away."""
+
+    words: str
+    floor: float  # at a total collapse
+    worth_losing: float  # its best must have been that much for its fall to mean anything
+    shown: str  # format
+
+
+SPREADS = {
+    "effective_rank": Spread("effective rank", 1.0, 2.0, ".2f"),
+    "feature_std": Spread("standard deviation", 0.0, 0.05, ".3f"),
+}
 
 
 class Watch:
@@ -29,7 +44,8 @@ class Watch:
 
     def __init__(self, *, total_steps: int, stop_on_collapse: bool = False) -> None:
         self.total_steps, self.stop_on_collapse = total_steps, stop_on_collapse
-        self.best_rank, self.low_lines = 1.0, 0
+        self.best = {name: spread.floor for name, spread in SPREADS.items()}
+        self.low_lines = dict.fromkeys(SPREADS, 0)
         self.learned_at: int | None = None  # the last step whose loss was below chance
         self.said: set[str] = set()
 
@@ -38,14 +54,14 @@ class Watch:
 
         Args:
             step: Done so far.
-            means: `loss` and `effective_rank` of the line.
+            means: `loss`, `effective_rank` and `feature_std` of the line.
             chance: The loss of an encoder that knows nothing; None where the loss does not tell.
 
         Raises:
             TrainingFault: collapse, where that shall stop the run.
         """
         found = {
-            "collapse": self._collapse(step, means["effective_rank"]),
+            "collapse": self._collapse(step, means),
             "chance": "" if chance is None else self._chance(step, means["loss"], chance),
         }
         if found["collapse"] and self.stop_on_collapse:
@@ -54,15 +70,19 @@ class Watch:
         self.said |= set(new)
         return [f"{found[kind]}; {COLLAPSE_REMEDY}" if kind == "collapse" else found[kind] for kind in new]
 
-    def _collapse(self, step: int, rank: float) -> str:
-        self.best_rank = max(self.best_rank, rank)
-        lost = rank <= 1 + (1 - LOST_SHARE) * (self.best_rank - 1) and self.best_rank >= RANK_WORTH_LOSING
-        self.low_lines = self.low_lines + 1 if lost else 0
-        if self.low_lines < PATIENCE:
+    def _collapse(self, step: int, means: Mapping[str, float]) -> str:
+        fallen = [self._fallen(name, means[name]) for name in SPREADS]
+        what = " and ".join(text for text in fallen if text)
+        return f"the features collapse: {what} by step {step}" if what else ""
+
+    def _fallen(self, name: str, value: float) -> str:
+        spread = SPREADS[name]
+        best = self.best[name] = max(self.best[name], value)
+        lost = value - spread.floor <= (1 - LOST_SHARE) * (best - spread.floor) and best >= spread.worth_losing
+        self.low_lines[name] = self.low_lines[name] + 1 if lost else 0
+        if self.low_lines[name] < PATIENCE:
             return ""
-        return (
-            f"the features collapse: their effective rank fell from {self.best_rank:.1f} to {rank:.2f} by step {step}"
-        )
+        return f"their {spread.words} fell from {best:{spread.shown}} to {value:{spread.shown}}"
 
     def _chance(self, step: int, loss: float, chance: float) -> str:
         if self.learned_at is None or loss < CHANCE_SHARE * chance:

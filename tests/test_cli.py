@@ -338,7 +338,7 @@ def test_every_number_is_seen_on_any_terminal(width: int, monkeypatch: pytest.Mo
     shown = " ".join(re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", " ", screen.getvalue()).split())
     for text in ("epoch 100/101", "step 102/1000", "loss 104.000 (chance 4.56)", "fit 106.0000", "entropy 0.789"):
         assert text in shown
-    for text in ("rank 108.0", "109 images/s", "waiting 11000 %", "1:51 left", "training"):
+    for text in ("rank 108.0 std 109.00", "110 images/s", "waiting 11100 %", "1:52 left", "training"):
         assert text in shown
 
 

@@ -60,6 +60,15 @@ def test_effective_rank_closed_forms() -> None:
     assert metrics.effective_rank(torch.diag(torch.tensor([3.0, 1.0]))) == pytest.approx(expected)
 
 
+def test_relative_std_closed_forms() -> None:
+    axes = torch.cat([torch.eye(8), -torch.eye(8)]) * torch.rand(16, 1).add(0.1)  # of any length
+    # each dimension has a 1, a -1 and fourteen 0: variance 2/15, against 1/8
+    assert metrics.relative_std(axes) == pytest.approx(math.sqrt(2 / 15 * 8), rel=1e-6)
+    assert metrics.relative_std(torch.randn(20_000, 32)) == pytest.approx(1, abs=0.01)
+    assert metrics.relative_std(torch.rand(50, 1) * torch.ones(50, 8)) == pytest.approx(0, abs=1e-6)
+    assert metrics.relative_std(torch.zeros(5, 3)) == 0
+
+
 def test_effective_rank_equals_the_decomposition() -> None:
     features = torch.randn(60, 20, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -4, 20)
     singular = np.linalg.svd(features.double().numpy(), compute_uv=False)

@@ -24,12 +24,20 @@ from fgssl.watch import CHANCE_STEPS, Watch, absurd_rate
 ROOT = Path(__file__).parent.parent
 
 
-def warnings(ranks: list[float], *, losses: list[float] | None = None, every: int = 10, **options: bool) -> list[str]:
+def warnings(
+    ranks: list[float],
+    *,
+    stds: list[float] | None = None,
+    losses: list[float] | None = None,
+    every: int = 10,
+    **options: bool,
+) -> list[str]:
     """What is said over lines of a log, `every` steps apart."""
     watch, found = Watch(total_steps=1000, **options), []
     for line, rank in enumerate(ranks):
         loss = 1.0 if losses is None else losses[line]
-        means = {"loss": loss, "effective_rank": rank}
+        std = 0.5 if stds is None else stds[line]
+        means = {"loss": loss, "effective_rank": rank, "feature_std": std}
         found += watch.look(every * (line + 1), means, chance=4.0)
     return found
 
@@ -42,12 +50,26 @@ def test_a_healthy_run_is_left_alone() -> None:
 def test_a_collapse_is_named_once_and_only_if_it_lasts() -> None:
     assert warnings([10, 1.5, 1.5, 9, 1.5, 1.5, 9]) == []
     (text,) = warnings([10, 12, 1.9, 1.5, 1.2, 1.1, 1.1, 1.1])
-    assert "effective rank fell from 12.0 to 1.20 by step 50" in text and "--lr" in text and "views.png" in text
+    assert "effective rank fell from 12.00 to 1.20 by step 50" in text and "--lr" in text and "views.png" in text
 
 
-def test_a_collapse_stops_the_run_where_asked() -> None:
+def test_a_collapse_to_a_point_is_told_from_one_to_a_line() -> None:
+    (line,) = warnings([10, 12] + [1.1] * 5)  # opposite ends of a line are far apart
+    (point,) = warnings([1.5] * 7, stds=[0.2, 0.6] + [0.05] * 5)  # a rank that was never worth losing
+    (both,) = warnings([12] * 2 + [1.05] * 5, stds=[0.6] * 2 + [0.01] * 5)
+    assert "rank fell" in line and "deviation" not in line
+    assert "standard deviation fell from 0.600 to 0.050 by step 50" in point and "rank" not in point
+    assert "rank fell from 12.00 to 1.05 and their standard deviation fell from 0.600 to 0.010 by step 50" in both
+    assert warnings([5] * 9, stds=[0.03] * 2 + [0.001] * 7) == []  # never spread: nothing to lose
+    assert warnings([5] * 9, stds=[0.6, 0.07] * 4 + [0.07]) == []  # less than nine tenths of it lost
+
+
+@pytest.mark.parametrize("fallen", [
+    {"ranks": [10, 12, 1.9, 1.5, 1.2]}, {"ranks": [5] * 5, "stds": [0.4, 0.5, 0.04, 0.02, 0.01]},
+])  # fmt: skip
+def test_a_collapse_stops_the_run_where_asked(fallen: dict[str, list[float]]) -> None:
     with pytest.raises(TrainingFault, match="the features collapse"):
-        warnings([10, 12, 1.9, 1.5, 1.2], stop_on_collapse=True)
+        warnings(**fallen, stop_on_collapse=True)
 
 
 def test_a_loss_at_chance_for_long_is_named() -> None:

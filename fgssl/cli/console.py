@@ -114,7 +114,7 @@ def step_line(report: StepReport) -> str:
     if report.fit is not None and report.target_entropy is not None:
         parts += [f"fit {report.fit:.4f}", f"target entropy {report.target_entropy:.3f}"]
     parts += [
-        f"rank {report.effective_rank:.1f}",
+        f"rank {report.effective_rank:.1f} std {report.feature_std:.2f}",
         f"{report.images_per_second:.0f} images/s",
         f"waiting {100 * report.wait_share:.0f} %",
         f"{duration(report.seconds_left)} left",
