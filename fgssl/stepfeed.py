@@ -53,9 +53,9 @@ class StepFeed:
         feed: DataLoader[Any]
         if plan.backbone.frozen:
             missing, requests = self._open_maps(sampler)
-            feed = build_feed(missing, requests, workers=self._workers(), pin=pin)
+            feed = build_feed(missing, requests, workers=self.workers, pin=pin)
         else:
-            feed = build_feed(self.views, sampler, workers=self._workers(), pin=pin)
+            feed = build_feed(self.views, sampler, workers=self.workers, pin=pin)
         feed.generator = torch.Generator()  # a loader draws one number when it starts: not from the run's stream
         return iter(feed)
 
@@ -67,7 +67,14 @@ class StepFeed:
         device = self.plan.device
         return batch.views_on(device), batch.index.to(device, non_blocking=True)
 
-    def _workers(self) -> int:
+    @property
+    def in_process(self) -> bool:
+        """Whether the training process makes the views itself: nobody asked for more, and it is quicker."""
+        return self.workers == 0 and self.plan.origins.get("training.workers", "").startswith("derived")
+
+    @property
+    def workers(self) -> int:
+        """Loader processes in use."""
         plan, workers = self.plan, self.plan.config.training.workers
         assert workers is not None  # filled in by the plan
         derived = plan.origins.get("training.workers", "").startswith("derived")

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from fgssl.data.feed import ViewDataset
 from fgssl.data.pairs import view_pairs
-from fgssl.machine import peak_memory
+from fgssl.machine import available_cores, peak_memory
 from fgssl.plan import SIGNAL_IMAGES, Plan
 from fgssl.reporting import Reporter, StepReport
 from fgssl.runfolder import METRICS_FILE
 from fgssl.signals import signals_of
+from fgssl.stepfeed import StepFeed
 from fgssl.training import LogWindow, PretrainModel, require_finite
+from fgssl.waiting import LONG_WAIT, STARVED, Waiting, remedies
 from fgssl.watch import Watch
-
-LONG_WAIT = 0.1  # share of the time waiting for data that is worth a hint
-SETTLED_STEPS = 100  # before them the queue of batches fills and the disk is read for the first time
 
 
 class StepLog:
@@ -37,15 +37,30 @@ class StepLog:
         accelerator: Accelerator,
         model: PretrainModel,
         optimizer: torch.optim.Optimizer,
-        views: ViewDataset,
+        feed: StepFeed,
         reporter: Reporter,
     ) -> None:
         self.plan, self.output, self.accelerator, self.reporter = plan, output, accelerator, reporter
-        self.model, self.optimizer, self.views = model, optimizer, views
+        self.model, self.optimizer, self.views = model, optimizer, feed.views
         self.window, self.last_means = LogWindow(), dict[str, float]()
         self.watch = Watch(total_steps=plan.total_steps, stop_on_collapse=plan.config.training.stop_on_collapse)
-        self._hinted = False
+        self.waiting = Waiting(self._remedies(feed), least=STARVED if feed.in_process else LONG_WAIT)
         self._pairs: torch.Tensor | None = None  # views for the signals, drawn when they are first due
+
+    def memory(self) -> dict[str, Any]:
+        """What the log has seen and said, for a saved run."""
+        return {**self.watch.state(), "waiting_said": sorted(self.waiting.said)}
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        """Undo of `memory`; what it lacks stays as in a new run."""
+        self.watch.restore(memory)
+        self.waiting.said = set(memory.get("waiting_said", ()))
+
+    def warn_of(self, *warnings: str) -> None:
+        """Said by the main process, for all came to the same judgement; empty ones are not."""
+        for warning in filter(None, warnings):
+            if self.accelerator.is_main_process:
+                self.reporter.warn(warning)
 
     def write(self, step: int, seconds: float, first: int) -> None:
         """Log the window that ends with `step`, and begin the next.
@@ -66,9 +81,10 @@ class StepLog:
     def _write(self, step: int, seconds: float, first: int) -> None:
         plan, config, window = self.plan, self.plan.config, self.window
         means = window.means()  # over all processes: each must ask, and each comes to the same judgement
-        for warning in self.watch.look(step, means, chance=self.model.objective.chance_level()):
-            if self.accelerator.is_main_process:
-                self.reporter.warn(warning)
+        self.warn_of(*self.watch.look(step, means, chance=self.model.objective.chance_level()))
+        self.warn_of(
+            self.waiting.look(step - first, steps=len(window.steps), seconds=window.seconds, share=means["wait_share"])
+        )
         if not self.accelerator.is_main_process:
             return
         signals = self._signals(step)
@@ -102,15 +118,11 @@ class StepLog:
         with (self.output / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.reporter.step(report)
-        self._hint(step - first, means["wait_share"])
 
-    def _hint(self, steps: int, wait_share: float) -> None:
-        """Say once what may help where data come too slowly."""
-        if self._hinted or wait_share <= LONG_WAIT or steps < SETTLED_STEPS:
-            return
-        self._hinted, workers = True, self.plan.config.training.workers
-        remedy = "leave out --cache off" if self.views.pixels.path is None else f"try more --workers than {workers}"
-        self.reporter.warn(f"{100 * wait_share:.0f} % of the time is spent waiting for pictures: {remedy}")
+    def _remedies(self, feed: StepFeed) -> list[str]:
+        cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        settings, size = self.plan.config.training, self.plan.backbone.image_size
+        return remedies(settings, feed.views.pixels, workers=feed.workers, cores=max(1, cores), image_size=size)
 
     def _signals(self, step: int) -> dict[str, float]:
         """The label-free signals as entries of the log, where the window just logged holds a step they are due at."""

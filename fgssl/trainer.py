@@ -35,7 +35,6 @@ from fgssl.training import (
     mean_output,
     require_finite,
 )
-from fgssl.watch import absurd_rate
 
 
 class Progress(NamedTuple):
@@ -81,8 +80,8 @@ class Trainer:
             seed=plan.config.training.seed,
             on_device=plan.device.type == "cuda",
         )
-        self.log = StepLog(plan, output, accelerator, model, optimizer, self.views, reporter)
         self.feed = StepFeed(plan, accelerator, model, self.views, reporter)
+        self.log = StepLog(plan, output, accelerator, model, optimizer, self.feed, reporter)
 
     def restore(self, saved: Loaded, *, allow_changes: bool = False) -> Progress:
         """Take over a saved state: weights, queue, optimiser, randomness.
@@ -109,6 +108,7 @@ class Trainer:
         progress = Progress(**saved.state["progress"])
         self.log.window.restore(saved.state["window"], self.plan.device)
         self.log.last_means = saved.state["last_means"]
+        self.log.remember(saved.state.get("watch", {}))  # older states have none
         done = progress.step >= self.plan.total_steps
         what = "already trained: writing the results again," if done else "resuming"
         self.reporter.note(f"{what} after step {progress.step} of {self.plan.total_steps}")
@@ -122,9 +122,7 @@ class Trainer:
                 features collapse and that shall stop the run. Saved states stay as they are.
             Interrupted: on a stop signal, after saving.
         """
-        rate = absurd_rate(self.plan.config.optimizer)
-        if rate and self.accelerator.is_main_process:
-            self.reporter.warn(rate)
+        self.log.warn_of(self.log.watch.look_at_rate(self.plan.config.optimizer))
         try:
             return self._train(progress, stop)
         except NotFinite as fault:
@@ -148,7 +146,7 @@ class Trainer:
         faults = dict(progress.faults)
         started = last_saved = time.monotonic()
         step = saved_step = progress.step
-        mark = time.perf_counter()
+        mark = asked = time.perf_counter()
         every = interval(training.save_every) or Interval(None, 600.0)
         batches = self.batches(progress.step)
         self._note_faults(self.pixels.faults, faults)
@@ -162,7 +160,7 @@ class Trainer:
             output = self.step(step, batch)
             step += 1
             done = time.perf_counter()
-            self.log.window.add(step, output, seconds=done - mark, waited=arrived - mark)
+            self.log.window.add(step, output, seconds=done - mark, waited=arrived - asked)
             mark = done
             if step % training.log_every == 0 or step == plan.total_steps:
                 self.log.write(step, now().seconds - progress.seconds, progress.step)
@@ -173,6 +171,7 @@ class Trainer:
                 saved_step, last_saved = step, time.monotonic()
                 if signal_number:
                     raise Interrupted(signal_number, step)
+            asked = time.perf_counter()  # what was written and saved meanwhile took time, but nobody waited for it
         if step > saved_step:
             self._save(now())
         self.model.objective.forget_compiled()
@@ -288,6 +287,7 @@ class Trainer:
                 "norms": norms if len(norms) > 1 else [],
                 "window": window,
                 "last_means": self.log.last_means,
+                "watch": self.log.memory(),
                 "data": self._data(),
             }
             save_state(self.output, progress.step, state)

@@ -161,6 +161,7 @@ class LogWindow:
         loss, fit, entropy, similarity = self._all_rows().mean(1).mean(0).tolist()
         assert self._features is not None
         features = gather(self._features).cpu()
+        times = self._rows[0].new_tensor([[self.waited, max(self.seconds, 1e-9)]])
         return {
             "loss": loss,
             "fit": fit,
@@ -168,5 +169,5 @@ class LogWindow:
             "positive_similarity": similarity,
             "effective_rank": effective_rank(features),
             "feature_std": relative_std(features),
-            "wait_share": self.waited / max(self.seconds, 1e-9),
+            "wait_share": float(torch.div(*gather(times).unbind(1)).max()),  # of the process that waits longest
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fgssl.config import OptimizerConfig
 from fgssl.errors import TrainingFault
@@ -69,6 +69,29 @@ class Watch:
         new = [kind for kind, text in found.items() if text and kind not in self.said]
         self.said |= set(new)
         return [f"{found[kind]}; {COLLAPSE_REMEDY}" if kind == "collapse" else found[kind] for kind in new]
+
+    def look_at_rate(self, config: OptimizerConfig) -> str:
+        """A warning where the learning rate is out of all proportion for its optimiser; once a run and rate."""
+        text = absurd_rate(config) or ""
+        new = bool(text) and text not in self.said
+        self.said |= {text} if new else set()
+        return text if new else ""
+
+    def state(self) -> dict[str, Any]:
+        """What was seen and said, for a saved run."""
+        return {
+            "best": dict(self.best),
+            "low_lines": dict(self.low_lines),
+            "learned_at": self.learned_at,
+            "said": sorted(self.said),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Undo of `state`; what it lacks stays as it is."""
+        self.best |= state.get("best", {})
+        self.low_lines |= state.get("low_lines", {})
+        self.learned_at = state.get("learned_at", self.learned_at)
+        self.said |= set(state.get("said", ()))
 
     def _collapse(self, step: int, means: Mapping[str, float]) -> str:
         fallen = [self._fallen(name, means[name]) for name in SPREADS]

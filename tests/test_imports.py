@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, str] = {
     "launch": "",
     "memory": "",
     "watch": "config errors",
+    "waiting": "config data",
     "evidence": "data files",
     # pictures
     "views": "config",
@@ -96,9 +97,9 @@ MAY_IMPORT: dict[str, str] = {
     "finish": "backbone data drawing embed encoder encoderfile errors machine nearest plan reporting "
     "retrieval runfolder state visualize",
     "stepfeed": "data frozen machine plan reporting training",
-    "steplog": "data machine plan reporting runfolder signals training watch",
+    "steplog": "data machine plan reporting runfolder signals stepfeed training waiting watch",
     "trainer": "config data embed errors evidence frozen memory optimizer plan reporting state stepfeed steplog "
-    "stopping training watch",
+    "stopping training",
     "processes": "config errors plan reporting",
     "pretrain": "checkpoint data encoderfile errors finish machine optimizer plan processes reporting runfolder "
     "state stopping trainer training",

@@ -133,17 +133,3 @@ def test_peak_memory_is_this_process_own():
     code = "import torch; from fgssl.machine import peak_memory; print(peak_memory(torch.device('cpu')))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert 0.05 < float(told) < peak_memory(torch.device("cpu")) - 0.2 and block.numel()
-
-
-def test_a_long_wait_is_told_once(tmp_path):
-    said = []
-
-    class Listener(Reporter):
-        def warn(self, text: str) -> None:
-            said.append(text)
-
-    trainer = tiny_trainer(tmp_path)
-    trainer.log.reporter = Listener()
-    for steps, share in ((10, 0.9), (300, 0.05), (400, 0.5), (500, 0.5)):
-        trainer.log._hint(steps, share)
-    assert len(said) == 1 and "50 % of the time is spent waiting for pictures" in said[0] and "--workers" in said[0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from test_pretrain import after_step
 from fgssl.config import OptimizerConfig
 from fgssl.errors import TrainingFault
 from fgssl.memory import is_out_of_memory, largest_batch
+from fgssl.state import load_state, save_state
 from fgssl.training import LogWindow
 from fgssl.watch import CHANCE_STEPS, Watch, absurd_rate
 
@@ -85,6 +88,39 @@ def test_a_loss_at_chance_for_long_is_named() -> None:
 def test_learning_rates_out_of_all_proportion_are_named(name: str, lr: float, fine: bool) -> None:
     text = absurd_rate(OptimizerConfig(name=name, lr=lr))  # type: ignore[arg-type]
     assert text is None if fine else f"--lr {lr:g}" in str(text)
+
+
+def test_what_was_seen_and_said_survives_a_resume() -> None:
+    """Cut anywhere, a run is judged as if it had not been."""
+    ranks, losses = [10.0, 12] + [1.1] * 5 + [9.0] * 60, [4.0] * 67
+    lines = [
+        {"loss": loss, "effective_rank": rank, "feature_std": 0.5} for loss, rank in zip(losses, ranks, strict=True)
+    ]
+    whole = warnings(ranks, losses=losses)
+    assert len(whole) == 2  # one of each kind
+    for cut in range(len(lines) + 1):
+        first, found = Watch(total_steps=1000), list[str]()
+        for line, means in enumerate(lines[:cut]):
+            found += first.look(10 * (line + 1), means, chance=4.0)
+        second = Watch(total_steps=1000)
+        second.restore(json.loads(json.dumps(first.state())))
+        for line, means in enumerate(lines[cut:], cut):
+            found += second.look(10 * (line + 1), means, chance=4.0)
+        assert found == whole, cut
+
+
+def test_a_state_without_a_memory_is_taken() -> None:
+    watch = Watch(total_steps=1000)
+    watch.restore({})
+    assert watch.state() == Watch(total_steps=1000).state()
+
+
+def test_a_rate_is_named_once_a_run() -> None:
+    config, watch = OptimizerConfig(name="adamw", lr=1.0), Watch(total_steps=10)
+    assert [bool(watch.look_at_rate(config)) for _ in range(2)] == [True, False]
+    resumed = Watch(total_steps=10)
+    resumed.restore(watch.state())
+    assert not resumed.look_at_rate(config) and resumed.look_at_rate(OptimizerConfig(name="adamw", lr=2.0))
 
 
 # ---- memory
@@ -168,6 +204,27 @@ def test_a_collapse_stops_a_run_and_leaves_its_state(tmp_path: Path) -> None:
             assert outcome.code == 0 and outcome.err.count("the features collapse") == 1
 
 
+def test_a_resumed_run_does_not_repeat_itself(tmp_path: Path) -> None:
+    run, options = tmp_path / "run", ("--epochs", "20", "--max-steps", "20", "--set", "training.log_every=1")
+    means = LogWindow.means
+
+    def falling(self: LogWindow) -> dict[str, float]:
+        return {**means(self), "feature_std": 0.6 if self.steps[-1] < 3 else 0.01}
+
+    command = ("pretrain", "--data", photos(), *TINY, *options, "--lr", "0.06")
+    with mock.patch.object(LogWindow, "means", falling):
+        with after_step(10, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+            stopped = fgssl(*command, "--output", run)
+        old = load_state(shutil.copytree(run, tmp_path / "old"))
+        assert old is not None and old.state.pop("watch")["said"]
+        save_state(tmp_path / "old", old.step, old.state)  # as runs begun before there was a memory have it
+        assert fgssl("pretrain", "--resume", tmp_path / "old").code == 0
+        resumed = fgssl("pretrain", "--resume", run)
+    for text in ("standard deviation fell from 0.600 to 0.010 by step 5", "--lr 0.06 is outside"):
+        assert stopped.err.count(text) == 1
+    assert resumed.code == 0 and "warning" not in resumed.err
+
+
 def test_the_images_of_a_step_that_failed_are_kept(tmp_path: Path) -> None:
     seen: list[list[int]] = []
     original = LogWindow.add
@@ -191,8 +248,6 @@ def test_the_images_of_a_step_that_failed_are_kept(tmp_path: Path) -> None:
 
 
 def test_the_first_signal_saves_and_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
-    import signal
-
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGINT)

@@ -38,7 +38,7 @@ from fgssl.data.pixels import (
 from fgssl.files import umask
 from fgssl.stopping import ignore_stop_signals
 
-__all__ = ["Fault", "PixelStore", "Preparation", "Shrunk", "cache_path", "decode", "open_pixels"]
+__all__ = ["Fault", "PixelStore", "Preparation", "Shrunk", "cache_bytes", "cache_path", "decode", "open_pixels"]
 
 FREE_SPACE_SHARE = 0.25  # of the free disk a cache may take
 ENCODED_SHARE = 0.25  # of the pixels' size that JPEG takes: photographs of groceries 0.25 at 125 px, 0.19 at 291 px
@@ -85,7 +85,7 @@ def open_pixels(
             if kept is not None:
                 return kept
             path.parent.mkdir(parents=True, exist_ok=True)
-            if _size(images, prepare, encoded=encoded) <= _room(path.parent, budget):
+            if cache_bytes(images, prepare, encoded=encoded) <= _room(path.parent, budget):
                 _build(images, prepare, path, workers, progress)
                 return PixelStore(images, prepare, path)
             if not isinstance(prepare, Shrunk):
@@ -104,7 +104,7 @@ def _complete(images: ImageSet, prepare: Preparation, path: Path) -> PixelStore 
     return None if _mended(store) else store
 
 
-def _size(images: ImageSet, prepare: Preparation, *, encoded: bool) -> float:
+def cache_bytes(images: ImageSet, prepare: Preparation, *, encoded: bool) -> float:
     """Bytes that a cache is likely to take, pictures being 4 by 3."""
     side = prepare.side if isinstance(prepare, Shrunk) else prepare.size
     return len(images) * side * side * 4 * (ENCODED_SHARE if encoded else 1)
