@@ -23,6 +23,7 @@ from fgssl.runlock import hold_run
 from fgssl.state import has_state, remove_states
 from fgssl.training import PretrainModel
 from rationale_bench.branches import build_with_branches, load_branches, save_branches
+from rationale_bench.controls import TRAIN_POOLS
 from rationale_bench.evaluate import Judged, judge_encoder
 from rationale_bench.grid import INIT, Cell, Grid, Protocol
 from rationale_bench.slices import Slice, open_slice
@@ -107,6 +108,8 @@ def _train(cell: Cell, slice_: Slice, folder: Path, reporter: Reporter) -> dict[
 
         def build(plan: Plan) -> PretrainModel:
             made.append(build_with_branches(plan, cell.branches))
+            if cell.train_map is not None:
+                made[-1].objective.pool = TRAIN_POOLS[cell.train_map]
             return made[-1]
 
         with hold_run(folder, note=reporter.note):

@@ -36,6 +36,26 @@ def feature_norm(feature_map: Tensor, images: Tensor) -> Tensor:
     return _share(feature_map.float().norm(dim=1))
 
 
+def _weighted(map_of: MapOf) -> Callable[[Tensor], Tensor]:
+    def pool(feature_map: Tensor) -> Tensor:
+        weights = map_of(feature_map.detach(), feature_map).to(feature_map.dtype)
+        return torch.einsum("nchw,nhw->nc", feature_map, weights)
+
+    return pool
+
+
+def _generalised_mean(feature_map: Tensor) -> Tensor:
+    return feature_map.clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3)
+
+
+# What an objective may pool by in training, where a rationale would: (N, C, H, W) -> (N, C)
+TRAIN_POOLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "centre prior": _weighted(centre_prior),
+    "feature norm": _weighted(feature_norm),
+    "generalised mean": _generalised_mean,
+}
+
+
 class LossGradCam:
     """GradCAM of the contrastive loss, as `Encoder.loss_gradcam` has it, of both signs from one more forward pass."""
 

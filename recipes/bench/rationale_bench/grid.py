@@ -15,6 +15,7 @@ from fgssl.changes import FREE
 from fgssl.config import RationaleConfig, flatten
 from fgssl.errors import FgsslError
 from fgssl.resolve import Resolved, load_config
+from rationale_bench.controls import TRAIN_POOLS
 
 INIT = "init"  # the variant that is not trained
 
@@ -29,6 +30,7 @@ class Grid:
         variants: Name to settings.
         branches: Name to settings of further branches, which never train the backbone, so that many share a training.
         carriers: Variants that fit the further branches beside their own.
+        train_maps: Variants whose objective pools by a map that is nobody's rationale (see `controls.TRAIN_POOLS`).
         poolings: Name to settings (rationale.pool...) of further ways to pool with every branch, without training.
     """
 
@@ -37,6 +39,7 @@ class Grid:
     variants: dict[str, tuple[str, ...]]
     branches: dict[str, tuple[str, ...]]
     carriers: frozenset[str]
+    train_maps: dict[str, str]
     poolings: dict[str, tuple[str, ...]]
 
 
@@ -67,6 +70,7 @@ class Cell:
     seed: int
     resolved: Resolved
     branches: dict[str, RationaleConfig]
+    train_map: str | None
     digest: str
 
     @property
@@ -80,12 +84,14 @@ def read_grid(path: Path) -> Grid:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         variants = {str(name): _variant(value) for name, value in tree["variants"].items()}
+        pools = {name: pool for name, (_, _, pool) in variants.items() if pool is not None}
         grid = Grid(
             base=_settings(tree.get("base")),
             baseline=str(tree.get("baseline", next(iter(variants)))),
-            variants={name: sets for name, (sets, _) in variants.items()},
+            variants={name: sets for name, (sets, _, _) in variants.items()},
             branches={str(name): _settings(sets) for name, sets in (tree.get("branches") or {}).items()},
-            carriers=frozenset(name for name, (_, carries) in variants.items() if carries),
+            carriers=frozenset(name for name, (_, carries, _) in variants.items() if carries),
+            train_maps=pools,
             poolings={str(name): _settings(sets) for name, sets in (tree.get("poolings") or {}).items()},
         )
     except (OSError, yaml.YAMLError, KeyError, AttributeError, TypeError, ValueError, StopIteration) as error:
@@ -98,10 +104,13 @@ def read_grid(path: Path) -> Grid:
     return grid
 
 
-def _variant(value: Any) -> tuple[tuple[str, ...], bool]:
-    if isinstance(value, dict):
-        return _settings(value.get("set")), bool(value.get("branches", False))
-    return _settings(value), False
+def _variant(value: Any) -> tuple[tuple[str, ...], bool, str | None]:
+    if not isinstance(value, dict):
+        return _settings(value), False, None
+    pool = value.get("train_map")
+    if pool not in (None, *TRAIN_POOLS):
+        raise ValueError(f"train_map {pool!r} is none of {', '.join(TRAIN_POOLS)}")
+    return _settings(value.get("set")), bool(value.get("branches", False)), pool
 
 
 def _settings(value: Any) -> tuple[str, ...]:
@@ -132,8 +141,10 @@ def make_cell(grid: Grid, protocol: Protocol, variant: str, seed: int) -> Cell:
         {name: dataclasses.asdict(config) for name, config in branches.items()},
         "final" if protocol.final else protocol.select,
     ]
+    train_map = None if variant == INIT else grid.train_maps.get(variant)
+    described += [] if train_map is None else [train_map]
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    return Cell(variant, seed, resolved, branches, digest)
+    return Cell(variant, seed, resolved, branches, train_map, digest)
 
 
 def _resolve(protocol: Protocol, seed: int, sets: tuple[str, ...]) -> Resolved:
