@@ -31,18 +31,18 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ViewsConfig:
-    """The random views of an image; defaults are MoCo v2's (paper section 4)."""
+    """The random views of an image. Defaults are MoCo v2's (paper section 4), but keep hue and saturation."""
 
-    preset: Literal["mocov2", "colour", "shape", "geometric"] = knob("mocov2", "named set of the values below")
+    preset: Literal["mocov2", "colour", "shape", "geometric"] = knob("colour", "named set of the values below")
     crop_min: float = knob(0.2, "smallest area of a random crop, as a fraction of the image")
     crop_max: float = knob(1.0, "largest area of a random crop")
     flip: float = knob(0.5, "probability of a horizontal flip")
     jitter: float = knob(0.8, "probability of colour jitter")
     brightness: float = knob(0.4, "brightness factor drawn from 1 -/+ this")
     contrast: float = knob(0.4, "contrast factor drawn from 1 -/+ this")
-    saturation: float = knob(0.4, "saturation factor drawn from 1 -/+ this")
-    hue: float = knob(0.1, "hue shift drawn from -/+ this, in turns of the colour circle (at most 0.5)")
-    grayscale: float = knob(0.2, "probability of dropping the colour")
+    saturation: float = knob(0.1, "saturation factor drawn from 1 -/+ this")
+    hue: float = knob(0.0, "hue shift drawn from -/+ this, in turns of the colour circle (at most 0.5)")
+    grayscale: float = knob(0.0, "probability of dropping the colour")
     blur: float = knob(0.5, "probability of Gaussian blur")
     blur_sigma_min: float = knob(0.1, "smallest blur, in pixels of a 224-pixel crop")
     blur_sigma_max: float = knob(2.0, "largest blur, in pixels of a 224-pixel crop")
@@ -198,12 +198,12 @@ class PretrainConfig:
 
 # A preset gives values for its section; whatever the user sets explicitly wins over it.
 VIEW_PRESETS: dict[str, dict[str, Any]] = {
-    "mocov2": {},
+    # the default, for classes that colour helps to tell apart: hue and saturation stay
+    "colour": {},
+    "mocov2": {"saturation": 0.4, "hue": 0.1, "grayscale": 0.2},
     # colour says little: what is left is shape and texture
     "shape": {"jitter": 1.0, "saturation": 0.8, "hue": 0.5, "grayscale": 0.4},
-    # keeps hue and saturation, for classes told apart by colour
-    "colour": {"saturation": 0.1, "hue": 0.0, "grayscale": 0.0},
-    "geometric": {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0},
+    "geometric": {"jitter": 0.0, "saturation": 0.4, "hue": 0.1, "grayscale": 0.0, "blur": 0.0},
 }
 RATIONALE_PRESETS: dict[str, dict[str, Any]] = {
     # one distribution per image, detached, mean per image: the defaults above
@@ -242,6 +242,12 @@ DEMO_PROFILE: dict[str, Any] = {
     "views.preset": "shape",
     "views.crop_min": 0.4,
     "training.epochs": 16,
+}
+# The defaults that a data source brings along. Paint tells no model of a car or aircraft.
+DATA_PROFILES: dict[str, dict[str, Any]] = {
+    "demo": DEMO_PROFILE,
+    "cars": {"views.preset": "mocov2"},
+    "aircraft": {"views.preset": "mocov2"},
 }
 
 

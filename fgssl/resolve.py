@@ -1,7 +1,7 @@
 """Recipe YAML + flags + `--set a.b=value` -> PretrainConfig, remembering where every value came from.
 
-Later wins: default < demo profile < preset < recipe < flag < --set. Unknown keys and impossible values are one clear
-line. Values that depend on the data or the machine are derived later, in `fgssl.plan`.
+Later wins: default < the data source's own < preset < recipe < flag < --set. Unknown keys and impossible values are one
+clear line. Values that depend on the data or the machine are derived later, in `fgssl.plan`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 import yaml
 
 from fgssl.config import (
+    DATA_PROFILES,
     DEMO_PROFILE,
     OBJECTIVE_SETTINGS,
     RATIONALE_PRESETS,
@@ -87,16 +88,16 @@ def _assemble(given: dict[str, tuple[Any, str]]) -> Resolved:
     def chosen(key: str) -> Any:
         return values.get(key, (profile.get(key, defaults[key]), ""))[0]
 
-    profile: dict[str, Any] = {}
-    if chosen("data.source") == "demo":
-        profile = dict(DEMO_PROFILE)
-        if chosen("backbone.name") != DEMO_PROFILE["backbone.name"]:
-            del profile["backbone.output_stride"]  # not every backbone offers one
+    profile: dict[str, Any] = {}  # (read by `chosen`)
+    source = chosen("data.source")
+    profile = dict(DATA_PROFILES.get(source, {}))
+    if chosen("backbone.name") != DEMO_PROFILE["backbone.name"]:
+        profile.pop("backbone.output_stride", None)  # not every backbone offers one
     layers = []
     for section, presets in (("views", VIEW_PRESETS), ("rationale", RATIONALE_PRESETS)):
         preset = chosen(f"{section}.preset")
         layers.append(({f"{section}.{k}": v for k, v in presets[preset].items()}, f"preset {preset}"))
-    layers.append((profile, "demo default"))
+    layers.append((profile, f"{source} default"))
     for layer, origin in layers:
         for key, value in layer.items():
             values.setdefault(key, (value, origin))

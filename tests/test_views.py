@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import colorsys
+import dataclasses
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -28,6 +30,9 @@ from fgssl.views.draw import ORDERS
 
 DRAWS = 3000
 HEIGHT, WIDTH, SIZE = 150, 200, 64
+
+# the paper's: every operation of the jitter takes part
+paper = functools.partial(ViewsConfig, saturation=0.4, hue=0.1, grayscale=0.2)
 
 
 def noise(height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -192,7 +197,7 @@ def test_views_are_torchvisions_pixels(make):
     off_mean, plain = [], 0
     for seed in range(12):
         image = picture(HEIGHT, WIDTH, seed)
-        views = draw_many(ViewsConfig(blur=0.4, grayscale=0.3, solarize=0.0), HEIGHT, WIDTH, SIZE, 10, seed)
+        views = draw_many(paper(blur=0.4, grayscale=0.3, solarize=0.0), HEIGHT, WIDTH, SIZE, 10, seed)
         made = make(image, views, SIZE)
         for view, result in zip(in_words(views), made, strict=True):
             off = difference(result, torchvision_view(image, view, SIZE))
@@ -209,7 +214,7 @@ def test_both_paths_make_the_same_views():
     sources = np.arange(60) % 3
     heights, widths = np.array([p.shape[:2] for p in pictures]).T[:, sources]
     randoms = np.random.default_rng(3).random((60, NUMBERS))
-    views = draw_views(randoms, ViewsConfig(solarize=0.2), heights=heights, widths=widths, size=32)
+    views = draw_views(randoms, paper(solarize=0.2), heights=heights, widths=widths, size=32)
     cpu = make_views([pictures[s] for s in sources], views, 32).int()
     device = pack_views(pictures, sources, views, 32).make(torch.device("cpu")).int()
     off = (cpu - device).abs().flatten(1)[~views.solarize]  # at the threshold one level becomes many
@@ -220,14 +225,14 @@ def test_both_paths_make_the_same_views():
 def test_a_view_does_not_depend_on_those_beside_it():
     """Bit for bit: batches are cut differently by different numbers of processes."""
     image = noise(50, 40)
-    views = draw_many(ViewsConfig(solarize=0.3), 50, 40, 32, 40)
+    views = draw_many(paper(solarize=0.3), 50, 40, 32, 40)
     together = on_cpu(image, views, 32)
     for row in range(40):
         assert torch.equal(on_cpu(image, views.take(np.array([row])), 32)[0], together[row])
 
 
 def test_floats_are_the_levels_of_bytes():
-    image, views = noise(50, 40), draw_many(ViewsConfig(), 50, 40, 32, 20)
+    image, views = noise(50, 40), draw_many(paper(), 50, 40, 32, 20)
     pixels = [image.permute(1, 2, 0).numpy()] * 20
     assert torch.equal(make_views(pixels, views, 32, dtype=torch.float32), make_views(pixels, views, 32).float())
 
@@ -280,7 +285,7 @@ def test_crops_are_distributed_as_random_resized_crops(height, width, scale):
     theirs = np.array(
         [v1.RandomResizedCrop.get_params(blank, list(scale), [3 / 4, 4 / 3]) for _ in range(DRAWS)], float
     )
-    ours = np.array([v[:4] for v in drawn(ViewsConfig(crop_min=scale[0], crop_max=scale[1]), height, width)], float)
+    ours = np.array([v[:4] for v in drawn(paper(crop_min=scale[0], crop_max=scale[1]), height, width)], float)
     for describe in (
         lambda c: c[:, 2] * c[:, 3],
         lambda c: c[:, 3] / c[:, 2],
@@ -299,7 +304,7 @@ def test_jitter_is_distributed_as_color_jitter():
     jitter = v1.ColorJitter(0.4, 0.3, 0.2, 0.1)
     ranges = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
     theirs = [v1.ColorJitter.get_params(*ranges) for _ in range(DRAWS)]
-    ours = drawn(ViewsConfig(jitter=1.0, brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1), 64, 64)
+    ours = drawn(paper(jitter=1.0, brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1), 64, 64)
     names = ("brightness", "contrast", "saturation", "hue")
     for place, name in enumerate(names):
         sample = [dict(view.colour)[name] for view in ours]
@@ -310,7 +315,7 @@ def test_jitter_is_distributed_as_color_jitter():
 
 
 def test_switches_come_at_their_rates_and_independently():
-    views = ViewsConfig(flip=0.3, jitter=0.8, grayscale=0.2, blur=0.5, solarize=0.1)
+    views = paper(flip=0.3, jitter=0.8, grayscale=0.2, blur=0.5, solarize=0.1)
     sample = drawn(views, 64, 64)
     table = np.array([[v.flip, bool(v.colour), v.grayscale, v.sigma > 0, v.solarize] for v in sample])
     for column, rate in zip(table.T, (0.3, 0.8, 0.2, 0.5, 0.1), strict=True):
@@ -322,13 +327,13 @@ def test_switches_come_at_their_rates_and_independently():
 
 
 def test_blur_scales_with_the_view():
-    large, small = (draw_many(ViewsConfig(blur=1.0), 64, 64, size, 20).sigma for size in (224, 56))
+    large, small = (draw_many(paper(blur=1.0), 64, 64, size, 20).sigma for size in (224, 56))
     assert small == pytest.approx(large / 4)
 
 
 def test_probabilities_zero_and_one_are_exact():
-    never = ViewsConfig(flip=0, jitter=0, grayscale=0, blur=0, solarize=0)
-    always = ViewsConfig(flip=1, jitter=1, grayscale=1, blur=1, solarize=1)
+    never = paper(flip=0, jitter=0, grayscale=0, blur=0, solarize=0)
+    always = paper(flip=1, jitter=1, grayscale=1, blur=1, solarize=1)
     for view in drawn(never, 50, 50, 300):
         assert view[4:] == (False, (), False, 0.0, False)
     for view in drawn(always, 50, 50, 300):
@@ -337,32 +342,41 @@ def test_probabilities_zero_and_one_are_exact():
 
 @pytest.mark.parametrize("brightness", [1.0, 3.0])
 def test_strong_jitter_has_no_negative_factors(brightness):
-    factors = [dict(v.colour)["brightness"] for v in drawn(ViewsConfig(jitter=1, brightness=brightness), 9, 9, 300)]
+    factors = [dict(v.colour)["brightness"] for v in drawn(paper(jitter=1, brightness=brightness), 9, 9, 300)]
     assert 0 <= min(factors) < 0.1 and max(factors) <= 1 + brightness
 
 
 def test_what_is_drawn_depends_on_its_own_numbers_alone():
     """A switch or the image's size changes nothing else of a view, and other rows change nothing."""
-    first = draw_many(ViewsConfig(), 64, 128, 32, 50)
-    other = draw_many(ViewsConfig(jitter=1.0, blur=0.0), 999, 30, 32, 50)
+    first = draw_many(paper(), 64, 128, 32, 50)
+    other = draw_many(paper(jitter=1.0, blur=0.0), 999, 30, 32, 50)
     assert (first.flip == other.flip).all() and (first.factors == other.factors).all()
     assert (first.order == other.order)[first.order >= 0].all() and (first.grayscale == other.grayscale).all()
-    alone = draw_many(ViewsConfig(), 64, 128, 32, 1)
+    alone = draw_many(paper(), 64, 128, 32, 1)
     assert all((a[0] == f[0]).all() for a, f in zip(alone, first, strict=True))
 
 
 # ---- presets: what they promise
 
 
-def test_the_default_is_the_papers_moco_v2():
-    views = load_config(flags={"data.source": "photos"}).config.views
+def test_mocov2_is_the_papers_and_the_default_where_colour_is_paint():
+    views = preset("mocov2")
+    for source in ("cars", "aircraft"):
+        assert load_config(flags={"data.source": source}).config.views == views
     assert (views.crop_min, views.crop_max, views.flip, views.jitter, views.grayscale) == (0.2, 1.0, 0.5, 0.8, 0.2)
     assert (views.brightness, views.contrast, views.saturation, views.hue) == (0.4, 0.4, 0.4, 0.1)
     assert (views.blur, views.blur_sigma_min, views.blur_sigma_max, views.solarize) == (0.5, 0.1, 2.0, 0.0)
 
 
 def preset(name: str) -> ViewsConfig:
-    return load_config(flags={"views.preset": name}).config.views
+    return load_config(flags={"data.source": "photos", "views.preset": name}).config.views
+
+
+def test_the_default_keeps_colour_and_else_is_the_papers():
+    views = load_config(flags={"data.source": "photos"}).config.views
+    assert views == preset("colour") == ViewsConfig()
+    kept = {"preset": "mocov2", "saturation": 0.4, "hue": 0.1, "grayscale": 0.2}
+    assert dataclasses.replace(views, **kept) == preset("mocov2")
 
 
 def test_colour_preset_keeps_the_colour():
@@ -397,7 +411,7 @@ def test_every_preset_is_tested():
 @pytest.mark.parametrize("height,width", [(1, 1), (1, 4000), (4000, 1), (2, 3), (1, 2)])
 def test_extreme_images_make_views(height, width):
     image = noise(height, width)
-    views = draw_many(ViewsConfig(solarize=0.5), height, width, 32, 30)
+    views = draw_many(paper(solarize=0.5), height, width, 32, 30)
     for view in in_words(views):
         assert view.height >= 1 and view.width >= 1
         assert 0 <= view.top <= height - view.height and 0 <= view.left <= width - view.width

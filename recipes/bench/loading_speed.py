@@ -10,6 +10,7 @@ class folders. Prints a table on stderr and one JSON document on stdout.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import platform
@@ -23,7 +24,7 @@ import torch
 from torchvision import datasets
 from torchvision import transforms as v1
 
-from fgssl.config import DataConfig, ViewsConfig
+from fgssl.config import VIEW_PRESETS, DataConfig, ViewsConfig
 from fgssl.data import available_splits, load_images
 from fgssl.data.cache import Shrunk, open_pixels
 from fgssl.data.feed import StepSampler, ViewDataset, build_feed
@@ -56,7 +57,8 @@ def our_batches(path: str, *, size: int, batch: int) -> Iterator[Any]:
     images = load_images(data, available_splits(data)[0])
     pixels = open_pixels(images, Shrunk(round(SHRINK * size)))
     sampler = StepSampler(len(images), batch, seed=0, start=0, stop=1_000_000)
-    return iter(build_feed(ViewDataset(pixels, ViewsConfig(), size=size, seed=0), sampler, workers=0, pin=False))
+    views = dataclasses.replace(ViewsConfig(), **VIEW_PRESETS["mocov2"])
+    return iter(build_feed(ViewDataset(pixels, views, size=size, seed=0), sampler, workers=0, pin=False))
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def plan_for(arguments: argparse.Namespace, *, rationale: bool = True, **setting
         "data.source": arguments.data, "backbone.name": arguments.backbone, "backbone.pretrained": False,
         "backbone.image_size": arguments.image_size, "training.batch_size": arguments.batch_size,
         "training.workers": arguments.workers, "training.device": arguments.device, "training.epochs": 10_000,
-        "rationale.enabled": rationale, "training.evaluate": False, **settings,
+        "views.preset": "mocov2", "rationale.enabled": rationale, "training.evaluate": False, **settings,
     }  # fmt: skip
     return make_plan(load_config(flags=flags))
 
