@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
+from fgssl.bars import told_bars
 from fgssl.errors import FgsslError
 
 PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
@@ -42,6 +43,7 @@ def hub_or_cache() -> Iterator[None]:
     """Inside the block the hub counts as offline if it cannot be connected to.
 
     The hub's client, and `datasets` where it is loaded, then take what is cached and fail at once where nothing is.
+    What they load meanwhile is told to the listener (`fgssl.listening`).
     With a proxy, connections are the proxy's business and nothing changes.
     """
     libraries: list[Any] = [constants, *(sys.modules[name] for name in ("datasets.config",) if name in sys.modules)]
@@ -51,7 +53,8 @@ def hub_or_cache() -> Iterator[None]:
         for library in libraries:
             library.HF_HUB_OFFLINE = offline
     try:
-        yield
+        with told_bars():
+            yield
     finally:
         for library, value in zip(libraries, before, strict=True):
             library.HF_HUB_OFFLINE = value

@@ -35,8 +35,8 @@ class Reporter:
     def fatal(self, problem: str, remedy: str) -> None:
         """The last line of a process that hangs in a call and is about to end itself."""
 
-    def progress(self, task: str, done: int, total: int) -> None:
-        """A side task (building the cache, embedding) got to `done` of `total`."""
+    def progress(self, task: str, done: int, total: int | None) -> None:
+        """A side task (building the cache, embedding) got to `done` of `total`; None where nobody knows it."""
 
     def step(self, report: StepReport) -> None:
         """Training got on."""

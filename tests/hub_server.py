@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,11 +23,13 @@ class Repository:
         files: Path -> content.
         kind: "dataset" or "model".
         refuse: None serves it; 401 or 403 answers as a gated repository does.
+        pause: Seconds before each quarter of a file of more than 100,000 bytes.
     """
 
     files: Mapping[str, bytes]
     kind: str = "dataset"
     refuse: int | None = None
+    pause: float = 0.0
 
     @property
     def commit(self) -> str:
@@ -158,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
             start, end = int(first), min(int(last) if last else len(content) - 1, len(content) - 1)
             headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
             return self._answer(206, content[start : end + 1], headers)
-        return self._answer(200, content, headers)
+        return self._answer(200, content, headers, pause=repository.pause)
 
     def _json(self, value: Any) -> None:
         self._answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
@@ -167,14 +170,21 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.dumps({"error": message}).encode()
         self._answer(status, body, {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})})
 
-    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+    def _answer(self, status: int, body: bytes, headers: dict[str, str], *, pause: float = 0.0) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command == "HEAD":
+            return
+        if len(body) <= 100_000 or not pause:
             self.wfile.write(body)
+            return
+        quarter = len(body) // 4 + 1
+        for start in range(0, len(body), quarter):
+            time.sleep(pause)
+            self.wfile.write(body[start : start + quarter])
 
 
 def _entries(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from fgssl.data.names import printable
 from fgssl.launch import may_speak
+from fgssl.listening import listen
 from fgssl.reporting import Reporter, StepReport
 
 
@@ -140,17 +141,20 @@ class PlainReporter(Reporter):
         if may_speak():
             print_error(problem, remedy)
 
-    def progress(self, task: str, done: int, total: int) -> None:
+    def progress(self, task: str, done: int, total: int | None) -> None:
         now = time.monotonic()
         if self._begun is None or self._begun[0] != task or done < self._begun[2]:
             self._begun, self._spoke = (task, now, done), False
-        if done >= total:
+        if total is not None and done >= total:
             if self._spoke:  # or its last word would be that it is not done
                 self.note(f"{task}: {done}/{total}")
             self._begun, self._spoke = None, False
         elif self._due():
             self._spoke = True
             _, start, first = self._begun
+            if total is None:
+                self.note(f"{task}: {done} so far")
+                return
             left = f", {duration((now - start) / (done - first) * (total - done))} left" if done > first else ""
             self.note(f"{task}: {done}/{total}{left}")
 
@@ -162,7 +166,8 @@ class PlainReporter(Reporter):
         self.note(plan_line(description, facts))
 
     def close(self) -> None:
-        """Nothing is left on the screen."""
+        """Nothing is left on the screen, and nothing more is heard."""
+        listen(None)
 
     def _due(self) -> bool:
         now = time.monotonic()
@@ -211,9 +216,9 @@ class LiveReporter(PlainReporter):
     def warn(self, text: str) -> None:
         self._bar.console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
 
-    def progress(self, task: str, done: int, total: int) -> None:
+    def progress(self, task: str, done: int, total: int | None) -> None:
         self._show(task, done, total)
-        if done >= total:
+        if total is not None and done >= total:
             self._drop()
 
     def step(self, report: StepReport) -> None:
@@ -225,9 +230,10 @@ class LiveReporter(PlainReporter):
             self.note(step_line(report))
 
     def close(self) -> None:
+        super().close()
         self._bar.stop()
 
-    def _show(self, task: str, done: int, total: int) -> None:
+    def _show(self, task: str, done: int, total: int | None) -> None:
         if self._task is None or self._task[0] != task:
             self._drop()
             self._task = (task, self._bar.add_task(task, total=total))
@@ -262,8 +268,11 @@ def evaluation_reporter() -> PlainReporter:
 def make_reporter(*, quiet: bool) -> PlainReporter:
     """The reporter for this terminal, log file or silence; only the first of several processes speaks."""
     if quiet or process_rank() > 0:
-        return QuietReporter()
-    return LiveReporter() if err.is_terminal and not err.is_dumb_terminal else PlainReporter()
+        reporter: PlainReporter = QuietReporter()
+    else:
+        reporter = LiveReporter() if err.is_terminal and not err.is_dumb_terminal else PlainReporter()
+    listen(reporter.progress)
+    return reporter
 
 
 def plan_line(description: Mapping[str, Any], facts: Mapping[str, Any]) -> str:

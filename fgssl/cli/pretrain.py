@@ -257,14 +257,16 @@ def _dry_run(resolved: Any, *, as_json: bool, processes: int) -> None:
     from fgssl.offline import WeightsOffline
     from fgssl.plan import describe, make_plan
 
-    missing = []
+    reporter, missing = make_reporter(quiet=False), []
     try:
         plan = make_plan(resolved, world=processes)
     except WeightsOffline as error:  # no value of the plan depends on the weights' numbers
         plan = make_plan(resolved, world=processes, load_weights=False)
         missing = [f"{error.problem}: the run would not start; {error.remedy}"]
+    finally:
+        reporter.close()
     for line in [*missing, *plan.warnings()]:
-        make_reporter(quiet=False).warn(line)
+        reporter.warn(line)
     description, facts = describe(plan), plan.facts()
     if as_json:
         print_json({"settings": description, "facts": facts})

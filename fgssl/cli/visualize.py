@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fgssl.cli.console import err, out, print_json
+from fgssl.cli.console import err, evaluation_reporter, out, print_json
 from fgssl.cli.early import check_checkpoint, check_pictures
 from fgssl.cli.pretrain import RUNS
 
@@ -39,7 +39,11 @@ def visualize(
     check_picture_path(target)
     if checkpoint is None:
         err.print(f"checkpoint: {source} (newest in {RUNS}/)", markup=False, soft_wrap=True)
-    encoder = load_encoder(source).to(resolve_device(device))
+    reporter = evaluation_reporter()
+    try:
+        encoder = load_encoder(source).to(resolve_device(device))
+    finally:
+        reporter.close()
     sheet = draw(encoder, images, title=f"{encoder.backbone.name}, {source}")
     save_png(sheet, target)
     if json_output:

@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from fgssl.data.decode import Examined, decode_image, examine_image
 from fgssl.data.names import printable
 from fgssl.data.packed import PackedNames
+from fgssl.listening import Told
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+TELL_EVERY = 1024  # files
 
 
 class FileImages:
@@ -71,7 +74,10 @@ class FileImages:
         """Hash of relative paths, sizes and times of change; one `stat` a file the first time."""
         if self._fingerprint is None:
             digest = hashlib.blake2b(digest_size=16)
+            told = Told(f"looking at the files of {self.source}", len(self))
             for index in range(len(self)):
+                if index % TELL_EVERY == 0:
+                    told(index)
                 name = self._names[index]
                 try:
                     status = os.stat(os.path.join(self._root, name))
@@ -79,5 +85,6 @@ class FileImages:
                 except (OSError, ValueError):  # missing, or a name no file system allows
                     state = (-1, -1)
                 digest.update(b"%d %d %d " % (len(name), *state) + name)
+            told.end(len(self))
             self._fingerprint = digest.hexdigest()
         return self._fingerprint

@@ -65,7 +65,7 @@ class FolderSource:
             ) from error
 
     def _list(self, chosen: SplitFolder) -> FileImages:
-        report = WalkReport()
+        report = WalkReport(printable(chosen.path))
         classes = self._classes()
         own = _class_folders(chosen.path)
         if classes is None or own is None:
@@ -75,6 +75,7 @@ class FolderSource:
             ids: list[NDArray[np.int64]] = []
             names = PackedNames(_walk_classes(chosen.path, own, classes, ids, report))
             labels, class_names = np.concatenate([np.empty(0, np.int64), *ids]), tuple(map(printable, classes))
+        report.told.end(report.met)
         if not len(names):
             raise _no_image(self._source if len(self._folders) == 1 else printable(chosen.path), report)
         return FileImages(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fgssl.data.names import printable
+from fgssl.listening import Told
 
 EXTENSIONS = frozenset(
     b".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .apng .tif .tiff .ppm .pgm .pbm .pnm .mpo .avif .avifs"
@@ -16,11 +17,15 @@ EXTENSIONS = frozenset(
 """File extensions taken for images, in lower case. HEIC is listed so that it is named as unreadable, not overlooked."""
 
 _MAX_NOTED = 100
+TELL_EVERY = 1024  # entries of a folder
 
 
 @dataclass
 class WalkReport:
     """What a walk saw besides images.
+
+    Args:
+        folder: What is walked, for those who wait.
 
     Attributes:
         others: Number of other files by extension ("" for none).
@@ -28,9 +33,19 @@ class WalkReport:
         skipped_count: How many there were in all.
     """
 
+    folder: str = "the folder"
     others: Counter[str] = field(default_factory=Counter)
     skipped: list[str] = field(default_factory=list)
     skipped_count: int = 0
+
+    def __post_init__(self) -> None:
+        self.told = Told(f"listing {self.folder}")
+        self.met = 0
+
+    def meet(self, entries: int) -> None:
+        """So many more files and folders were looked at."""
+        self.met += entries
+        self.told(self.met)
 
     def skip(self, path: bytes, reason: str) -> None:
         """Notes a path that was passed over."""
@@ -67,7 +82,10 @@ def scan(folder: bytes, report: WalkReport | None = None) -> FolderEntries:
     images: list[bytes] = []
     folders: list[tuple[bool, bytes]] = []
     with os.scandir(folder) as entries:
-        for entry in entries:
+        number = 0
+        for number, entry in enumerate(entries, 1):
+            if number % TELL_EVERY == 0 and report is not None:
+                report.meet(TELL_EVERY)
             kind, name = _kind(entry), entry.name
             if kind == "image":
                 images.append(name)
@@ -77,6 +95,8 @@ def scan(folder: bytes, report: WalkReport | None = None) -> FolderEntries:
                 report.others[printable(os.path.splitext(name)[1].lower())] += 1
             elif kind == "special" and report is not None:
                 report.skip(os.path.join(folder, name), "not a regular file")
+    if report is not None:
+        report.meet(number % TELL_EVERY)
     images.sort()
     folders.sort()  # real folders before links, so that content reached twice keeps its real place
     return FolderEntries(images, [name for _, name in folders])
