@@ -12,7 +12,7 @@ from fgssl.resolve import AS_BEGUN, Resolved, config_from_flat
 
 FREE = (
     "training.workers", "training.device", "training.save_every", "training.log_every", "training.evaluate",
-    "training.signals_every",
+    "training.signals_every", "training.stall_limit",
     "training.keep_states", "training.stop_on_collapse", "training.cache", "training.cache_budget", "training.compile",
     "training.checkpoint_gradients",
 )  # fmt: skip

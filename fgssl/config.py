@@ -174,6 +174,9 @@ class TrainingConfig:
     cache_budget: float | None = knob(None, "gigabytes a split's cache may take (default: a quarter of the free disk)")
     device: str | None = knob(None, "cpu, cuda, cuda:1, mps (default: the best at hand)")
     save_every: str = knob("10m", "between saved states: steps (200) or time (90s, 10m, 2h)")
+    stall_limit: str = knob(
+        "15m", "end a run of several processes when none of them got on for so long (90s, 15m, 2h; 0s: never)"
+    )
     stop_on_collapse: bool = knob(False, "stop when the features collapse, instead of only warning")
     keep_states: bool = knob(False, "keep the resume states of a finished run")
     log_every: int = knob(10, "steps between lines of metrics.jsonl")

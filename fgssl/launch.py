@@ -73,6 +73,7 @@ def _start(command: Sequence[str], rank: int, count: int, port: int, spoken: Pat
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     environment = {
         "OMP_NUM_THREADS": str(max(1, cores // count)),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # when one ends, torch shows where in its code the others lost it
         **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -121,7 +122,9 @@ def _forwarding(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
         for child in children:
             if child.poll() is None:
                 child.kill()
-            child.wait()
+        for child in children:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # who waits for a dead mount cannot be killed
+                child.wait(GRACE_SECONDS)
 
 
 def _first_failure(children: Sequence[subprocess.Popen[bytes]]) -> int | None:

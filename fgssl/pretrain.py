@@ -15,6 +15,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.state import AcceleratorState
 
 from fgssl.checkpoint import save_encoder
+from fgssl.config import interval
 from fgssl.data.cache import PixelStore, Shrunk, open_pixels
 from fgssl.encoderfile import ENCODER_FILE
 from fgssl.errors import FgsslError
@@ -23,6 +24,7 @@ from fgssl.machine import available_cores, keep_freed_memory
 from fgssl.optimizer import build_optimizer
 from fgssl.plan import Plan
 from fgssl.processes import check_processes, time_limit
+from fgssl.pulse import Pulse, PulseReporter
 from fgssl.reporting import Reporter
 from fgssl.runfolder import truncate_metrics, write_config
 from fgssl.state import load_state
@@ -59,8 +61,28 @@ def pretrain(
         FgsslError: bad data; TrainingFault: the loss is no longer finite.
         Interrupted: a signal asked for a stop; the state is saved.
     """
-    config, reporter = plan.config, reporter or Reporter()
-    trainer = build_trainer(plan, output, reporter, build=build)
+    pulse = _pulse(plan, reporter or Reporter())
+    with pulse.watching():
+        return _pretrain(plan, output, pulse, resume=resume, allow_changes=allow_changes, build=build)
+
+
+def _pulse(plan: Plan, reporter: Reporter) -> Pulse:
+    rank, world = (int(os.environ.get(name, alone)) for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    limit = interval(plan.config.training.stall_limit)
+    return Pulse(rank, world, (limit and limit.seconds) or 0.0, reporter)
+
+
+def _pretrain(
+    plan: Plan,
+    output: Path,
+    pulse: Pulse,
+    *,
+    resume: bool,
+    allow_changes: bool,
+    build: Callable[[Plan], PretrainModel],
+) -> RunResult:
+    config, reporter = plan.config, PulseReporter(pulse.reporter, pulse)
+    trainer = build_trainer(plan, output, reporter, build=build, pulse=pulse)
     model, is_main = trainer.model, trainer.accelerator.is_main_process
     saved = load_state(output) if resume else None
     if saved is not None:
@@ -84,6 +106,7 @@ def pretrain(
         model.encoder.keys = model.objective.sample_keys(KEYS_KEPT)
         save_encoder(output / ENCODER_FILE, model.encoder)
         result = finish_run(plan, model.encoder, output, progress._asdict(), trainer.log.last_means, reporter)
+    pulse.at("writing the results")
     trainer.accelerator.wait_for_everyone()
     return result
 
@@ -98,20 +121,26 @@ def _start_over(output: Path, reporter: Reporter) -> None:
 
 
 def build_trainer(
-    plan: Plan, output: Path, reporter: Reporter, *, build: Callable[[Plan], PretrainModel] = build_model
+    plan: Plan,
+    output: Path,
+    reporter: Reporter,
+    *,
+    build: Callable[[Plan], PretrainModel] = build_model,
+    pulse: Pulse | None = None,
 ) -> Trainer:
     """Everything a run steps with, on its device: decoded pixels, model, optimiser."""
+    pulse = pulse or Pulse(0, 1, 0.0, reporter)
     if plan.device.type == "cpu":
         keep_freed_memory()
     with time_limit(reporter):
         accelerator = _accelerator(plan)
         check_processes(plan, accelerator)
-    pixels = _training_pixels(plan, accelerator, reporter)
+    pixels = _training_pixels(plan, accelerator, reporter, pulse)
     torch.manual_seed(plan.config.training.seed)
     model = build(plan).to(plan.device)
     optimizer = build_optimizer(model, plan.config.optimizer, plan.device, backbone=plan.backbone)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    return Trainer(plan, output, accelerator, model, wrapped, optimizer, pixels, reporter)
+    return Trainer(plan, output, accelerator, model, wrapped, optimizer, pixels, reporter, pulse)
 
 
 def _accelerator(plan: Plan) -> Accelerator:
@@ -128,13 +157,14 @@ def _accelerator(plan: Plan) -> Accelerator:
         # the key encoder and the queue are kept equal by the objective itself
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False),
-            # others wait while the first decodes or evaluates, which may take hours; who dies is noticed otherwise
+            # others wait while the first decodes or evaluates, which may take hours; who dies or hangs is noticed
+            # otherwise (`fgssl.launch`, `fgssl.pulse`)
             InitProcessGroupKwargs(timeout=timedelta(days=2)),
         ],
     )
 
 
-def _training_pixels(plan: Plan, accelerator: Accelerator, reporter: Reporter) -> PixelStore:
+def _training_pixels(plan: Plan, accelerator: Accelerator, reporter: Reporter, pulse: Pulse) -> PixelStore:
     """Decode the training split once; the first process builds the cache, the others open it."""
     prepare = Shrunk(round(plan.backbone.image_size * SHRINK))
     workers = available_cores() if plan.config.training.workers else 0
@@ -142,6 +172,8 @@ def _training_pixels(plan: Plan, accelerator: Accelerator, reporter: Reporter) -
     def show(done: int, total: int) -> None:
         reporter.progress("decoding", done, total)
 
+    if not accelerator.is_main_process:
+        pulse.at("opening the decoded pictures")
     with accelerator.main_process_first():
         pixels = open_pixels(
             plan.train,
@@ -151,6 +183,8 @@ def _training_pixels(plan: Plan, accelerator: Accelerator, reporter: Reporter) -
             workers=workers,
             progress=show,
         )
+    if accelerator.is_main_process:
+        pulse.at("opening the decoded pictures")
     check_faults(pixels.faults, plan)
     if pixels.encoded and accelerator.is_main_process:
         reporter.note(

@@ -257,6 +257,11 @@ def _reject_contradictions(config: PretrainConfig) -> None:
     if interval(config.training.save_every) is None:
         asked = _shown(config.training.save_every)
         raise FgsslError(f"training.save_every cannot be {asked}", "give steps (200) or time (90s, 10m, 2h)")
+    limit = interval(config.training.stall_limit)
+    if limit is None or limit.seconds is None:
+        raise FgsslError(
+            f"training.stall_limit cannot be {_shown(config.training.stall_limit)}", "give a time (90s, 15m)"
+        )
     views = config.views
     if views.crop_min > views.crop_max:
         raise FgsslError(f"views.crop_min {views.crop_min} is above views.crop_max {views.crop_max}", "swap them")

@@ -22,6 +22,7 @@ from fgssl.frozen import FrozenBatch
 from fgssl.memory import is_out_of_memory, largest_batch
 from fgssl.optimizer import learning_rate, set_rate
 from fgssl.plan import Plan
+from fgssl.pulse import Pulse
 from fgssl.reporting import Reporter
 from fgssl.state import Loaded, random_state, restore_random_state, save_state
 from fgssl.stepfeed import StepFeed
@@ -35,6 +36,8 @@ from fgssl.training import (
     mean_output,
     require_finite,
 )
+
+LOADING = "waiting for pictures"
 
 
 class Progress(NamedTuple):
@@ -70,9 +73,11 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         pixels: PixelStore,
         reporter: Reporter,
+        pulse: Pulse,
     ) -> None:
         self.plan, self.output, self.accelerator, self.reporter = plan, output, accelerator, reporter
         self.model, self.wrapped, self.optimizer, self.pixels = model, wrapped, optimizer, pixels
+        self.pulse = pulse
         self.views = ViewDataset(
             pixels,
             plan.config.views,
@@ -154,14 +159,17 @@ class Trainer:
         def now() -> Progress:
             return Progress(step, progress.seconds + time.monotonic() - started, progress.initial_rows, faults)
 
+        self.pulse.at(LOADING)
         for batch in batches:
             arrived = time.perf_counter()
+            self.pulse.at("computing a step")
             self._note_faults({fault.index: fault.reason for fault in batch.faults}, faults)
             output = self.step(step, batch)
             step += 1
             done = time.perf_counter()
             self.log.window.add(step, output, seconds=done - mark, waited=arrived - asked)
             mark = done
+            self.pulse.at("writing to the run folder")
             if step % training.log_every == 0 or step == plan.total_steps:
                 self.log.write(step, now().seconds - progress.seconds, progress.step)
             due = every.over(step - saved_step, time.monotonic() - last_saved)
@@ -171,6 +179,7 @@ class Trainer:
                 saved_step, last_saved = step, time.monotonic()
                 if signal_number:
                     raise Interrupted(signal_number, step)
+            self.pulse.at(LOADING)
             asked = time.perf_counter()  # what was written and saved meanwhile took time, but nobody waited for it
         if step > saved_step:
             self._save(now())
@@ -291,4 +300,5 @@ class Trainer:
                 "data": self._data(),
             }
             save_state(self.output, progress.step, state)
+        self.pulse.at("waiting for the saved state")  # others are there before the one that writes it
         self.accelerator.wait_for_everyone()

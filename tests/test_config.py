@@ -206,7 +206,8 @@ def test_set_needs_section_key_value(pair):
 
 BAD_VALUES = {
     "training.epochs": (0, -1), "training.batch_size": (1, 0), "training.max_steps": (0,), "training.workers": (-1,),
-    "training.seed": (-1,), "training.log_every": (0,), "training.save_every": (-1,), "objective.queue_size": (0,),
+    "training.seed": (-1,), "training.log_every": (0,), "training.save_every": (-1,), 
+    "training.stall_limit": ("200", "soon"), "objective.queue_size": (0,),
     "objective.projector_dim": (0,), "objective.temperature": (0, -1), "objective.momentum": (-0.1, 1.1),
     "optimizer.lr": (0, -1), "optimizer.momentum": (-0.1, 1.5), "optimizer.weight_decay": (-1e-9,),
     "rationale.projections": (0,), "rationale.weight": (-1,), "rationale.temperature": (0,),

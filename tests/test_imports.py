@@ -100,11 +100,12 @@ MAY_IMPORT: dict[str, str] = {
     "retrieval runfolder state visualize",
     "stepfeed": "data frozen machine plan reporting training",
     "steplog": "data machine plan reporting runfolder signals stepfeed training waiting watch",
-    "trainer": "config data embed errors evidence frozen memory optimizer plan reporting state stepfeed steplog "
-    "stopping training",
+    "trainer": "config data embed errors evidence frozen memory optimizer plan pulse reporting state stepfeed "
+    "steplog stopping training",
     "processes": "config errors plan reporting",
-    "pretrain": "checkpoint data encoderfile errors finish machine optimizer plan processes reporting runfolder "
-    "state stopping trainer training",
+    "pulse": "reporting",
+    "pretrain": "checkpoint config data encoderfile errors finish machine optimizer plan processes pulse "
+    "reporting runfolder state stopping trainer training",
     # the command line, which nothing imports
     "cli": "backbone changes check checkpoint comparison config data drawing embed encoderfile errors evaluation "
     "featurefile featuretable files finish launch listening lookup machine offline plan pretrain probe_files "

@@ -87,6 +87,7 @@ def main() -> None:
     """Entry point: every known problem is one line on stderr."""
     if not os.environ.get("FGSSL_DEBUG"):
         warnings.simplefilter("ignore")  # other libraries' notes to developers are not for users
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # nor stack traces of connections of a run that ends
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGUSR1", "SIGHUP"):
             number = getattr(signal, name, None)
