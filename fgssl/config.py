@@ -78,9 +78,11 @@ class ObjectiveConfig:
     momentum_end: float | None = knob(
         None, "momentum at the end, risen by half a cosine (default: byol 1; mocov2 no rise)"
     )
-    queue_size: int | None = knob(None, "mocov2's number of stored keys (default: half an epoch, at most 65,536)")
-    batch_negatives: bool = knob(
-        False, "mocov2's negatives hold the keys of the same batch, too (MoCo: older keys alone)"
+    queue_size: int | None = knob(
+        None, "mocov2's number of stored keys (default: half an epoch, at most 65,536; one batch from scratch)"
+    )
+    batch_negatives: bool | None = knob(
+        None, "mocov2's negatives hold the keys of the same batch, too (default: from scratch; MoCo: older keys alone)"
     )
     key_norm: Literal["batch", "running"] = knob(
         "batch", "BatchNorm of the key encoder: the batch's statistics, or averaged ones (no leak between images)"

@@ -55,7 +55,7 @@ def derive_objective(
     name = values["objective.name"]
     _derive_widths(name, values, derive, channels)
     if name == "mocov2":
-        _derive_queue(values, derive, images)
+        _derive_queue(values, derive, images, started=started)
     if name in OBJECTIVE_SETTINGS["temperature"]:
         # grocery, resnet18, 64 px, 4 epochs, one seed: test -> train rank-1 14.2 with 0.1 against 13.2 with 0.2
         derive("objective.temperature", 0.2 if started else 0.1, "paper" if started else "learns faster from scratch")
@@ -129,11 +129,15 @@ def _derive_widths(name: str, values: dict[str, Any], derive: Derive, channels: 
         derive("objective.projector_dim", 128 if name == "simclr" else 256, "paper")
 
 
-def _derive_queue(values: dict[str, Any], derive: Derive, images: int) -> None:
+def _derive_queue(values: dict[str, Any], derive: Derive, images: int, *, started: bool) -> None:
+    """From scratch the negatives are of the same step: while weights move fast, older keys are told by their age."""
     batch, asked = values["training.batch_size"], values["objective.queue_size"]
     if asked is not None and asked < batch:
         raise FgsslError(
             f"objective.queue_size {asked} is smaller than the batch of {batch}",
             "make the queue at least one batch long, or leave it out",
         )
-    derive("objective.queue_size", max(batch, min(LARGEST_QUEUE, images // 2)), "half an epoch of keys")
+    if values["objective.batch_negatives"] is False or started:
+        derive("objective.queue_size", max(batch, min(LARGEST_QUEUE, images // 2)), "half an epoch of keys")
+    derive("objective.queue_size", batch, "one batch, from scratch: older keys are told by their age")
+    derive("objective.batch_negatives", not started, "paper" if started else "from scratch")
