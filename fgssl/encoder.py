@@ -15,7 +15,7 @@ from fgssl.config import PretrainConfig
 from fgssl.errors import FgsslError
 from fgssl.objectives import OBJECTIVES
 from fgssl.objectives.base import project
-from fgssl.rationale import RationaleHead, attention_map, attention_pool, gradcam
+from fgssl.rationale import RationaleHead, attention_map, attention_pool, gradcam, pool_places
 
 Pool = Literal["gap", "rationale", "concat", "cls"]
 MAP_POOLS: tuple[Pool, ...] = ("gap", "rationale", "concat")
@@ -108,7 +108,7 @@ class Encoder(nn.Module):
         return attention_pool(feature_map, attention, pool=config.pool, exponent=config.pool_exponent)
 
     def objective_pool(self, feature_map: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C), for the objective's loss with `rationale.train_pool: rationale`: not normalised.
+        """(N, C, H, W) -> (N, C), for the objective with `rationale.train_pool: rationale`: as at test, of any length.
 
         The map is a constant of the step, from the branch's running statistics: the objective trains the backbone
         through the features, and the fit alone trains the branch.
@@ -117,7 +117,9 @@ class Encoder(nn.Module):
             return feature_map.mean((2, 3))
         with torch.no_grad(), evaluated(self.rationale):
             attention = self.attention(feature_map.detach())
-        return torch.einsum("nchw,nhw->nc", feature_map, attention.to(feature_map.dtype))
+        config = self.rationale.config
+        pooled = pool_places(feature_map, attention, pool=config.pool, exponent=config.pool_exponent)
+        return pooled.to(feature_map.dtype)
 
     def projected(self, feature_map: Tensor, predictor: nn.Module | None = None) -> Tensor:
         """(N, C, H, W) -> (N, D) l2-normalised, as the objective projects, and predicts where it does."""

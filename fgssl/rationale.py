@@ -188,35 +188,40 @@ def attention_map(head: RationaleHead, feature_map: Tensor, config: RationaleCon
     return shape_attention(weights, config).view_as(prediction)
 
 
-def attention_pool(
+def pool_places(
     feature_map: Tensor, attention: Tensor | None = None, *, pool: str = "mean", exponent: float = 3.0
 ) -> Tensor:
-    """Mean of the feature map over places weighted by the attention, l2-normalised (section 3.3).
+    """The places of the feature map as one feature, weighted by the attention (section 3.3), of any length.
 
     Args:
         feature_map: (N, C, H, W).
-        attention: (N, H, W), or None for global average pooling.
+        attention: (N, H, W), or None for equal weights.
         pool: "mean", the largest weighted place of each channel ("max"), or generalised mean ("gem", Radenovic et al.
             2018), which takes negative features as 0.
         exponent: Of gem.
 
     Returns:
-        (N, C) float32 of unit length.
+        (N, C) float32.
     """
     features = feature_map.float()
-    if pool != "mean":
-        flat = features.flatten(2)
-        weights = (
-            torch.full_like(flat[:, :1], 1 / flat.shape[2]) if attention is None else attention.flatten(1)[:, None]
-        )
-        if pool == "max":
-            return functional.normalize((flat * weights).amax(2), dim=1)
-        # relative to the largest, so that no power overflows
-        peak = flat.amax((1, 2), keepdim=True).clamp(min=EPSILON)
-        powered = (weights * (flat / peak).clamp(min=0).pow(exponent)).sum(2)
-        return functional.normalize(powered.pow(1 / exponent), dim=1)
-    pooled = features.mean((2, 3)) if attention is None else torch.einsum("nchw,nhw->nc", features, attention)
-    return functional.normalize(pooled, dim=1)
+    if pool == "mean":
+        return features.mean((2, 3)) if attention is None else torch.einsum("nchw,nhw->nc", features, attention)
+    flat = features.flatten(2)
+    weights = torch.full_like(flat[:, :1], 1 / flat.shape[2]) if attention is None else attention.flatten(1)[:, None]
+    if pool == "max":
+        return (flat * weights).amax(2)
+    # relative to the largest, so that no power overflows; the clamp, as at zero a root has an infinite slope
+    peak = flat.detach().amax((1, 2), keepdim=True).clamp(min=EPSILON)
+    powered = (weights * (flat / peak).clamp(min=0).pow(exponent)).sum(2)
+    root = torch.where(powered > 0, powered.clamp(min=1e-30).pow(1 / exponent), 0.0)
+    return peak[:, :, 0] * root
+
+
+def attention_pool(
+    feature_map: Tensor, attention: Tensor | None = None, *, pool: str = "mean", exponent: float = 3.0
+) -> Tensor:
+    """`pool_places`, l2-normalised: (N, C) float32 of unit length."""
+    return functional.normalize(pool_places(feature_map, attention, pool=pool, exponent=exponent), dim=1)
 
 
 def _rows(maps: Tensor, axis: str) -> Tensor:

@@ -19,6 +19,7 @@ from fgssl.rationale import (
     fit_rationale,
     gradcam,
     normalize_map,
+    pool_places,
     rationale_loss,
     target_distribution,
 )
@@ -514,6 +515,21 @@ def test_pooling_without_attention_is_global_average_pooling():
     uniform = torch.full((N, H, W), 1 / (H * W))
     assert torch.allclose(attention_pool(features, uniform), expected, atol=1e-6)
     assert attention_pool(features.half()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_generalised_mean_is_the_explicit_formula_and_has_a_gradient_at_zero(weighted):
+    features = randn(N, C, H, W).requires_grad_()
+    weights = torch.rand(N, H, W)
+    weights = weights / weights.sum((1, 2), keepdim=True) if weighted else torch.full((N, H, W), 1 / (H * W))
+    cubes = features.detach().double().clamp(min=0) ** 3
+    expected = (cubes * weights[:, None].double()).sum((2, 3)) ** (1 / 3)
+    pooled = pool_places(features, weights if weighted else None, pool="gem")
+    assert torch.allclose(pooled.double(), expected, rtol=1e-5)
+    with torch.no_grad():
+        features[:, 0] = -1.0  # a channel that is nowhere positive
+    pool_places(features, weights if weighted else None, pool="gem").sum().backward()
+    assert features.grad.isfinite().all() and (features.grad[:, 0] == 0).all() and features.grad.abs().sum() > 0
 
 
 def test_pooling_zeros_gives_zeros_not_nan():

@@ -259,6 +259,15 @@ def test_the_objective_pools_by_the_map_as_a_constant():
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
 
 
+@pytest.mark.parametrize("pool", ["gem", "max"])
+def test_the_objective_pools_as_at_test(pool):
+    head, features = trained_head(rationale(pool=pool)), randn(N, C, H, W)
+    encoder = Encoder(_Map(), head)  # type: ignore[arg-type]
+    pooled = nn.functional.normalize(encoder.objective_pool(features), dim=1)
+    attention = attention_map(head.eval(), features, head.config)
+    assert torch.allclose(pooled, attention_pool(features, attention, pool=pool), atol=1e-6)
+
+
 def test_moco_projects_what_it_is_told_to_pool():
     model, seen = build_moco(), []
 
