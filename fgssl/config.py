@@ -106,7 +106,7 @@ class RationaleConfig:
     """GradCAM of the loss fitted by a branch of limited capacity (paper section 3; see `fgssl.rationale`)."""
 
     enabled: bool = knob(True, "fit the rationale beside the objective")
-    preset: Literal["normalized", "official"] = knob("normalized", "named set of the values below")
+    preset: Literal["pooled", "normalized", "official"] = knob("pooled", "named set of the values below")
     sign: Literal["raise", "lower", "either"] = knob(
         "raise", "GradCAM of places that raise (+dL/dF) the loss, lower it (-dL/dF), or do either"
     )
@@ -211,7 +211,9 @@ VIEW_PRESETS: dict[str, dict[str, Any]] = {
     "geometric": {"jitter": 0.0, "saturation": 0.4, "hue": 0.1, "grayscale": 0.0, "blur": 0.0},
 }
 RATIONALE_PRESETS: dict[str, dict[str, Any]] = {
-    # one distribution per image, detached, mean per image: the defaults above
+    # the default (recipes/RESULTS.md): the objective pools by the map, a sum of projections fitted to what lowers it
+    "pooled": {"sign": "lower", "fit": "regression", "combine": "linear", "train_pool": "rationale"},
+    # one distribution per image, detached, mean per image: the dataclass's values
     "normalized": {},
     # what the authors' code computes for MoCo (used by recipes/cub-resnet50-moco.yaml)
     "official": {

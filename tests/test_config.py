@@ -70,7 +70,7 @@ def test_demo_profile_is_for_the_demo_alone():
     assert {k: value(load_config(), k) for k in DEMO_PROFILE} == DEMO_PROFILE
     other = load_config(flags={"data.source": "photos"})
     assert all(value(other, k) == flatten(PretrainConfig())[k] for k in DEMO_PROFILE)
-    assert set(other.origins.values()) == {"default", "flag"}
+    assert set(other.origins.values()) == {"default", "flag", "preset pooled"}
 
 
 def test_the_demos_stride_and_views_are_of_its_backbone_and_yield_to_the_user():

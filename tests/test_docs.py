@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import shlex
@@ -155,13 +156,11 @@ def test_settings_named_in_the_readme_exist_with_the_values_it_shows() -> None:
 
 
 def test_rationale_table_shows_the_presets_as_they_are() -> None:
-    defaults = {
-        key.partition(".")[2]: value for key, value in flatten(load_config().config).items() if "rationale." in key
-    }
-    rows = re.findall(r"^\| `rationale\.(\w+)` \| ([^|]+) \| ([^|]+) \|", README, re.MULTILINE)
+    defaults = dataclasses.asdict(RationaleConfig())
+    rows = re.findall(r"^\| `rationale\.(\w+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|", README, re.MULTILINE)
     assert len(rows) >= 8
-    for key, normalized, official in rows:
-        for shown, preset in ((normalized, "normalized"), (official, "official")):
+    for key, *columns in rows:
+        for shown, preset in zip(columns, RATIONALE_PRESETS, strict=True):
             value = RATIONALE_PRESETS[preset].get(key, defaults[key])
             text = (
                 str(value).lower()
@@ -171,7 +170,7 @@ def test_rationale_table_shows_the_presets_as_they_are() -> None:
                 else str(value)
             )
             assert shown.strip() == text, (key, preset)
-    assert {key for key, _, _ in rows} <= set(RationaleConfig.__dataclass_fields__)
+    assert {key for key, *_ in rows} <= set(RationaleConfig.__dataclass_fields__)
 
 
 def test_files_named_in_the_readme_exist_and_modules_are_all_named() -> None:
