@@ -83,9 +83,11 @@ def test_the_demos_stride_and_views_are_of_its_backbone_and_yield_to_the_user():
 @pytest.mark.parametrize("section,presets", [("views", VIEW_PRESETS), ("rationale", RATIONALE_PRESETS)])
 def test_presets_set_their_keys_and_no_others(section, presets):
     plain = flatten(PretrainConfig())
+    other = {"views": "rationale", "rationale": "views"}[section]
     for name, content in presets.items():
         resolved = load_config(flags={"data.source": "photos", f"{section}.preset": name})
-        changed = {k for k, v in flatten(resolved.config).items() if v != plain[k]}
+        # the other section has its own default preset
+        changed = {k for k, v in flatten(resolved.config).items() if v != plain[k] and not k.startswith(f"{other}.")}
         for key, wanted in content.items():
             assert value(resolved, f"{section}.{key}") == wanted
             assert resolved.origins[f"{section}.{key}"] == f"preset {name}"
