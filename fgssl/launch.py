@@ -57,10 +57,10 @@ def launch(command: Sequence[str], count: int) -> End:
         spoken = Path(folder) / "spoken"
         port = _free_port()
         children = [_start(command, rank, count, port, spoken) for rank in range(count)]
-        with _forwarding(children):
-            first = _first_failure(children)
+        with _forwarding(children) as received:
+            first = _first_failure(children, received)
         if first is None:
-            return End(0, "")
+            return End(0, "") if not any(child.returncode for child in children) else End(128 + signal.SIGINT, "")
         code = children[first].returncode
         spoke = spoken.exists() or 128 < code < 160  # stopped by a signal, as told
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
@@ -106,8 +106,12 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def _forwarding(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+def _forwarding(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Signals go on to the children inside the block, which is told of them; at its end no child is left."""
+    received: list[int] = []
+
     def forward(number: int, _frame: Any) -> None:
+        received.append(number)
         for child in children:
             if child.poll() is None:
                 child.send_signal(number)
@@ -115,7 +119,7 @@ def _forwarding(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
     heeded = [n for n in FORWARDED if signal.getsignal(n) != signal.SIG_IGN or n == signal.SIGINT]
     former = {number: signal.signal(number, forward) for number in heeded}
     try:
-        yield
+        yield received
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
@@ -127,8 +131,11 @@ def _forwarding(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
                 child.wait(GRACE_SECONDS)
 
 
-def _first_failure(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """The first process that did not end well; the others get a moment, or as long as they save on a signal."""
+def _first_failure(children: Sequence[subprocess.Popen[bytes]], received: Sequence[int] = ()) -> int | None:
+    """The first process that did not end well; the others get a moment, or as long as they save on a signal.
+
+    A second Ctrl-C leaves them no more than a moment either: one that hangs keeps the others from hearing it.
+    """
     first: int | None = None
     until = float("inf")
     while any(child.poll() is None for child in children) and time.monotonic() < until:
@@ -137,6 +144,8 @@ def _first_failure(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
             first = failed[0]
             if not 128 < children[first].returncode < 160:
                 until = time.monotonic() + GRACE_SECONDS
+        if received.count(signal.SIGINT) > 1:
+            until = min(until, time.monotonic() + GRACE_SECONDS)
         time.sleep(0.05)
     failed = [rank for rank, child in enumerate(children) if child.poll()]
     return first if first is not None else (failed[0] if failed else None)

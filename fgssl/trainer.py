@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 
 from fgssl.config import Interval, interval
 from fgssl.data.cache import PixelStore
@@ -134,14 +135,17 @@ class Trainer:
             if not self.accelerator.is_main_process:
                 raise
             assert self.plan.config.training.batch_size is not None
-            path = save_evidence(
-                self.output,
-                fault.step,
-                self.plan.train,
-                self.views,
-                batch_size=self.plan.config.training.batch_size,
-                facts={"problem": fault.problem, "lr": max(group["lr"] for group in self.optimizer.param_groups)},
-            )
+            try:
+                path = save_evidence(
+                    self.output,
+                    fault.step,
+                    self.plan.train,
+                    self.views,
+                    batch_size=self.plan.config.training.batch_size,
+                    facts={"problem": fault.problem, "lr": max(group["lr"] for group in self.optimizer.param_groups)},
+                )
+            except (OSError, FgsslError, SafetensorError) as error:  # a full disk must not hide what went wrong first
+                raise TrainingFault(f"{fault.problem} (its images could not be kept: {error})", fault.remedy) from fault
             raise TrainingFault(f"{fault.problem} (its images: {path})", fault.remedy) from fault
 
     def _train(self, progress: Progress, stop: StopRequest) -> Progress:

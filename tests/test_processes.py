@@ -161,6 +161,26 @@ sys.exit(143)
     assert [(tmp_path / name).read_text() for name in ("0", "1")] == ["x", "x"]
 
 
+def test_a_second_ctrl_c_ends_processes_that_do_not_hear_it(tmp_path: Path) -> None:
+    """As those do that wait in a collective for one that hangs."""
+    code = f"""
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+open({str(tmp_path)!r} + "/ready" + rank, "w").close()
+time.sleep(120)
+"""
+    words = [sys.executable, "-c", f"import os, sys, time, signal\nrank = os.environ['RANK']\n{code}"]
+    outer = "import sys, fgssl.launch as l\nl.GRACE_SECONDS = 0.3\n"
+    outer += f"end = l.launch({words!r}, 2)\nsys.exit(9 if end.problem else end.code)"
+    process = subprocess.Popen([sys.executable, "-c", outer], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    while process.poll() is None and len(list(tmp_path.glob("ready*"))) < 2:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):  # the first lets them save
+        process.wait(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+
+
 def test_only_the_first_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FGSSL_SPOKEN", raising=False)
     assert [may_speak(), may_speak()] == [True, True]  # alone there is nobody to leave it to

@@ -60,6 +60,26 @@ def test_hundreds_of_kills(seed: int) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
+def test_two_processes_killed_and_resumed_equal_two_left_alone(tmp_path: Path) -> None:
+    """One of them by kill -9, after which its launcher ends the other; random numbers of both go on where they were."""
+    options = (*TINY, "--max-steps", "24", "--epochs", "24", "--processes", "2", "--save-every", "4")
+    command = [sys.executable, "-m", "fgssl", "pretrain"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    new = [*command, "--data", str(photos()), *options, "--output"]
+    subprocess.run([*new, str(whole)], env=ENVIRONMENT, check=True, capture_output=True, timeout=300)
+    launcher = subprocess.Popen([*new, str(cut)], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while launcher.poll() is None and not (cut / "resume" / "000000008.sha256").exists():
+        time.sleep(0.02)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    assert launcher.wait(120) == 1
+    resume = [*command, "--resume", str(cut), "--processes", "2"]
+    subprocess.run(resume, env=ENVIRONMENT, check=True, capture_output=True, timeout=300)
+    assert_equal_encoders(whole, cut)
+    assert metrics(whole) == metrics(cut)
+
+
 def test_states_of_a_finished_run_go_all_or_not_at_all(tmp_path: Path) -> None:
     save_state(tmp_path, 1, {"x": 1})
     with mock.patch("shutil.rmtree", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):

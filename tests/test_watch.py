@@ -247,6 +247,18 @@ def test_the_images_of_a_step_that_failed_are_kept(tmp_path: Path) -> None:
     assert found["step"] == 3 and len(found["images"]) == 8 and all(Path(name).is_file() for name in found["images"])
 
 
+def test_what_went_wrong_is_told_even_where_its_images_cannot_be_kept(tmp_path: Path) -> None:
+    original = LogWindow.add
+
+    def add(self, number, output, **times):  # type: ignore[no-untyped-def]
+        original(self, number, output._replace(loss=output.loss * (torch.nan if number >= 3 else 1)), **times)
+
+    full = mock.patch("fgssl.evidence.save_file", side_effect=OSError(28, "No space left on device"))
+    with full, mock.patch.object(LogWindow, "add", add):
+        error = fgssl("pretrain", "--data", photos(), *TINY, "--output", tmp_path / "run").error()
+    assert "not finite since step 3" in error and "No space left" in error and "lower --lr" in error
+
+
 def test_the_first_signal_saves_and_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)

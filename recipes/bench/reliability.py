@@ -66,6 +66,8 @@ def leaks(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     words = ["--backbone", "mobilenetv3_small_050", "--image-size", "64", "--batch-size", "16", "--data", str(photos)]
     words += ["--max-steps", str(options.steps), "--epochs", str(options.steps), "--workers", str(options.workers)]
     words += ["--save-every", str(max(1, options.steps // 10)), "--set", "training.log_every=10"]
+    # often: the first signals take memory that later ones take again, and belong to the warm-up
+    words += ["--set", f"training.signals_every={max(1, options.steps // 40)}"]
     run = work / "run"
     command = [sys.executable, "-m", "fgssl", "pretrain", *COMMON, *words, "--output", str(run)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
