@@ -18,7 +18,7 @@ from fgssl.runfolder import METRICS_FILE
 from fgssl.signals import signals_of
 from fgssl.stepfeed import StepFeed
 from fgssl.training import LogWindow, PretrainModel, require_finite
-from fgssl.waiting import LONG_WAIT, STARVED, Waiting, remedies
+from fgssl.waiting import IN_PROCESS, LONG_WAIT, Waiting, remedies
 from fgssl.watch import Watch
 
 
@@ -44,7 +44,7 @@ class StepLog:
         self.model, self.optimizer, self.views = model, optimizer, feed.views
         self.window, self.last_means = LogWindow(), dict[str, float]()
         self.watch = Watch(total_steps=plan.total_steps, stop_on_collapse=plan.config.training.stop_on_collapse)
-        self.waiting = Waiting(self._remedies(feed), least=STARVED if feed.in_process else LONG_WAIT)
+        self.waiting = Waiting(self._remedies(feed), least=IN_PROCESS if feed.in_process else LONG_WAIT)
         self._pairs: torch.Tensor | None = None  # views for the signals, drawn when they are first due
 
     def memory(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from fgssl.data.cache import PixelStore, cache_bytes
 SETTLED_STEPS = 50  # of a process: before them the queue of batches fills and the disk is read for the first time
 WINDOW_STEPS = 50  # judged together: one slow file says nothing
 LONG_WAIT, STARVED = 0.1, 0.3  # shares of the time that are worth a hint, and a message of their own
+IN_PROCESS = 0.5  # up to here, a training process on few cores that makes the views itself works and does not wait
 
 
 class Waiting:
@@ -48,7 +49,7 @@ class Waiting:
         return self._judge(share, window)
 
     def _judge(self, share: float, steps: int) -> str:
-        level = "starved" if share > STARVED else "long" if share > self.least else ""
+        level = "starved" if share > max(STARVED, self.least) else "long" if share > self.least else ""
         # said again by a resumed run that was given other settings to no avail
         known = {f"{name}: {self.remedies}" for name in (("starved",) if level == "starved" else ("starved", "long"))}
         if not level or known & self.said:
