@@ -403,12 +403,18 @@ def test_gradcam_of_the_encoder_file_is_autograd_through_the_written_out_loss(na
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     cams = encoder.loss_gradcam(images)
     assert cams.max() > 0
+
+    def pooled(feature_map: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            weights = encoder.attention(feature_map.detach())  # the objective pools by the map, a constant
+        return (feature_map * weights[:, None]).sum((2, 3))
+
     for image, cam in zip(images, cams, strict=True):
         with torch.no_grad():
             feature_map = encoder.backbone(encoder.normalize(image[None]))
-            mirror = encoder.projector(encoder.backbone(encoder.normalize(image[None].flip(-1))).mean((2, 3)))[0]
+            mirror = encoder.projector(pooled(encoder.backbone(encoder.normalize(image[None].flip(-1)))))[0]
         feature_map.requires_grad_()
-        out = encoder.projector(feature_map.mean((2, 3)))
+        out = encoder.projector(pooled(feature_map))
         out = (out if encoder.predictor is None else encoder.predictor(out))[0]
         similarity = (out / out.norm()) @ (mirror / mirror.norm())
         if name == "simclr":
@@ -417,7 +423,7 @@ def test_gradcam_of_the_encoder_file_is_autograd_through_the_written_out_loss(na
         else:
             loss = 2 - 2 * similarity if name == "byol" else -similarity
         (gradient,) = torch.autograd.grad(loss, feature_map)
-        expected = (feature_map * gradient).sum(1)[0].clamp(min=0)  # sign "raise"
+        expected = (feature_map * -gradient).sum(1)[0].clamp(min=0)  # sign "lower"
         torch.testing.assert_close(cam, expected.detach(), rtol=1e-3, atol=1e-6)
 
 

@@ -80,7 +80,7 @@ def test_metrics_have_a_line_every_two_steps_and_sane_values() -> None:
     rows = [json.loads(line) for line in (finished_run()[0] / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["epoch"]) for row in rows] == [(2, 1), (4, 2), (6, 2)]
     for row in rows:
-        assert row["chance"] == pytest.approx(np.log(12 + 1))  # the queue holds half of 24 images
+        assert row["chance"] == pytest.approx(np.log(8))  # from scratch the candidates are the batch
         assert 0 <= row["target_entropy"] <= 1 and 0 <= row["wait_share"] <= 1
         assert -1 <= row["positive_similarity"] <= 1 and 1 <= row["effective_rank"] <= 8
         assert row["images_per_second"] > 0 and np.isfinite(row["loss"])

@@ -303,7 +303,7 @@ def test_a_preset_asks_for_all_its_settings() -> None:
     assert changes["rationale.preset"] == "normalized" and changes["rationale.target"] == "probability"
     assert changes["rationale.weight"] == 1.0 and "rationale.sign" not in changes
     config = with_changes(saved, changed(saved, load_config(sets=["rationale.preset=normalized"])), allow=True, run="r")
-    assert config.config.rationale == load_config().config.rationale
+    assert config.config.rationale == load_config(sets=["rationale.preset=normalized"]).config.rationale
 
 
 def test_pictures_added_during_a_stop_are_noticed(tmp_path: Path) -> None:

@@ -151,7 +151,9 @@ def test_loss_gradcam_equals_autograd_through_the_written_out_loss(encoder: Enco
     cams = encoder.loss_gradcam(images)
 
     def head(feature_map: torch.Tensor) -> torch.Tensor:  # (C, H, W) -> (D,)
-        projected = encoder.projector(feature_map.mean((1, 2)))
+        with torch.no_grad():
+            weights = encoder.attention(feature_map.detach()[None])[0]  # the objective pools by the map, a constant
+        projected = encoder.projector((feature_map * weights).sum((1, 2)))
         return projected / projected.norm()
 
     for image, cam in zip(images, cams, strict=True):
@@ -162,7 +164,7 @@ def test_loss_gradcam_equals_autograd_through_the_written_out_loss(encoder: Enco
         query = head(feature_map)
         scores = torch.cat([(query @ positive)[None], encoder.keys @ query]) / encoder.config.objective.temperature
         (gradient,) = torch.autograd.grad(-torch.log_softmax(scores, 0)[0], feature_map)
-        expected = (feature_map * gradient).sum(0).clamp(min=0)  # sign "raise"
+        expected = (feature_map * -gradient).sum(0).clamp(min=0)  # sign "lower"
         torch.testing.assert_close(cam, expected.detach(), rtol=1e-4, atol=1e-7)
 
 
