@@ -134,7 +134,7 @@ class RationaleConfig:
     weight: float = knob(1.0, "weight of the fit in the total loss")
     warmup_epochs: float = knob(0.0, "epochs over which the weight rises from 0")
     train_pool: Literal["gap", "rationale"] = knob("gap", "pooling in the objective's own loss")
-    pool: Literal["mean", "max", "gem"] = knob("mean", "pooling of the weighted places into the embedding")
+    pool: Literal["mean", "max", "gem"] = knob("mean", "pooling of the weighted places (gem: generalised mean)")
     pool_exponent: float = knob(3.0, "exponent of gem (1: mean; large: max)")
     pool_power: float = knob(1.0, "exponent of the map before pooling (above 1 sharpens, below flattens)")
     pool_floor: float = knob(0.0, "share of global average pooling mixed into the map")
@@ -212,7 +212,7 @@ VIEW_PRESETS: dict[str, dict[str, Any]] = {
 }
 RATIONALE_PRESETS: dict[str, dict[str, Any]] = {
     # the default (recipes/RESULTS.md): the objective pools by the map, a sum of projections fitted to what lowers it
-    "pooled": {"sign": "lower", "fit": "regression", "combine": "linear", "train_pool": "rationale"},
+    "pooled": {"sign": "lower", "fit": "regression", "combine": "linear", "train_pool": "rationale", "pool": "gem"},
     # one distribution per image, detached, mean per image: the dataclass's values
     "normalized": {},
     # what the authors' code computes for MoCo (used by recipes/cub-resnet50-moco.yaml)
