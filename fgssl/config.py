@@ -212,7 +212,7 @@ VIEW_PRESETS: dict[str, dict[str, Any]] = {
 }
 RATIONALE_PRESETS: dict[str, dict[str, Any]] = {
     # the default (recipes/RESULTS.md): the objective pools by the map, a sum of projections fitted to what lowers it
-    "pooled": {"sign": "lower", "fit": "regression", "combine": "linear", "train_pool": "rationale", "pool": "gem"},
+    "pooled": {"sign": "lower", "fit": "regression", "combine": "linear", "train_pool": "rationale"},
     # one distribution per image, detached, mean per image: the dataclass's values
     "normalized": {},
     # what the authors' code computes for MoCo (used by recipes/cub-resnet50-moco.yaml)

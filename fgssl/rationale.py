@@ -197,7 +197,7 @@ def pool_places(
         feature_map: (N, C, H, W).
         attention: (N, H, W), or None for equal weights.
         pool: "mean", the largest weighted place of each channel ("max"), or generalised mean ("gem", Radenovic et al.
-            2018), continued to features below 0 as an odd function: signed powers, signed root of their mean.
+            2018), which takes negative features as 0: for maps that end in a ReLU.
         exponent: Of gem.
 
     Returns:
@@ -211,10 +211,9 @@ def pool_places(
     if pool == "max":
         return (flat * weights).amax(2)
     # relative to the largest, so that no power overflows; the clamp, as at zero a root has an infinite slope
-    peak = flat.detach().abs().amax((1, 2), keepdim=True).clamp(min=EPSILON)
-    relative = flat / peak
-    powered = (weights * relative.sign() * relative.abs().pow(exponent)).sum(2)
-    root = torch.where(powered == 0, 0.0, powered.sign() * powered.abs().clamp(min=1e-30).pow(1 / exponent))
+    peak = flat.detach().amax((1, 2), keepdim=True).clamp(min=EPSILON)
+    powered = (weights * (flat / peak).clamp(min=0).pow(exponent)).sum(2)
+    root = torch.where(powered > 0, powered.clamp(min=1e-30).pow(1 / exponent), 0.0)
     return peak[:, :, 0] * root
 
 

@@ -157,8 +157,7 @@ def test_loss_gradcam_equals_autograd_through_the_written_out_loss(encoder: Enco
     def head(feature_map: torch.Tensor) -> torch.Tensor:  # (C, H, W) -> (D,)
         with torch.no_grad():
             weights = encoder.attention(feature_map.detach()[None])[0]  # the objective pools by the map, a constant
-        mean = (feature_map.sign() * feature_map.abs() ** 3 * weights).sum((1, 2))
-        projected = encoder.projector(mean.sign() * mean.abs() ** (1 / 3))
+        projected = encoder.projector((feature_map * weights).sum((1, 2)))
         return projected / projected.norm()
 
     for image, cam in zip(images, cams, strict=True):
