@@ -68,11 +68,12 @@ def _taken(output: Path) -> FgsslError:
 
 
 def write_config(output: Path, plan: Plan) -> None:
-    """Write the resolved settings as a recipe that repeats the run."""
+    """Write the resolved settings as a recipe that repeats the run; loaders are chosen anew on the next machine."""
+    flat = flatten(plan.config)
+    if plan.origins.get("training.workers", "").startswith("derived"):
+        flat["training.workers"] = None
     header = "# The resolved settings of this run; it is also a recipe: fgssl pretrain --recipe FILE\n"
-    write_text(
-        output / CONFIG_FILE, header + yaml.safe_dump(nested(flatten(plan.config)), sort_keys=False, allow_unicode=True)
-    )
+    write_text(output / CONFIG_FILE, header + yaml.safe_dump(nested(flat), sort_keys=False, allow_unicode=True))
 
 
 def truncate_metrics(output: Path, step: int) -> None:

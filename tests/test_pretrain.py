@@ -24,7 +24,9 @@ from running import BACKBONE, EVALUATED, SHORT, TINY, fgssl, finished_run, make_
 from safetensors.torch import load_file
 
 from fgssl.config import flatten
+from fgssl.plan import make_plan
 from fgssl.resolve import load_config
+from fgssl.runfolder import write_config
 from fgssl.training import LogWindow, StepOutput
 
 CLOCK = (
@@ -99,6 +101,7 @@ def test_summary_holds_sizes_versions_and_both_retrievals() -> None:
 def test_saved_config_is_a_recipe_that_repeats_the_run(tmp_path: Path) -> None:
     run, _ = finished_run()
     config = load_config(run / "config.yaml").config
+    assert config.training.workers == 0  # asked for; a derived number is left to the machine that reads it
     assert flatten(config)["data.source"] == str(photos())  # absolute, readable
     assert "🐦" in (run / "config.yaml").read_text(encoding="utf-8")
     again = tmp_path / "again"
@@ -107,6 +110,16 @@ def test_saved_config_is_a_recipe_that_repeats_the_run(tmp_path: Path) -> None:
     assert metrics(run) == metrics(again)
     saved = yaml.safe_load((again / "config.yaml").read_text(encoding="utf-8"))
     assert saved == yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+
+
+def test_a_derived_number_of_workers_is_not_a_setting_of_the_run(tmp_path: Path) -> None:
+    """A resumed run, perhaps on another machine, chooses again."""
+    settings = ["backbone.name=test_resnet", "backbone.image_size=64", "training.device=cpu"]
+    for asked, written in (([], None), (["training.workers=1"], 1)):
+        plan = make_plan(load_config(sets=settings + asked))
+        write_config(tmp_path, plan)
+        saved = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
+        assert saved["training"]["workers"] == written and plan.config.training.workers is not None
 
 
 def test_flat_folder_without_labels_trains_and_draws_but_scores_nothing() -> None:
