@@ -81,6 +81,7 @@ def test_two_processes_see_and_learn_what_one_does(tmp_path: Path) -> None:
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
+@pytest.mark.slow
 def test_simclr_in_two_processes_learns_what_it_learns_in_one(tmp_path: Path) -> None:
     """Negatives of the other process, and their gradient: the same weights as from the whole batch in one process."""
     short = ("--objective", "simclr", "--max-steps", "6", "--set", "optimizer.name=sgd", "--lr", "0.1")

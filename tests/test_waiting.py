@@ -94,6 +94,7 @@ def test_remedies_follow_the_settings(
     assert all(text in line for text, line in zip(expected, found, strict=False)), found
 
 
+@pytest.mark.slow
 def test_a_starved_run_says_so_and_its_saves_do_not_count(tmp_path: Path) -> None:
     """The pictures come slowly: said once. Only the saves take long: nothing is said."""
     batches = StepFeed.batches
