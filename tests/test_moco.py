@@ -16,8 +16,8 @@ from torch.nn import functional
 from fgssl.config import ObjectiveConfig
 from fgssl.objectives import OBJECTIVES, MoCo
 from fgssl.objectives.base import gather, project
-from fgssl.objectives.moco import info_nce
 from fgssl.objectives.momentum import update_momentum
+from fgssl.objectives.queue import info_nce
 
 BATCH, QUEUE, DIM, CHANNELS = 6, 10, 8, 5  # the queue is no multiple of the batch
 

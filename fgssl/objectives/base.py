@@ -131,6 +131,12 @@ def build_mlp(widths: list[int], *, norm: bool, norm_last: bool = False) -> nn.S
     return nn.Sequential(*layers)
 
 
+def build_two_layers(config: ObjectiveConfig) -> nn.Sequential:
+    """Linear, BatchNorm, ReLU, linear, from projection to projection: the predictor of BYOL and SimSiam."""
+    assert config.predictor_hidden is not None and config.projector_dim is not None
+    return build_mlp([config.projector_dim, config.predictor_hidden, config.projector_dim], norm=True)
+
+
 def pool_map(feature_map: Tensor, pool: Pooling | None = None) -> Tensor:
     """Pooling (None: global average): (N, C, H, W) -> (N, C)."""
     return feature_map.mean((2, 3)) if pool is None else pool(feature_map)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fgssl.config import ObjectiveConfig
-from fgssl.objectives.base import ObjectiveOutput, build_mlp, project
+from fgssl.objectives.base import ObjectiveOutput, build_mlp, build_two_layers, project
 from fgssl.objectives.momentum import MomentumObjective
 
 
@@ -34,8 +34,7 @@ class BYOL(MomentumObjective):
     @classmethod
     def build_predictor(cls, config: ObjectiveConfig) -> nn.Sequential:
         """Linear, BatchNorm, ReLU, linear (256-4096-256)."""
-        assert config.predictor_hidden is not None and config.projector_dim is not None
-        return build_mlp([config.projector_dim, config.predictor_hidden, config.projector_dim], norm=True)
+        return build_two_layers(config)
 
     def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
         """Prediction of each view's target from the other view, both counted (Grill et al., equation 2)."""

@@ -29,7 +29,7 @@ from fgssl.backbone import Backbone, GivenMap
 from fgssl.config import ObjectiveConfig
 from fgssl.objectives.base import ObjectiveOutput, build_mlp, gather, project
 from fgssl.objectives.momentum import MomentumObjective
-from fgssl.objectives.queue import KeyQueue
+from fgssl.objectives.queue import KeyQueue, info_nce
 
 
 class MoCo(MomentumObjective, KeyQueue):
@@ -39,8 +39,6 @@ class MoCo(MomentumObjective, KeyQueue):
         backbone: The query encoder; a frozen copy becomes the key encoder.
         config: `momentum`, `temperature` and `queue_size` must be filled in.
     """
-
-    needs_keys = True
 
     def __init__(self, backbone: Backbone | GivenMap, config: ObjectiveConfig) -> None:
         super().__init__(backbone, config)
@@ -75,37 +73,6 @@ class MoCo(MomentumObjective, KeyQueue):
         maps = (feature_map, key_map) if self.both_maps else (feature_map,)
         return ObjectiveOutput(loss, maps, {"positive_similarity": positive})
 
-    @staticmethod
-    def picture_loss(anchor: Tensor, positive: Tensor, keys: Tensor | None, config: ObjectiveConfig) -> Tensor:
-        """InfoNCE of a picture against its mirror image, with the newest keys of the run as negatives."""
-        assert keys is not None
-        loss, _ = info_nce(anchor, positive, keys, temperature=config.temperature or 0.2)
-        return loss * len(anchor)
-
     def chance_level(self) -> float:
         """log of the number of candidates, among them the positive, which with batch negatives is in the queue."""
         return math.log(len(self.queue) + (not self.config.batch_negatives))
-
-
-def info_nce(
-    query: Tensor, key: Tensor, negatives: Tensor, own: Tensor | None = None, *, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """InfoNCE (MoCo eq. 1): -log softmax of the positive among positive and negatives, mean over the queries.
-
-    Args:
-        query: (N, D) l2-normalised.
-        key: (N, D) l2-normalised, the positives.
-        negatives: (K, D) l2-normalised.
-        own: (N, K) bool, negatives that stem from the query's own image and are left out.
-        temperature: Divides the similarities.
-
-    Returns:
-        The scalar loss and the mean similarity of the positives (detached).
-    """
-    positive = (query * key).sum(1, keepdim=True)  # (N, 1)
-    negative = query @ negatives.T  # (N, K)
-    if own is not None:
-        negative = negative.masked_fill(own, -torch.inf)
-    logits = torch.cat([positive, negative], 1) / temperature
-    loss = (torch.logsumexp(logits, 1) - logits[:, 0]).mean()
-    return loss, positive.detach().mean()

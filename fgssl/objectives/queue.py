@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fgssl.config import ObjectiveConfig
 from fgssl.objectives.base import Objective
 
 
 class KeyQueue(Objective):
     """An objective that keeps keys: MoCo as its negatives, others as a sample for the encoder file."""
 
+    needs_keys = True
     queue: Tensor
     queue_index: Tensor
     queue_pointer: Tensor
@@ -28,6 +30,13 @@ class KeyQueue(Objective):
         order = order[self.queue_index[order] >= 0]
         return self.queue[order[:count]].detach().clone()
 
+    @staticmethod
+    def picture_loss(anchor: Tensor, positive: Tensor, keys: Tensor | None, config: ObjectiveConfig) -> Tensor:
+        """InfoNCE of a picture against its mirror image, with the newest keys of the run as negatives."""
+        assert keys is not None
+        loss, _ = info_nce(anchor, positive, keys, temperature=config.temperature or 0.2)
+        return loss * len(anchor)
+
     @torch.no_grad()
     def _enqueue(self, keys: Tensor, index: Tensor) -> None:
         """Overwrite the oldest keys, wrapping around; no host synchronisation."""
@@ -37,3 +46,27 @@ class KeyQueue(Objective):
         self.queue.index_copy_(0, places, keys)
         self.queue_index.index_copy_(0, places, index)
         self.queue_pointer.add_(len(keys)).remainder_(size)
+
+
+def info_nce(
+    query: Tensor, key: Tensor, negatives: Tensor, own: Tensor | None = None, *, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """InfoNCE (MoCo eq. 1): -log softmax of the positive among positive and negatives, mean over the queries.
+
+    Args:
+        query: (N, D) l2-normalised.
+        key: (N, D) l2-normalised, the positives.
+        negatives: (K, D) l2-normalised.
+        own: (N, K) bool, negatives that stem from the query's own image and are left out.
+        temperature: Divides the similarities.
+
+    Returns:
+        The scalar loss and the mean similarity of the positives (detached).
+    """
+    positive = (query * key).sum(1, keepdim=True)  # (N, 1)
+    negative = query @ negatives.T  # (N, K)
+    if own is not None:
+        negative = negative.masked_fill(own, -torch.inf)
+    logits = torch.cat([positive, negative], 1) / temperature
+    loss = (torch.logsumexp(logits, 1) - logits[:, 0]).mean()
+    return loss, positive.detach().mean()

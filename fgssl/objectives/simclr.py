@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from fgssl.backbone import Backbone, GivenMap
 from fgssl.config import ObjectiveConfig
 from fgssl.objectives.base import ObjectiveOutput, build_mlp, gather, gather_with_gradient, project
-from fgssl.objectives.moco import info_nce
-from fgssl.objectives.queue import KeyQueue
+from fgssl.objectives.queue import KeyQueue, info_nce
 
 KEYS = 512  # newest projections, for GradCAM of single pictures; the loss does not use them
 
@@ -28,7 +27,6 @@ class SimCLR(KeyQueue):
         config: Widths and `temperature` must be filled in.
     """
 
-    needs_keys = True
     candidates: Tensor
 
     def __init__(self, backbone: Backbone | GivenMap, config: ObjectiveConfig) -> None:
@@ -55,13 +53,6 @@ class SimCLR(KeyQueue):
             self._enqueue(gather(first.detach()), owners)
             self.candidates.fill_(len(everything) - 1)
         return ObjectiveOutput(loss, maps, {"positive_similarity": positive})
-
-    @staticmethod
-    def picture_loss(anchor: Tensor, positive: Tensor, keys: Tensor | None, config: ObjectiveConfig) -> Tensor:
-        """A picture against its mirror image, with the newest projections of the run as negatives."""
-        assert keys is not None
-        loss, _ = info_nce(anchor, positive, keys, temperature=config.temperature or 0.2)
-        return loss * len(anchor)
 
     def chance_level(self) -> float | None:
         """log of the number of candidates of an anchor, all views of the step but its own; None before any step."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fgssl.config import ObjectiveConfig
-from fgssl.objectives.base import Objective, ObjectiveOutput, build_mlp, pool_map
+from fgssl.objectives.base import Objective, ObjectiveOutput, build_mlp, build_two_layers, pool_map
 
 
 class SimSiam(Objective):
@@ -32,8 +32,7 @@ class SimSiam(Objective):
     @classmethod
     def build_predictor(cls, config: ObjectiveConfig) -> nn.Sequential:
         """Linear, BatchNorm, ReLU, linear, narrow in the middle (2048-512-2048)."""
-        assert config.predictor_hidden is not None and config.projector_dim is not None
-        return build_mlp([config.projector_dim, config.predictor_hidden, config.projector_dim], norm=True)
+        return build_two_layers(config)
 
     def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
         """Mean of both views' negative cosines to the other's projection (Chen and He, equation 2)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from fgssl.config import RationaleConfig
 from fgssl.encoder import Encoder
-from fgssl.objectives.moco import info_nce
-from fgssl.rationale import RationaleHead, attention_map, attention_pool, gradcam
+from fgssl.objectives.queue import info_nce
+from fgssl.rationale import RationaleHead, attention_map, attention_pool, gradcam, pool_places
 
 CENTRE_SIGMA = 0.25  # of the map's side
 MapOf = Callable[[Tensor, Tensor], Tensor]  # feature map (N, C, H, W) and images (N, 3, S, S) -> (N, H, W), sum 1
@@ -38,21 +39,16 @@ def feature_norm(feature_map: Tensor, images: Tensor) -> Tensor:
 
 def _weighted(map_of: MapOf) -> Callable[[Tensor], Tensor]:
     def pool(feature_map: Tensor) -> Tensor:
-        weights = map_of(feature_map.detach(), feature_map).to(feature_map.dtype)
-        return torch.einsum("nchw,nhw->nc", feature_map, weights)
+        return pool_places(feature_map, map_of(feature_map.detach(), feature_map))
 
     return pool
-
-
-def _generalised_mean(feature_map: Tensor) -> Tensor:
-    return feature_map.clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3)
 
 
 # What an objective may pool by in training, where a rationale would: (N, C, H, W) -> (N, C)
 TRAIN_POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "centre prior": _weighted(centre_prior),
     "feature norm": _weighted(feature_norm),
-    "generalised mean": _generalised_mean,
+    "generalised mean": functools.partial(pool_places, pool="gem"),
 }
 
 
