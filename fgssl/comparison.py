@@ -29,7 +29,7 @@ METRICS: dict[str, str] = {
     "probe": "top-1 of the cached linear probe",
     "knn": "top-1 of the nearest train images' weighted vote",
 }
-USUAL_POOLS: tuple[Pool, ...] = ("gap", "rationale", "cls")  # of those that an encoder has
+USUAL_POOLS: tuple[Pool, ...] = ("gap", "rationale", "zoom", "cls")  # of those that an encoder has
 
 
 class Row(NamedTuple):

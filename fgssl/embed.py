@@ -54,10 +54,10 @@ class ImageBatch:
     faults: tuple[Fault, ...]
 
 
-def evaluation_view(encoder: Encoder) -> EvaluationView:
-    """The one deterministic view of the encoder's own size, crop and interpolation."""
+def evaluation_view(encoder: Encoder, pool: Pool = "gap") -> EvaluationView:
+    """The one deterministic view of the encoder's own crop and interpolation, at the size that a pooling takes."""
     backbone = encoder.backbone
-    return EvaluationView(backbone.image_size, backbone.crop_pct, backbone.interpolation)
+    return EvaluationView(encoder.view_size(pool), backbone.crop_pct, backbone.interpolation)
 
 
 @torch.inference_mode()
@@ -74,12 +74,12 @@ def embed(
     progress: Progress | None = None,
     decoding: Progress | None = None,
 ) -> dict[Pool, Embeddings]:
-    """Embed a split once and pool it in each of the asked ways: every image once, in the order of the split.
+    """Embed a split and pool it in each of the asked ways: every image once, in the order of the split.
 
     Args:
         encoder: In any mode; it is used in eval mode and restored.
         images: The split.
-        pools: Poolings, all made from the same forward pass.
+        pools: Poolings, all made from the same forward pass but zoom, which takes larger pictures and its own.
         batch_size: Images per forward; the result does not depend on it.
         device: Where to compute (default: where the encoder is).
         workers: Loader processes (default: by machine).
@@ -94,27 +94,57 @@ def embed(
     device = device or encoder.device
     training = encoder.training
     encoder.to(device).eval()
+    passes = [group for group in ([p for p in pools if p != "zoom"], [p for p in pools if p == "zoom"]) if group]
+    total = len(passes) * len(images)
+    found: dict[Pool, Embeddings] = {}
+    try:
+        for number, group in enumerate(passes):
+
+            def embedded(done: int, _total: int, before: int = number * len(images)) -> None:
+                if progress is not None:
+                    progress(before + done, total)
+
+            found |= _embed_pass(
+                encoder, images, group, batch_size=batch_size, device=device, workers=workers, cache=cache,
+                share=share, progress=embedded, decoding=decoding,
+            )  # fmt: skip
+    finally:
+        encoder.train(training)
+    return {pool: found[pool] for pool in pools}
+
+
+def _embed_pass(
+    encoder: Encoder,
+    images: ImageSet,
+    pools: Sequence[Pool],
+    *,
+    batch_size: int,
+    device: torch.device,
+    workers: int | None,
+    cache: str,
+    share: Share | None,
+    progress: Progress,
+    decoding: Progress | None,
+) -> dict[Pool, Embeddings]:
+    """Poolings that take pictures of one size."""
     world = 1 if share is None else share.world
     workers = automatic_workers(world=world) if workers is None else workers
+    view = evaluation_view(encoder, pools[0])
     with share.first_alone() if share else contextlib.nullcontext():
-        pixels = open_pixels(images, evaluation_view(encoder), cache=cache, workers=workers, progress=decoding)
+        pixels = open_pixels(images, view, cache=cache, workers=workers, progress=decoding)
     rows = range(len(images)) if share is None else share.part(len(images))
     features: dict[Pool, list[Tensor]] = {pool: [] for pool in pools}
     kept: list[np.ndarray] = []
     faults: list[Fault] = []
     done = 0
-    try:
-        for batch in image_batches(pixels, batch_size, workers=workers, rows=rows):
-            faults.extend(batch.faults)
-            kept.append(batch.index)
-            done += len(batch.index) + len(batch.faults)
-            if len(batch.index):
-                for pool, pooled in encoder.embeddings(batch.images.to(device), pools).items():
-                    features[pool].append(pooled.cpu())
-            if progress is not None:
-                progress(min(done * world, len(images)), len(images))
-    finally:
-        encoder.train(training)
+    for batch in image_batches(pixels, batch_size, workers=workers, rows=rows):
+        faults.extend(batch.faults)
+        kept.append(batch.index)
+        done += len(batch.index) + len(batch.faults)
+        if len(batch.index):
+            for pool, pooled in encoder.embeddings(batch.images.to(device), pools).items():
+                features[pool].append(pooled.cpu())
+        progress(min(done * world, len(images)), len(images))
     if share is not None:
         parts = share.gather((features, kept, faults))
         features = {pool: [part for found, _, _ in parts for part in found[pool]] for pool in pools}

@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fgssl.backbone import Backbone
-from fgssl.config import PretrainConfig
+from fgssl.config import PretrainConfig, ViewsConfig
 from fgssl.errors import FgsslError
 from fgssl.objectives import OBJECTIVES
 from fgssl.objectives.base import project
 from fgssl.rationale import RationaleHead, attention_map, attention_pool, gradcam, pool_places
+from fgssl.zoom import cut_windows, window_centres, window_share
 
-Pool = Literal["gap", "rationale", "concat", "cls"]
-MAP_POOLS: tuple[Pool, ...] = ("gap", "rationale", "concat")
-POOLS: tuple[Pool, ...] = (*MAP_POOLS, "cls")
+Pool = Literal["gap", "rationale", "concat", "zoom", "cls"]
+MAP_POOLS: tuple[Pool, ...] = ("gap", "rationale", "concat")  # of one feature map
+POOLS: tuple[Pool, ...] = (*MAP_POOLS, "zoom", "cls")
 
 
 class Encoder(nn.Module):
@@ -67,7 +68,14 @@ class Encoder(nn.Module):
 
     def default_pool(self) -> Pool:
         """What probe, retrieve and embed use unless told otherwise."""
-        return "gap" if self.rationale is None else "rationale"
+        return "gap" if self.rationale is None else "zoom"
+
+    def view_size(self, pool: Pool) -> int:
+        """Side in pixels of the pictures that a pooling takes: of zoom larger, so that a window has the usual size."""
+        size = self.backbone.image_size
+        if pool != "zoom":
+            return size
+        return round(size / window_share(ViewsConfig() if self.config is None else self.config.views))
 
     def attention(self, feature_map: Tensor) -> Tensor:
         """The rationale's map: (N, C, H, W) -> (N, H, W), summing to 1. Raises FgsslError where there is none."""
@@ -92,8 +100,8 @@ class Encoder(nn.Module):
 
     def pool(self, feature_map: Tensor, pool: Pool) -> Tensor:
         """(N, C, H, W) -> (N, C) l2-normalised; concat: (N, 2C), gap beside rationale, each of equal weight."""
-        if pool == "cls":
-            raise ValueError("the class token is no part of the map: use forward or embeddings")
+        if pool in ("cls", "zoom"):
+            raise ValueError(f"{pool} takes more than the map: use forward or embeddings")
         if pool == "gap":
             return attention_pool(feature_map)
         weighted = self._weighted(feature_map)
@@ -128,11 +136,21 @@ class Encoder(nn.Module):
         return project(feature_map, self.projector, self.objective_pool if pooled else None, predictor)
 
     def forward(self, images: Tensor, pool: Pool = "gap") -> Tensor:
-        """Embeddings of (N, 3, S, S) uint8 images: (N, C), or (N, 2C) for concat, l2-normalised."""
+        """Embeddings of (N, 3, S, S) uint8 images, S being `view_size(pool)`: (N, D), l2-normalised.
+
+        D is C, for concat 2C, for zoom 3C or, without a rationale, 2C.
+        """
         return self.embeddings(images, (pool,))[pool]
 
     def embeddings(self, images: Tensor, pools: Sequence[Pool]) -> dict[Pool, Tensor]:
-        """Several poolings of one forward pass; cls is the model's class token after its last norm, l2-normalised."""
+        """Several poolings of one forward pass; cls is the model's class token after its last norm, l2-normalised.
+
+        zoom takes larger pictures than the others, and therefore comes alone.
+        """
+        if "zoom" in pools:
+            if len(set(pools)) > 1:
+                raise ValueError(f"zoom takes pictures of another size than {', '.join(pools)}")
+            return {"zoom": self._zoomed(images)}
         if "cls" not in pools:
             feature_map = self.backbone(self.normalize(images))
             return {pool: self.pool(feature_map, pool) for pool in pools}
@@ -140,6 +158,25 @@ class Encoder(nn.Module):
         feature_map, token = self.backbone.forward_with_token(self.normalize(images))
         pooled: dict[Pool, Tensor] = {pool: self.pool(feature_map, pool) for pool in pools if pool != "cls"}
         return {**pooled, "cls": functional.normalize(token.float(), dim=1)}
+
+    def _zoomed(self, images: Tensor) -> Tensor:
+        """(N, 3, Z, Z) uint8 -> gap and rationale of the whole picture beside gap of its window, of equal weight."""
+        size = self.backbone.image_size
+        whole = functional.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+        feature_map = self.backbone(self.normalize(whole))
+        parts = [attention_pool(feature_map)]
+        if self.rationale is not None:
+            parts.append(self._weighted(feature_map))
+        window = self.backbone(self.normalize(cut_windows(images, self.window_centres(feature_map), size)))
+        parts.append(attention_pool(window))
+        joined: Tensor = torch.cat(parts, 1) / len(parts) ** 0.5
+        return joined
+
+    def window_centres(self, feature_map: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, 2) row and column of the middle of the window that `--pool zoom` takes, in (0, 1)."""
+        share = self.backbone.image_size / self.view_size("zoom")
+        flat = torch.ones_like(feature_map[:, 0], dtype=torch.float32)
+        return window_centres(flat if self.rationale is None else self.attention(feature_map), share)
 
     @property
     def has_loss_gradcam(self) -> bool:

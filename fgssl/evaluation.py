@@ -69,7 +69,7 @@ def open_subject(
     Args:
         checkpoint: Run folder, encoder file or `timm:NAME`.
         data: A source other than the one the encoder remembers.
-        pool: gap, rationale, concat or cls (default: rationale where there is a branch).
+        pool: gap, rationale, concat, zoom or cls (default: zoom where there is a branch, else gap).
         batch_size: Images per forward.
         device: Where to compute.
         cache: Of decoded pictures: auto, off or a folder (default: auto).

@@ -62,7 +62,8 @@ def kept_embeddings(subject: Subject, images: ImageSet, *, checkpoint: str) -> E
 def kept_path(subject: Subject, images: ImageSet, *, checkpoint: str) -> Path:
     """The file that would hold these embeddings: PLACE-CONTENT.safetensors, both parts hashes."""
     place = (os.path.abspath(images.source), images.split, subject.pool, os.path.abspath(checkpoint))
-    content = (images.fingerprint(), identity(subject.encoder), repr(evaluation_view(subject.encoder)), FORMAT)
+    view = evaluation_view(subject.encoder, subject.pool)
+    content = (images.fingerprint(), identity(subject.encoder), repr(view), FORMAT)
     names = [hashlib.blake2b(repr(part).encode(), digest_size=12).hexdigest() for part in (place, content)]
     folder = cache_folder() if subject.cache == "auto" else Path(subject.cache).expanduser()
     return folder / "features" / f"{'-'.join(names)}.safetensors"
@@ -91,5 +92,5 @@ def _read(path: Path, images: ImageSet) -> Embeddings | None:
 
 def _mended(subject: Subject, images: ImageSet, kept: Embeddings) -> bool:
     """Whether an image that could not be read can be read now: `chmod` changes neither size nor time of a file."""
-    fresh = PixelStore(images, evaluation_view(subject.encoder))
+    fresh = PixelStore(images, evaluation_view(subject.encoder, subject.pool))
     return any(not isinstance(fresh.read(fault.index), str) for fault in kept.faults[:RETRIED_FAULTS])

@@ -39,7 +39,7 @@ class RunResult(NamedTuple):
 
 def run_pools(encoder: Encoder) -> tuple[Pool, ...]:
     """The poolings a run reports: what its user could have used, side by side."""
-    pools: tuple[Pool, ...] = ("gap",) if encoder.rationale is None else ("gap", "rationale")
+    pools: tuple[Pool, ...] = ("gap", "zoom") if encoder.rationale is None else ("gap", "rationale", "zoom")
     return (*pools, "cls") if encoder.backbone.has_class_token else pools
 
 

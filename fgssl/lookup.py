@@ -91,7 +91,7 @@ def look_up(
         gallery: Data source or file of features, by default the data the encoder remembers.
         gallery_split: Split of the source, by default all of them.
         top: Hits a query; beyond the gallery it takes the whole gallery.
-        pool: gap, rationale, concat or cls; a file of features decides for itself.
+        pool: gap, rationale, concat, zoom or cls; a file of features decides for itself.
         batch_size: Images per forward.
         device: Where to embed.
         memory_bytes: Bound on the scratch memory of the scores; by default from the machine.
@@ -142,7 +142,7 @@ def look_up(
 @torch.inference_mode()
 def embed_pictures(subject: Subject, paths: Sequence[Path]) -> Tensor:
     """Embeddings (N, D) of single files, exactly as `Subject.embed` makes them. Raises UnreadableImage."""
-    view, encoder = evaluation_view(subject.encoder), subject.encoder.eval()
+    view, encoder = evaluation_view(subject.encoder, subject.pool), subject.encoder.eval()
     parts = []
     for first in range(0, len(paths), subject.batch_size):
         chunk = paths[first : first + subject.batch_size]

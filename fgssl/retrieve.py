@@ -83,7 +83,7 @@ def score_encoder(
     Args:
         checkpoint: Run folder, encoder file or `timm:NAME`.
         asked: Which images.
-        pool: gap, rationale, concat or cls.
+        pool: gap, rationale, concat, zoom or cls.
         batch_size: Images per forward.
         device: Where to embed.
         cache: Of decoded pictures: auto, off or a folder.

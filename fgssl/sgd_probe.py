@@ -58,7 +58,7 @@ def train_on_crops(
     assert images.labels is not None
     labels = torch.from_numpy(images.labels)
     workers = automatic_workers(encoder.device) if workers is None else workers
-    size = encoder.backbone.image_size
+    size = encoder.view_size(pool)
     pixels = open_pixels(images, Shrunk(round(SHRINK * size)), cache=cache, workers=workers, progress=decoding)
     chosen = positions.numpy().astype(np.int64)
     sampler = CropSampler(chosen, batch_size=recipe.batch_size, epochs=recipe.epochs, seed=seed)

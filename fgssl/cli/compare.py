@@ -13,7 +13,7 @@ from fgssl.cli.subject import Batch, Cache, Device, Json, Split
 if TYPE_CHECKING:
     from fgssl.comparison import ComparisonTable
 
-POOL_NAMES = ("gap", "rationale", "concat", "cls")
+POOL_NAMES = ("gap", "rationale", "concat", "zoom", "cls")
 
 
 def compare(
@@ -28,7 +28,7 @@ def compare(
     split: Split = None,
     pool: Annotated[
         str | None,
-        typer.Option(metavar="gap,rationale,...", help="Poolings; cls, concat. [gap, rationale, cls where there are]"),
+        typer.Option(metavar="gap,rationale,...", help="[gap, rationale, zoom and cls where it has them]"),
     ] = None,
     k: Annotated[int, typer.Option("--k", help="Neighbours that vote in knn.")] = 20,
     batch_size: Batch = None,
