@@ -29,11 +29,12 @@ from rationale_bench.grid import INIT, Cell, Grid, Protocol
 from rationale_bench.slices import Slice, open_slice
 
 RESULT_FILE = "evaluation.json"
+EVALUATION = 2  # raised where what is judged changes: cells are then judged anew, without training
 
 
 def evaluation_digest(grid: Grid, protocol: Protocol, judged: Judged) -> str:
     """Identity of an evaluation: another one is made anew, on the encoder that is there."""
-    described = [grid.poolings, protocol.select, protocol.final, judged.probe, judged.masks]
+    described = [grid.poolings, protocol.select, protocol.final, judged.probe, judged.masks, EVALUATION]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 

@@ -9,12 +9,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fgssl import zoom
 from fgssl.config import RationaleConfig
 from fgssl.encoder import Encoder
 from fgssl.objectives.queue import info_nce
 from fgssl.rationale import RationaleHead, attention_map, attention_pool, gradcam, pool_places
 
-CENTRE_SIGMA = 0.25  # of the map's side
 MapOf = Callable[[Tensor, Tensor], Tensor]  # feature map (N, C, H, W) and images (N, 3, S, S) -> (N, H, W), sum 1
 
 
@@ -25,11 +25,8 @@ def uniform(feature_map: Tensor, images: Tensor) -> Tensor:
 
 def centre_prior(feature_map: Tensor, images: Tensor) -> Tensor:
     """A Gaussian around the middle, the same for every image."""
-    rows, columns = (
-        (torch.arange(size, device=feature_map.device) + 0.5) / size - 0.5 for size in feature_map.shape[2:]
-    )
-    squared = rows[:, None] ** 2 + columns**2
-    return _share(torch.exp(-squared / (2 * CENTRE_SIGMA**2)).expand(len(feature_map), -1, -1))
+    height, width = feature_map.shape[2:]
+    return zoom.centre_prior(height, width, device=feature_map.device).expand(len(feature_map), -1, -1)
 
 
 def feature_norm(feature_map: Tensor, images: Tensor) -> Tensor:

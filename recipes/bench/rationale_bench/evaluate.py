@@ -33,6 +33,7 @@ from rationale_bench.controls import (
 )
 from rationale_bench.grid import pooling_config
 from rationale_bench.slices import Slice
+from rationale_bench.zooms import zoom_rows
 
 BATCH = 64
 
@@ -102,6 +103,7 @@ def judge_encoder(
             ways.append(Pooled(branch, pooling, map_of, config, False, main))
             ways.append(Pooled(branch, f"concat {pooling}" if not main else "concat", map_of, config, True, main))
     rows = _pooling_rows(encoder, ways, slice_, judged, reporter)
+    rows += zoom_rows(encoder, slice_, probe=judged.probe != "none", reporter=reporter)
     return rows + _map_rows(encoder, named, slice_, judged)
 
 
