@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from fgssl.data.decode import decode_image
-from fgssl.drawing import ExplainRow, explain_sheet
+from fgssl.drawing import ExplainRow, Window, explain_sheet
 from fgssl.embed import evaluation_view
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
@@ -25,6 +26,7 @@ class Maps(NamedTuple):
 
     gradcam: NDArray[np.float32] | None  # (H, W), not negative; None without projection head (and keys)
     rationale: NDArray[np.float32] | None  # (H, W), sums to 1; None without rationale branch
+    window: Window | None = None  # what `--pool zoom` looks at more closely; None without rationale branch
 
 
 def shown(encoder: Encoder, picture: Image.Image, *, size: int = SHOWN_SIZE) -> Image.Image:
@@ -50,13 +52,24 @@ def explain(
         stacked = np.stack([np.asarray(view(picture)) for picture in pictures[start : start + batch_size]])
         images = torch.from_numpy(stacked).permute(0, 3, 1, 2).to(device)  # (N, 3, S, S)
         cams = rationales = [None] * len(images)
+        windows: list[Window | None] = [None] * len(images)
         if with_gradcam and encoder.has_loss_gradcam:
             cams = list(encoder.loss_gradcam(images).cpu().numpy())
         if encoder.rationale is not None:
             with torch.no_grad():
-                rationales = list(encoder.attention(encoder.backbone(encoder.normalize(images))).cpu().numpy())
-        found.extend(Maps(cam, rationale) for cam, rationale in zip(cams, rationales, strict=True))
+                feature_map = encoder.backbone(encoder.normalize(images))
+                rationales = list(encoder.attention(feature_map).cpu().numpy())
+                windows = [*_windows(encoder, feature_map)]
+        found.extend(Maps(*each) for each in zip(cams, rationales, windows, strict=True))
     return found
+
+
+def _windows(encoder: Encoder, feature_map: Tensor) -> list[Window]:
+    half = encoder.backbone.image_size / encoder.view_size("zoom") / 2
+    return [
+        Window(column - half, row - half, column + half, row + half)
+        for row, column in encoder.window_centres(feature_map).tolist()
+    ]
 
 
 def visualize(encoder: Encoder, paths: Sequence[Path], *, title: str) -> Image.Image:
@@ -73,7 +86,7 @@ def visualize(encoder: Encoder, paths: Sequence[Path], *, title: str) -> Image.I
         )
     pictures = [decode_image(path) for path in paths]
     rows = [
-        ExplainRow(shown(encoder, picture), path.name, maps.gradcam, maps.rationale)
+        ExplainRow(shown(encoder, picture), path.name, maps.gradcam, maps.rationale, window=maps.window)
         for picture, path, maps in zip(pictures, paths, explain(encoder, pictures), strict=True)
     ]
     return explain_sheet(rows, title=title)

@@ -17,6 +17,7 @@ from fgssl.drawing.maps import colormap, colour_bar, heat, is_flat, overlay
 from fgssl.drawing.projections import Map
 from fgssl.drawing.save import check_picture_path, save_png
 from fgssl.drawing.sheets import contact_sheet, sheet
+from fgssl.drawing.windows import Window, outlined
 
 __all__ = [
     "GREEN",
@@ -29,6 +30,7 @@ __all__ = [
     "OverviewRow",
     "Panel",
     "SearchRow",
+    "Window",
     "check_picture_path",
     "colormap",
     "colour_bar",
@@ -37,6 +39,7 @@ __all__ = [
     "fit_image",
     "heat",
     "is_flat",
+    "outlined",
     "overlay",
     "overview_sheet",
     "save_png",

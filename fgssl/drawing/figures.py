@@ -11,6 +11,7 @@ from fgssl.drawing.bands import GREEN, GREY, INK, RED, WHITE, Key, Panel, fit_im
 from fgssl.drawing.maps import MapStyle, colour_bar, is_flat, overlay
 from fgssl.drawing.projections import Map, block_width, projection_block, projection_cell
 from fgssl.drawing.sheets import sheet
+from fgssl.drawing.windows import Window, outlined
 
 GRADCAM_WORDS = "GradCAM: where the feature map moves the self-supervised loss of this image"
 RATIONALE_WORDS = "Rationale: the weight the fitted branch gives each place when features are pooled"
@@ -47,13 +48,17 @@ class OverviewRow(NamedTuple):
 
 
 class ExplainRow(NamedTuple):
-    """One image to explain: the view the model saw, its maps (h, w), and the maps of the K projections (K, h, w)."""
+    """One image to explain: the view the model saw, its maps (h, w), and the maps of the K projections (K, h, w).
+
+    `window` is the part that `--pool zoom` looks at more closely.
+    """
 
     image: Image.Image
     caption: str = ""
     gradcam: Map | None = None
     rationale: Map | None = None
     projections: Map | None = None
+    window: Window | None = None
 
 
 class SearchRow(NamedTuple):
@@ -158,7 +163,8 @@ def explain_sheet(
     widths = [size] * (1 + len(maps)) + ([block_width(most, cell, size)] if most else [])
     grid = []
     for row in rows:
-        panels: list[Panel | None] = [Panel(row.image, row.caption)]
+        image = row.image if row.window is None else outlined(fit_image(row.image, (size, size)), row.window)
+        panels: list[Panel | None] = [Panel(image, row.caption)]
         panels += [_map_panel(row.image, getattr(row, column.field), column.style, size) for column in maps]
         if row.projections is not None and len(row.projections):
             panels.append(Panel(projection_block(row.image, row.projections, cell, size), framed=False))
@@ -168,7 +174,7 @@ def explain_sheet(
         grid,
         column_titles=titles,
         title=title,
-        legend=[*_scale_legend(maps), *_map_legend(maps)],
+        legend=[*_scale_legend(maps), *_map_legend(maps), *_window_legend(rows)],
         footer=footer,
         panel_size=size,
         column_widths=widths,
@@ -275,6 +281,11 @@ def _scale_legend(maps: Sequence[_MapColumn]) -> list[Key]:
 def _map_legend(maps: Sequence[_MapColumn]) -> list[Key]:
     dark = {"heat": "", "dim": " (dark: little)"}
     return [Key(None, column.words + dark[column.style]) for column in maps]
+
+
+def _window_legend(rows: Sequence[ExplainRow]) -> list[Key]:
+    drawn = any(row.window is not None for row in rows)
+    return [Key(None, "outlined: the window that --pool zoom sees enlarged")] if drawn else []
 
 
 def _label_legend() -> list[Key]:
