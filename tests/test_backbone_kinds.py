@@ -137,7 +137,7 @@ def test_a_run_reports_the_class_token_beside_the_other_poolings(tmp_path: Any) 
     outcome = fgssl("pretrain", "--data", photos(), *EVALUATED, *options, "--output", tmp_path / "run", "--json")
     assert outcome.code == 0, outcome.err
     rows = [(row["encoder"], row["pool"]) for row in outcome.json()["retrieval"]]
-    assert rows == [(name, pool) for name in ("init", "trained") for pool in ("gap", "rationale", "cls")]
+    assert rows == [(name, pool) for name in ("init", "trained") for pool in ("gap", "rationale", "zoom", "cls")]
     found = fgssl("retrieve", tmp_path / "run", "--pool", "cls", "--json")
     assert found.code == 0 and found.json()["pool"] == "cls"
     trained = next(r for r in outcome.json()["retrieval"] if (r["encoder"], r["pool"]) == ("trained", "cls"))

@@ -34,7 +34,8 @@ VERBS = ("pretrain", "probe", "retrieve", "embed", "visualize")
 
 def test_pretrain_prints_results_on_stdout_and_progress_on_stderr() -> None:
     run, outcome = finished_run()
-    assert [word in outcome.out for word in ("rank1", "mAP", "init", "trained", "gap", "rationale")] == [True] * 6
+    words = ("rank1", "mAP", "init", "trained", "gap", "rationale", "zoom")
+    assert [word in outcome.out for word in words] == [True] * 7
     assert str(run / "overview.png") in outcome.out and "loss" not in outcome.out
     assert f"run folder: {run}" in outcome.err and "loss" in outcome.err and "chance" in outcome.err
     assert "rank1" not in outcome.err
@@ -51,9 +52,9 @@ def test_retrieve_json_has_the_promised_keys() -> None:
     outcome = fgssl("retrieve", finished_run()[0], "--json")
     result = outcome.json()
     assert {"rank1", "rank5", "mAP", "queries", "gallery", "pool"} <= result.keys() and outcome.code == 0
-    assert (result["queries"], result["gallery"], result["pool"]) == (12, 12, "rationale")
+    assert (result["queries"], result["gallery"], result["pool"]) == (12, 12, "zoom")
     summary = json.loads((finished_run()[0] / "summary.json").read_text())
-    row = next(r for r in summary["retrieval"] if (r["encoder"], r["pool"]) == ("trained", "rationale"))
+    row = next(r for r in summary["retrieval"] if (r["encoder"], r["pool"]) == ("trained", "zoom"))
     assert {key: result[key] for key in ("rank1", "rank5", "mAP")} == {
         key: pytest.approx(row[key], abs=1e-6) for key in ("rank1", "rank5", "mAP")
     }
@@ -226,7 +227,7 @@ def test_folders_without_enough_images(tmp_path: Path) -> None:
     ("options", "expected"),
     [
         (("--split", "tset"), ("tset", "train", "test")),
-        (("--pool", "max"), ("max", "gap, rationale, concat")),
+        (("--pool", "max"), ("max", "gap, rationale, concat, zoom")),
         (("--device", "tpu9"), ("tpu9",)),
         (("--batch-size", "0"), ("0", "at least 1")),
         (("--data", "cubs"), ("cubs", "cub")),

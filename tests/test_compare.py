@@ -50,7 +50,8 @@ def test_rows_equal_the_single_verbs() -> None:
     run = str(finished_run()[0])
     found = fgssl("compare", run, plain_run(), "--data", photos(), "--json").json()
     assert [(row["encoder"], row["pool"], row["width"]) for row in found["rows"]] == [
-        (run, "gap", 288), (run, "rationale", 288), (str(plain_run()), "gap", 288),
+        (run, "gap", 288), (run, "rationale", 288), (run, "zoom", 3 * 288),
+        (str(plain_run()), "gap", 288), (str(plain_run()), "zoom", 2 * 288),
     ]  # fmt: skip
     for row in found["rows"]:
         options = (row["encoder"], "--data", photos(), "--pool", row["pool"], "--json")
@@ -129,7 +130,7 @@ def test_files_of_two_splits_are_joined_and_equal_the_encoder(tmp_path: Path) ->
 
 
 def test_a_source_with_one_split_is_divided(tmp_path: Path) -> None:
-    found = fgssl("compare", plain_run(), "--data", photos() / "train", "--json").json()
+    found = fgssl("compare", plain_run(), "--data", photos() / "train", "--pool", "gap", "--json").json()
     assert (found["train_images"], found["test_images"]) == (18, 6) and "80 to 20" in found["protocol"]
     assert found["comparisons"] == []
 

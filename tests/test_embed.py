@@ -42,16 +42,16 @@ def test_file_holds_features_labels_paths_and_class_names(tmp_path: Path) -> Non
     outcome = fgssl("embed", finished_run()[0], "--output", path, "--json")
     tensors, metadata = read(path)
     assert tensors.keys() == {"features", "labels"}
-    assert tensors["features"].shape == (12, 288) and tensors["features"].dtype == torch.float32
+    assert tensors["features"].shape == (12, 3 * 288) and tensors["features"].dtype == torch.float32
     assert tensors["labels"].shape == (12,) and tensors["labels"].dtype == torch.int64
     torch.testing.assert_close(tensors["features"].norm(dim=1), torch.ones(12))
     paths, names = json.loads(metadata["paths"]), json.loads(metadata["class_names"])
     assert names == ["class 0", "class 1", "class 2"]
     assert [Path(path).parent.name for path in paths] == [names[label] for label in tensors["labels"].tolist()]
     assert sorted(map(Path, paths)) == sorted((photos() / "test").rglob("*.*"))
-    assert (metadata["split"], metadata["pool"], metadata["source"]) == ("test", "rationale", str(photos()))
+    assert (metadata["split"], metadata["pool"], metadata["source"]) == ("test", "zoom", str(photos()))
     assert outcome.json() == {
-        "output": str(path), "images": 12, "width": 288, "pool": "rationale", "labels": True, "unreadable": 0,
+        "output": str(path), "images": 12, "width": 864, "pool": "zoom", "labels": True, "unreadable": 0,
     }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def test_embed_writes_what_is_read(tmp_path: Path) -> None:
     assert fgssl("embed", finished_run()[0], "--output", tmp_path / "f").code == 0
     read = read_features(str(tmp_path / "f"))
     encoder = load_encoder(str(finished_run()[0]))
-    assert read.encoder == identity(encoder) and read.pool == "rationale" and read.split == "test"
+    assert read.encoder == identity(encoder) and read.pool == "zoom" and read.split == "test"
     assert read.embeddings.features.shape == (12, 288) and read.embeddings.class_names is not None
 
 

@@ -51,7 +51,8 @@ MAY_IMPORT: dict[str, str] = {
     "objectives": "backbone config",
     "rationale": "config mapshape",
     "mapshape": "config",
-    "encoder": "backbone config errors objectives rationale",
+    "zoom": "config",
+    "encoder": "backbone config errors objectives rationale zoom",
     "checkpoint": "backbone config encoder encoderfile errors files objectives offline rationale resolve",
     # pure functions on features
     "features": "errors",

@@ -50,8 +50,8 @@ def forwards() -> Any:
 def test_hits_are_those_of_a_loop_by_hand(gallery: Path) -> None:
     found = look(*PICTURES, "--gallery", gallery, "--top", "4")
     encoder = load_encoder(str(finished_run()[0]))
-    ours = embed(encoder, load_images(DataConfig(source=str(photos())), "test"), pools=("rationale",))["rationale"]
-    theirs = embed(encoder, load_images(DataConfig(source=str(gallery)), "all"), pools=("rationale",))["rationale"]
+    ours = embed(encoder, load_images(DataConfig(source=str(photos())), "test"), pools=("zoom",))["zoom"]
+    theirs = embed(encoder, load_images(DataConfig(source=str(gallery)), "all"), pools=("zoom",))["zoom"]
     for picture, query in zip(PICTURES, found["queries"], strict=True):
         own = ours.features[ours.identifiers.index(str(picture))]
         scored = sorted(
@@ -62,7 +62,7 @@ def test_hits_are_those_of_a_loop_by_hand(gallery: Path) -> None:
         assert [hit["path"] for hit in query["hits"]] == [name for _, name in scored[:4]]
         assert [hit["score"] for hit in query["hits"]] == pytest.approx([score for score, _ in scored[:4]], abs=1e-5)
         assert all(hit["label"] is None for hit in query["hits"])
-    assert (found["images"], found["pool"], found["gallery"]) == (12, "rationale", f"{gallery} [all]")
+    assert (found["images"], found["pool"], found["gallery"]) == (12, "zoom", f"{gallery} [all]")
 
 
 def test_lines_on_stdout_are_ranks_scores_and_paths(gallery: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_changed_checkpoint_embeds_anew(gallery: Path, tmp_path: Path) -> None
     shutil.copy(plain_run() / "encoder.safetensors", run)
     with forwards() as embedded:
         second = look(PICTURES[0], "--gallery", gallery, run=run)
-    assert embedded.call_count == 1 and first["pool"] == "rationale" and second["pool"] == "gap"
+    assert embedded.call_count == 1 and first["pool"] == "zoom" and second["pool"] == "gap"
 
 
 def test_a_damaged_or_unwritable_cache_only_costs_time(gallery: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,8 +92,8 @@ def test_summary_holds_sizes_versions_and_both_retrievals() -> None:
     summary = json.loads((finished_run()[0] / "summary.json").read_text())
     assert (summary["train_images"], summary["test_images"], summary["steps"], summary["seed"]) == (24, 12, 6, 0)
     assert [(r["encoder"], r["pool"]) for r in summary["retrieval"]] == [
-        ("init", "gap"), ("init", "rationale"), ("trained", "gap"), ("trained", "rationale"),
-    ]  # fmt: skip
+        (name, pool) for name in ("init", "trained") for pool in ("gap", "rationale", "zoom")
+    ]
     assert all(0 <= row[key] <= 100 for row in summary["retrieval"] for key in ("rank1", "rank5", "mAP"))
     assert summary["unreadable"] == [] and {"fgssl", "torch", "timm", "python"} <= set(summary["versions"])
 

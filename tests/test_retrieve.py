@@ -51,7 +51,7 @@ def test_embedded_features_score_as_their_encoder_does(tmp_path: Path) -> None:
         ours = fgssl("retrieve", *files, "--json").json()
         encoders = fgssl("retrieve", finished_run()[0], *options, "--json").json()
         numbers = [key for key, value in encoders.items() if isinstance(value, float)]
-        assert len(numbers) == 12 and ours["pool"] == "rationale"
+        assert len(numbers) == 12 and ours["pool"] == "zoom"
         assert {key: ours[key] for key in numbers} == {key: encoders[key] for key in numbers}
         assert ours["intervals"] == encoders["intervals"]
 
