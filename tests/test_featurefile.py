@@ -39,7 +39,7 @@ def test_embed_writes_what_is_read(tmp_path: Path) -> None:
     read = read_features(str(tmp_path / "f"))
     encoder = load_encoder(str(finished_run()[0]))
     assert read.encoder == identity(encoder) and read.pool == "zoom" and read.split == "test"
-    assert read.embeddings.features.shape == (12, 288) and read.embeddings.class_names is not None
+    assert read.embeddings.features.shape == (12, 3 * 288) and read.embeddings.class_names is not None
 
 
 def test_a_file_of_another_tool_needs_features_alone(tmp_path: Path) -> None:
