@@ -146,7 +146,7 @@ def test_frozen_run_trains_the_heads_alone_and_its_file_is_an_encoder(tmp_path: 
     for name, value in before.encoder.rationale.named_parameters():
         assert not torch.equal(saved[f"rationale.{name}"], value), name
     found = fgssl("retrieve", tmp_path / "run", "--json")
-    assert found.code == 0 and found.json()["pool"] == "rationale"
+    assert found.code == 0 and found.json()["pool"] == "zoom"
 
 
 def test_frozen_run_stopped_in_its_second_epoch_goes_on_bit_for_bit(

@@ -169,7 +169,7 @@ def test_stats_beside_the_file(tmp_path: Path) -> None:
     squared = torch.cdist(features.double(), features.double()).square()
     pairs = (-2 * squared).exp()[~torch.eye(12, dtype=torch.bool)]
     assert stats["uniformity"] == pytest.approx(math.log(pairs.mean()), rel=1e-4)
-    assert (stats["images"], stats["width"], stats["view_images"]) == (12, 288, 12)
+    assert (stats["images"], stats["width"], stats["view_images"]) == (12, 3 * 288, 12)
     assert 0 <= stats["alignment"] <= 4 and 0 <= stats["neighbour_overlap"] <= 1
     outcome = fgssl("embed", finished_run()[0], "--stats", "--output", path)
     assert f"{stats['alignment']:.3f}" in outcome.out and all(name in outcome.out for name in MEANINGS)

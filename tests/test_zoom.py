@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -343,6 +344,20 @@ def test_zoom_is_refused_where_there_are_only_maps_or_other_pictures(encoder: En
 # ---- the command line
 
 
+@contextlib.contextmanager
+def embedded() -> Iterator[list[tuple[tuple[Pool, ...], int, int]]]:
+    """Poolings, number and side of the pictures of each forward pass."""
+    seen: list[tuple[tuple[Pool, ...], int, int]] = []
+    embeddings = Encoder.embeddings
+
+    def watched(self: Encoder, images: Tensor, pools: tuple[Pool, ...]) -> dict[Pool, Tensor]:
+        seen.append((tuple(pools), len(images), images.shape[-1]))
+        return embeddings(self, images, pools)
+
+    with mock.patch.object(Encoder, "embeddings", watched):
+        yield seen
+
+
 @pytest.mark.parametrize("verb", ["retrieve", "embed", "probe"])
 def test_the_default_is_zoom_with_a_rationale_and_gap_without(verb: str, tmp_path: Path) -> None:
     options = ("--output", tmp_path / "features") if verb == "embed" else ()
@@ -362,18 +377,19 @@ def test_any_encoder_can_take_a_second_look(tmp_path: Path) -> None:
 
 
 def test_the_probe_on_crops_takes_crops_of_the_larger_size() -> None:
-    seen: list[tuple[int, ...]] = []
-    embeddings = Encoder.embeddings
-
-    def watched(self: Encoder, images: Tensor, pools: tuple[Pool, ...]) -> dict[Pool, Tensor]:
-        seen.append((*pools, *images.shape))
-        return embeddings(self, images, pools)
-
-    with mock.patch.object(Encoder, "embeddings", watched):
+    with embedded() as seen:
         found = fgssl("probe", finished_run()[0], "--protocol", "sgd", "--epochs", "2", "--json").json()
     assert (found["pool"], found["labels"]) == ("zoom", 24)
-    assert {shape[:1] + shape[2:] for shape in seen} == {("zoom", 3, LARGE, LARGE)}
-    assert sum(shape[1] for shape in seen) >= 2 * 24 + 12  # two epochs of crops, and the test split
+    assert {(pools, side) for pools, _, side in seen} == {(("zoom",), LARGE)}
+    assert sum(count for _, count, _ in seen) == 24 + 12 + 2 * 24  # both splits, and two epochs of crops
+
+
+@pytest.mark.xfail(strict=True, reason="view_stats draws views of backbone.image_size")
+def test_stats_of_two_views_are_of_the_larger_size(tmp_path: Path) -> None:
+    with embedded() as seen:
+        assert fgssl("embed", finished_run()[0], "--stats", "--output", tmp_path / "features").code == 0
+    assert {(pools, side) for pools, _, side in seen} == {(("zoom",), LARGE)}
+    assert sum(count for _, count, _ in seen) == 12 + 2 * 12  # the split, and two views of it
 
 
 @pytest.mark.parametrize("run", ["rationale", "plain"])
