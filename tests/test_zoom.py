@@ -245,7 +245,7 @@ def by_hand(encoder: Encoder, picture: Tensor) -> tuple[Tensor, tuple[float, flo
         centre = (0.5, 0.5)
         if encoder.rationale is not None:
             attention = encoder.attention(feature_map[None])[0]
-            parts.append(functional.normalize((feature_map * attention).sum((1, 2)), dim=0))
+            parts.append(0.5 * functional.normalize((feature_map * attention).sum((1, 2)), dim=0))
             total, y, x = 0.0, 0.0, 0.0
             for row, column in np.ndindex(*attention.shape):
                 place = (row + 0.5) / attention.shape[0], (column + 0.5) / attention.shape[1]
@@ -256,7 +256,8 @@ def by_hand(encoder: Encoder, picture: Tensor) -> tuple[Tensor, tuple[float, flo
             centre = (min(max(y / total, half), 1 - half), min(max(x / total, half), 1 - half))
         window = backbone(((window_by_slices(picture, centre, SIZE) / 255 - mean) / std)[None])[0]
     parts.append(functional.normalize(window.mean((1, 2)), dim=0))
-    return torch.cat([part / math.sqrt(len(parts)) for part in parts]), centre
+    weights = (1 / math.sqrt(2),) * 2 if encoder.rationale is None else (2 / 3, 1 / 3, 2 / 3)  # squares sum to 1
+    return torch.cat([weight * part for weight, part in zip(weights, parts, strict=True)]), centre
 
 
 @pytest.mark.parametrize("kind", ["encoder", "plain"])
@@ -294,7 +295,7 @@ def test_where_training_saw_whole_pictures_the_window_is_the_whole_picture(encod
     with torch.no_grad():
         found = cropped(encoder, 1.0).eval()(pictures, "zoom")
         gap, weighted = encoder(pictures, "gap"), encoder(pictures, "rationale")
-    torch.testing.assert_close(found, torch.cat([gap, weighted, gap], 1) / math.sqrt(3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, torch.cat([2 * gap, weighted, 2 * gap], 1) / 3, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])

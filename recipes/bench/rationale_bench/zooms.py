@@ -14,7 +14,7 @@ from fgssl.classifiers import linear_probe
 from fgssl.data.cache import open_pixels
 from fgssl.data.images import ImageSet
 from fgssl.embed import evaluation_view, image_batches
-from fgssl.encoder import Encoder
+from fgssl.encoder import RATIONALE_WEIGHT, Encoder
 from fgssl.reporting import Reporter
 from fgssl.retrieval import evaluate_retrieval
 from fgssl.zoom import cut_windows, window_centres, window_share
@@ -49,7 +49,7 @@ def looks(encoder: Encoder, images: Tensor) -> dict[str, Tensor]:
         side = 8 * round(LARGER * size / 8)
         seen["larger"] = encoder.pool(feature_map(resized(side)), "gap")
     else:
-        seen["rationale"] = encoder.pool(whole, "rationale")
+        seen["rationale"] = RATIONALE_WEIGHT * encoder.pool(whole, "rationale")
         centres = encoder.window_centres(whole)
         seen["window"] = encoder.pool(feature_map(cut_windows(images, centres, size)), "gap")
     return seen
