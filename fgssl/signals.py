@@ -116,7 +116,7 @@ def view_stats(encoder: Encoder, images: ImageSet, *, pool: Pool, batch_size: in
         The signals and `view_images`, the number of images they are of; nothing for fewer than two.
     """
     drawn = ViewsConfig() if encoder.config is None else encoder.config.views
-    size = encoder.backbone.image_size
+    size = encoder.view_size(pool)
     pixels = PixelStore(images, Shrunk(round(1.3 * size)))  # decoded as they are met: they are few
     pairs = view_pairs(ViewDataset(pixels, drawn, size=size, seed=0), VIEW_IMAGES)
     if pairs.shape[1] < 2:

@@ -46,10 +46,10 @@ def window_centres(attention: Tensor, share: float) -> Tensor:
     """
     height, width = attention.shape[1:]
     weights = attention * centre_prior(height, width, device=attention.device)
-    total = weights.sum((1, 2)).clamp(min=1e-30)
+    total = weights.sum((1, 2))
     rows, columns = ((torch.arange(size, device=attention.device) + 0.5) / size for size in (height, width))
-    middle = torch.stack([(weights.sum(2) * rows).sum(1) / total, (weights.sum(1) * columns).sum(1) / total], 1)
-    return middle.clamp(share / 2, 1 - share / 2)
+    middle = torch.stack([(weights.sum(2) * rows).sum(1), (weights.sum(1) * columns).sum(1)], 1) / total[:, None]
+    return torch.where(total[:, None] > 0, middle, 0.5).clamp(share / 2, 1 - share / 2)
 
 
 def cut_windows(images: Tensor, centres: Tensor, size: int) -> Tensor:
