@@ -165,6 +165,8 @@ class Encoder(nn.Module):
     def _zoomed(self, images: Tensor) -> Tensor:
         """(N, 3, Z, Z) uint8 -> gap of the whole picture and of its window, with its rationale at half their weight."""
         size = self.backbone.image_size
+        if images.shape[-1] != self.view_size("zoom"):
+            raise ValueError(f"zoom takes pictures of {self.view_size('zoom')} pixels, not {images.shape[-1]}")
         whole = functional.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
         feature_map = self.backbone(self.normalize(whole))
         parts = [attention_pool(feature_map)]

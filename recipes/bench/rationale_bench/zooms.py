@@ -49,7 +49,8 @@ def looks(encoder: Encoder, images: Tensor) -> dict[str, Tensor]:
         side = 8 * round(LARGER * size / 8)
         seen["larger"] = encoder.pool(feature_map(resized(side)), "gap")
     else:
-        seen["rationale"] = RATIONALE_WEIGHT * encoder.pool(whole, "rationale")
+        seen["rationale, whole weight"] = encoder.pool(whole, "rationale")
+        seen["rationale"] = RATIONALE_WEIGHT * seen["rationale, whole weight"]
         centres = encoder.window_centres(whole)
         seen["window"] = encoder.pool(feature_map(cut_windows(images, centres, size)), "gap")
     return seen
@@ -62,6 +63,7 @@ def combined(seen: dict[str, Tensor]) -> dict[str, Tensor]:
         rows["zoom"] = ["gap", "rationale", "window"]
         rows["zoom, middle window"] = ["gap", "rationale", "middle"]
         rows["gap + window"] = ["gap", "window"]
+        rows["gap + window + rationale, alike"] = ["gap", "window", "rationale, whole weight"]
     else:
         rows["larger picture"] = ["larger"]
     return {name: functional.normalize(torch.cat([seen[part] for part in parts], 1)) for name, parts in rows.items()}
