@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import timm
@@ -154,6 +157,41 @@ def test_each_start_has_its_own_defaults(vit_folder: Path, tmp_path: Path) -> No
     }
     asked = plan_of(**{"backbone.init": str(vit_folder), "optimizer.layer_decay": 0.5, "backbone.drop_path": 0.0})
     assert asked.config.optimizer.layer_decay == 0.5 and asked.config.backbone.drop_path == 0.0
+
+
+def test_adamw_of_channels_last_weights_is_torchs_and_hands_over_what_is_contiguous() -> None:
+    """Bit for bit, over a saved and loaded state as well; with kernels of 1 x 1, which have both memory formats."""
+    torch.manual_seed(0)
+    ours = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 5, 1, bias=False))
+    ours.to(memory_format=torch.channels_last)
+    theirs = copy.deepcopy(ours)
+    config = OptimizerConfig(name="adamw", lr=0.1, weight_decay=0.05)
+    optimizer = build_optimizer(ours, config, torch.device("cpu"))
+    plain = torch.optim.AdamW(parameter_groups(theirs, config), lr=0.1, fused=True)
+    kernel, strides = torch._fused_adamw_, []
+    for step in range(4):
+        for model in (ours, theirs):
+            model.zero_grad()
+            generator = torch.Generator().manual_seed(step)
+            images = torch.randn(2, 3, 8, 8, generator=generator).contiguous(memory_format=torch.channels_last)
+            model(images).square().sum().backward()
+        if step == 2:
+            kept = io.BytesIO()
+            torch.save(optimizer.state_dict(), kept)
+            optimizer = build_optimizer(ours, config, torch.device("cpu"))
+            optimizer.load_state_dict(torch.load(io.BytesIO(kept.getvalue())))
+
+        def called(*lists: Any, **options: Any) -> Any:
+            strides.extend(tensor.is_contiguous() for tensors in lists[:4] for tensor in tensors)
+            return kernel(*lists, **options)
+
+        with mock.patch("torch._fused_adamw_", called):
+            optimizer.step()
+        plain.step()
+    assert len(strides) == 4 * 4 * 5 and all(strides)
+    for first, second in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(first, second)
+        assert optimizer.state[first]["exp_avg"].shape == first.shape
 
 
 def test_layers_learn_at_powers_of_the_decay() -> None:

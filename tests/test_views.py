@@ -27,6 +27,7 @@ from fgssl.views import colour as colours
 from fgssl.views.colour import LEAST_SIGMA, blur_radius
 from fgssl.views.device import pack_views, resize_matrix
 from fgssl.views.draw import ORDERS
+from fgssl.views.paint import Painter
 
 DRAWS = 3000
 HEIGHT, WIDTH, SIZE = 150, 200, 64
@@ -111,32 +112,49 @@ def on_device(image: torch.Tensor, views: Views, size: int) -> torch.Tensor:
     return packed.make(torch.device("cpu"))
 
 
-def shift_hue(image: torch.Tensor, turns: float) -> torch.Tensor:
+def batched_hue(image: torch.Tensor, turns: float) -> torch.Tensor:
+    """(3, S, S) uint8 by the operation of the device."""
     levels = image[None].float()
     colours.shift_hue(levels, torch.full((1, 1, 1, 1), turns))
     return levels[0].round().to(torch.uint8)
 
 
-def blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
+def painted_hue(image: torch.Tensor, turns: float) -> torch.Tensor:
+    """The same by the CPU's."""
+    return torch.from_numpy(Painter(image.shape[-1]).shifted_hue(image.float().numpy(), turns)).round().to(torch.uint8)
+
+
+def batched_blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
     radius = blur_radius(sigma, image.shape[-1])
     return colours.blurred(image[None].float(), torch.tensor([sigma]), radius)[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def painted_blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
+    found = np.rint(Painter(image.shape[-1]).blurred(image.float().numpy(), sigma))
+    return torch.from_numpy(found).clamp(0, 255).to(torch.uint8)
+
+
+HUES = pytest.mark.parametrize("shift_hue", [batched_hue, painted_hue])
+BLURS = pytest.mark.parametrize("blur", [batched_blur, painted_blur])
 
 
 # ---- single operations
 
 
+@HUES
 @pytest.mark.parametrize("turns", [-0.5, -0.31, -0.1, 0.0, 0.013, 0.1, 0.25, 1 / 3, 0.5])
-def test_hue_is_torchvisions(turns):
+def test_hue_is_torchvisions(turns, shift_hue):
     """At most one level apart (torchvision cuts off where this rounds)."""
     image = noise(96, 96)
     assert difference(shift_hue(image, turns), tv.adjust_hue(image, turns)).max() <= 1
 
 
-@pytest.mark.parametrize("turns", [-0.27, 0.05, 0.1, 0.5])
-def test_hue_is_the_textbooks_in_double_precision(turns):
+@HUES
+@pytest.mark.parametrize("turns", [-0.5, -0.45, -0.27, -0.15, -0.02, 0.0, 0.05, 1 / 12, 0.1, 1 / 6, 0.22, 0.35, 0.5])
+def test_hue_is_the_textbooks_in_double_precision(turns, shift_hue):
     """The standard library's HSV pixel by pixel, rounded; greys, primaries and ties included."""
     corners = torch.tensor(list(itertools.product([0, 1, 127, 128, 255], repeat=3)), dtype=torch.uint8)  # (125, 3)
-    image = torch.cat([corners, noise(1, 300)[:, 0].T]).T.reshape(3, 1, -1).contiguous()
+    image = torch.cat([corners, noise(1, 316)[:, 0].T]).T.reshape(3, 21, 21).contiguous()
     expected = []
     for pixel in image.reshape(3, -1).T.tolist():
         hue, saturation, value = colorsys.rgb_to_hsv(*(v / 255 for v in pixel))
@@ -145,9 +163,10 @@ def test_hue_is_the_textbooks_in_double_precision(turns):
     assert error.abs().max() <= 0.5 + 1e-3
 
 
+@BLURS
 @pytest.mark.parametrize("sigma", [0.03, 0.1, 0.5, 1.0, 2.0, 7.0, 60.0])
 @pytest.mark.parametrize("size", [8, 33, 96])
-def test_blur_is_torchvisions(sigma, size):
+def test_blur_is_torchvisions(sigma, size, blur):
     """With torchvision's kernel made as wide as ours; reflecting borders, kernels wider than the image included."""
     image = noise(size, size)
     kernel = 2 * blur_radius(sigma, size) + 1
@@ -155,7 +174,8 @@ def test_blur_is_torchvisions(sigma, size):
     assert difference(blur(image, sigma), expected).max() <= 1
 
 
-def test_blur_keeps_constants_and_the_mean_level():
+@BLURS
+def test_blur_keeps_constants_and_the_mean_level(blur):
     flat = torch.full((3, 40, 40), 77, dtype=torch.uint8)
     assert torch.equal(blur(flat, 3.0), flat)
     image = picture(40, 40)
@@ -247,7 +267,8 @@ def test_resize_matrix_is_torchs_kernel(length, size):
     assert torch.allclose(matrix[:, :length], expected, atol=1e-5) and (matrix[:, length:] == 0).all()
 
 
-def test_a_blur_left_out_changes_nothing():
+@BLURS
+def test_a_blur_left_out_changes_nothing(blur):
     """Below LEAST_SIGMA no level of any image would change: checked on the hardest, a checkerboard."""
     board = (torch.arange(16)[:, None] + torch.arange(16)).remainder(2).mul(255).to(torch.uint8).expand(3, 16, 16)
     assert torch.equal(blur(board, LEAST_SIGMA), board)

@@ -1,8 +1,8 @@
 """The two random views of a training image, and the one evaluation view.
 
 Parameters are drawn first (`draw_views`, numpy, one definition) and applied afterwards, by the CPU picture by picture
-(`make_views`) or by any device in one go (`fgssl.views.device`). Both resize in their own way and share all operations
-on colours. Images come and go as levels 0 to 255; normalisation happens on the training device.
+(`make_views`) or by any device in one go (`fgssl.views.device`). Each resizes and colours in its own way, and the tests
+hold both to torchvision. Images come and go as levels 0 to 255; normalisation happens on the training device.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Operations on colours, in place, for a batch of views on any device: (N, 3, S, S) float32 levels 0 to 255.
 
-They compute what torchvision computes on uint8, but do not round in between. Only additions, products and comparisons
-of single numbers are used, and sums in double precision: a view does not depend on the views beside it.
+For GPUs; the CPU takes one view after another (`fgssl.views.paint`). They compute what torchvision computes on uint8,
+but do not round in between. Only additions, products and comparisons of single numbers are used, and sums in double
+precision: a view does not depend on the views beside it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Views on a GPU (or any device), batched: pictures of differing sizes go over the bus once, as uint8.
 
-Crop, antialiased resize and flip are one product with two small matrices a view; the colours are those of the CPU.
+Crop, antialiased resize and flip are one product with two small matrices a view.
 """
 
 from __future__ import annotations

@@ -1,0 +1,166 @@
+"""Operations on colours for the CPU: one view at a time, by numpy, in memory that stays in a core's cache.
+
+They compute what `fgssl.views.colour` computes for a batch on a device. There a kernel costs the same for one view or
+many; here a pass over a view takes about as long as asking for it, so that views of different jitter are not brought
+together and what changes nothing is left out. Each view is computed alone: it does not depend on those beside it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fgssl.views.colour import BLUE, GREEN, LEAST_SIGMA, RED, blur_radius, blurred
+from fgssl.views.draw import BRIGHTNESS, CONTRAST, HUE, ORDERS, SATURATION, Views
+
+Levels = NDArray[np.float32]
+WIDE = 8  # a blur whose radius is a larger part of the view than one WIDE-th is quicker as a product of matrices
+
+
+class Painter:
+    """Colours views of one size; the levels it hands out are overwritten by the next view.
+
+    Args:
+        size: Side S of the views in pixels.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._levels, self._spare = np.empty((2, 3, size, size), np.float32)
+        self._planes = np.empty((5, size, size), np.float32)
+        self._padded = np.empty((3, 3 * size * (size + 2 * (size // WIDE))), np.float32)  # of the blur, flat
+
+    def paint(self, crop: NDArray[np.uint8], views: Views, row: int, out: NDArray[np.float32 | np.uint8]) -> None:
+        """One view.
+
+        Args:
+            crop: (3, S, S), resized.
+            views: What to do.
+            row: Of the view in `views`.
+            out: (3, S, S) whole levels 0 to 255, written.
+        """
+        sigma, solarize = float(views.sigma[row]), bool(views.solarize[row])
+        levels = self._levels
+        np.copyto(levels, crop)
+        levels = self.jitter(levels, int(views.order[row]), views.factors[row].tolist())
+        if views.grayscale[row]:
+            levels = self._luminance(levels)[None]
+        if sigma > LEAST_SIGMA:
+            levels = self.blurred(levels, sigma)
+        if solarize:
+            levels = np.rint(levels)
+            levels = np.minimum(levels, 255 - levels)  # inverts from 128 on
+        np.rint(levels, out=out, casting="unsafe")
+
+    def jitter(self, levels: Levels, order: int, factors: list[float]) -> Levels:
+        """Colour jitter of (3, S, S), changed in place or not.
+
+        Args:
+            levels: The view.
+            order: Position in ORDERS; -1 does nothing.
+            factors: Of brightness, contrast and saturation, and the hue's shift in turns.
+        """
+        for operation in ORDERS[order] if order >= 0 else ():
+            factor = factors[operation]
+            if factor == (0 if operation == HUE else 1):
+                continue
+            if operation == HUE:
+                levels = self.shifted_hue(levels, factor)
+                continue
+            if operation == CONTRAST:
+                red, green, blue = levels.reshape(3, -1).sum(1).tolist()
+                levels *= factor
+                levels += (1 - factor) * (RED * red + GREEN * green + BLUE * blue) / self.size**2
+            elif operation == SATURATION:
+                gray = self._luminance(levels, 1 - factor)
+                levels *= factor
+                levels += gray
+            elif operation == BRIGHTNESS:
+                levels *= factor
+            if factor > 1:  # a mean of levels is a level
+                np.clip(levels, 0, 255, out=levels)
+        return levels
+
+    def _luminance(self, levels: Levels, scale: float = 1.0) -> Levels:
+        """(3, S, S) -> (S, S), multiplied by `scale`."""
+        gray: Levels = self._planes[0]
+        part = self._planes[1]
+        np.multiply(levels[0], scale * RED, out=gray)
+        for channel, weight in ((levels[1], GREEN), (levels[2], BLUE)):
+            gray += np.multiply(channel, scale * weight, out=part)
+        return gray
+
+    def shifted_hue(self, levels: Levels, turns: float) -> Levels:
+        """The hue rotated by a fraction of the colour circle, keeping HSV value and chroma: (3, S, S) elsewhere.
+
+        Whole sixths of a turn only exchange channels (two sixths) or reflect them between the largest and the least
+        (three). What is left of the shift, t sixths with |t| <= 1 / 2, moves a channel x by the channels y towards and
+        z away from which the hue goes: x - y + max(value + low - t chroma - z, low + t chroma), cut to [low, value].
+        The first term of the maximum is right while x falls, the second while x rises; each is too small elsewhere.
+        """
+        value, low, shift, least, part = self._planes
+        sixths = round(6 * turns)
+        rest = 6 * turns - sixths
+        odd = sixths % 2
+        source, towards = -(sixths - 3 * odd) // 2, 1 if rest >= 0 else -1
+        np.maximum(np.maximum(levels[0], levels[1], out=value), levels[2], out=value)
+        np.minimum(np.minimum(levels[0], levels[1], out=low), levels[2], out=low)
+        np.subtract(value, low, out=shift)
+        shift *= abs(rest)
+        np.add(low, shift, out=least)
+        if not odd:
+            np.subtract(np.add(value, low, out=part), shift, out=shift)
+        for channel, out in enumerate(self._spare):
+            x, y, z = (levels[(channel + source + step * towards) % 3] for step in range(3))
+            if odd:
+                x, y = y, x
+                np.subtract(z, shift, out=out)
+            else:
+                np.subtract(shift, z, out=out)
+            np.maximum(out, least, out=out)
+            out += np.subtract(x, y, out=part)
+            np.minimum(np.maximum(out, low, out=out), value, out=out)
+        self._levels, self._spare = self._spare, self._levels
+        return self._levels
+
+    def blurred(self, levels: Levels, sigma: float) -> Levels:
+        """Gaussian blur, reflecting at the borders: (C, S, S) elsewhere."""
+        radius = blur_radius(sigma, self.size)
+        if radius > self.size // WIDE:
+            found: Levels = blurred(torch.from_numpy(levels)[None], torch.tensor([sigma]), radius)[0].numpy()
+            return found
+        weights = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(radius + 1)]
+        total = 2 * sum(weights) - weights[0]
+        weights = [weight / total for weight in weights]
+        size, wide = self.size, self.size + 2 * radius
+        rows = self._padded[0, : len(levels) * size * wide].reshape(-1, size, wide)
+        rows[:, :, radius : radius + size] = levels
+        rows[:, :, :radius] = levels[:, :, radius:0:-1]
+        rows[:, :, radius + size :] = levels[:, :, -2 : -2 - radius : -1]
+        levels = self._weighted(rows.reshape(-1), weights, 1).reshape(-1, size, wide)[:, :, :size]
+        rows = self._padded[0, : len(levels) * size * wide].reshape(-1, wide, size)
+        rows[:, radius : radius + size] = levels
+        rows[:, :radius] = levels[:, radius:0:-1]
+        rows[:, radius + size :] = levels[:, -2 : -2 - radius : -1]
+        return self._weighted(rows.reshape(-1), weights, size).reshape(-1, wide, size)[:, :size]
+
+    def _weighted(self, flat: Levels, weights: list[float], stride: int) -> Levels:
+        """Sums of neighbours `stride` apart, at the place of the first of them; the last places are left as they were.
+
+        Rows are taken as one long row: what mixes the end of one and the start of the next is padding.
+        """
+        middle = stride * (len(weights) - 1)
+        length = len(flat) - 2 * middle
+        out: Levels = self._padded[1, : len(flat)]
+        part = self._padded[2, :length]
+        found = out[:length]
+        np.multiply(flat[middle : middle + length], weights[0], out=found)
+        for number, weight in enumerate(weights[1:], 1):
+            before, after = middle - number * stride, middle + number * stride
+            np.add(flat[before : before + length], flat[after : after + length], out=part)
+            part *= weight
+            found += part
+        return out
