@@ -94,7 +94,7 @@ class Encoder(nn.Module):
         if pool in ("rationale", "concat") and self.rationale is None:
             raise FgsslError(
                 f"the encoder {self.backbone.name} has no rationale branch to pool with",
-                "use --pool gap, or pretrain with --rationale",
+                "use --pool gap or zoom, or pretrain with --rationale",
             )
         if pool == "cls" and not self.backbone.has_class_token:
             raise FgsslError(

@@ -20,7 +20,10 @@ Checkpoint = Annotated[
 Data = Annotated[str | None, typer.Option(help="Data source. [the one the encoder was trained on]")]
 Split = Annotated[str | None, typer.Option(help="Split to evaluate. [the source's test split]")]
 PoolOption = Annotated[
-    str | None, typer.Option(metavar="gap|rationale|concat|zoom|cls", help="[zoom with a rationale, else gap]")
+    str | None,
+    typer.Option(
+        metavar="gap|rationale|concat|zoom|cls", help="Embedding. [zoom, two looks, with a rationale, else gap]"
+    ),
 ]
 Batch = Annotated[int | None, typer.Option(help="Images per forward. [64]")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [best at hand]")]

@@ -284,8 +284,9 @@ def _map_legend(maps: Sequence[_MapColumn]) -> list[Key]:
 
 
 def _window_legend(rows: Sequence[ExplainRow]) -> list[Key]:
+    words = "Outline: the window that --pool zoom sees enlarged, at the map's mean place, drawn to the middle"
     drawn = any(row.window is not None for row in rows)
-    return [Key(None, "outlined: the window that --pool zoom sees enlarged")] if drawn else []
+    return [Key(None, words)] if drawn else []
 
 
 def _label_legend() -> list[Key]:
