@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fgssl.classifiers import linear_probe
 from fgssl.config import RationaleConfig
 from fgssl.data.cache import open_pixels
 from fgssl.data.images import ImageSet
@@ -19,7 +18,6 @@ from fgssl.encoder import Encoder
 from fgssl.metrics import energy_inside, entropy_relative_to_uniform, pointing_hit
 from fgssl.rationale import RationaleHead
 from fgssl.reporting import Reporter
-from fgssl.retrieval import evaluate_retrieval
 from rationale_bench.controls import (
     GEM,
     BranchMap,
@@ -32,6 +30,7 @@ from rationale_bench.controls import (
     uniform,
 )
 from rationale_bench.grid import pooling_config
+from rationale_bench.judging import pooling_row
 from rationale_bench.slices import Slice
 from rationale_bench.zooms import zoom_rows
 
@@ -158,14 +157,8 @@ def _pooling_rows(
     )
     rows = []
     for number, (way, searched, asked) in enumerate(zip(ways, gallery, queries, strict=True)):
-        across = evaluate_retrieval(asked, labels, gallery=searched, gallery_labels=gallery_labels).to_dict()
-        alone = evaluate_retrieval(asked, labels).to_dict()
-        row: dict[str, Any] = {"kind": "pooling", "branch": way.branch, "pooling": way.pooling}
-        row |= {"rank1": across["rank1"], "mAP": across["mAP"]}
-        row |= {"loo_rank1": alone["rank1"], "loo_mAP": alone["mAP"]}
-        if judged.probe == "all" or (judged.probe == "main" and way.main):
-            row["probe"] = linear_probe(searched, gallery_labels, asked, labels).top1
-        rows.append(row)
+        probe = judged.probe == "all" or (judged.probe == "main" and way.main)
+        rows.append(pooling_row(way.branch, way.pooling, searched, gallery_labels, asked, labels, probe=probe))
         reporter.progress("judging", number + 1, len(ways))
     return rows
 

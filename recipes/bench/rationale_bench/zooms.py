@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fgssl.classifiers import linear_probe
 from fgssl.data.cache import open_pixels
 from fgssl.data.images import ImageSet
 from fgssl.embed import evaluation_view, image_batches
 from fgssl.encoder import RATIONALE_WEIGHT, Encoder
 from fgssl.reporting import Reporter
-from fgssl.retrieval import evaluate_retrieval
 from fgssl.zoom import cut_windows, window_centres, window_share
+from rationale_bench.judging import pooling_row
 from rationale_bench.slices import Slice
 
 BATCH = 64
@@ -100,12 +99,6 @@ def zoom_rows(encoder: Encoder, slice_: Slice, *, probe: bool, reporter: Reporte
     )
     rows = []
     for name, features in asked.items():
-        across = evaluate_retrieval(features, labels, gallery=searched[name], gallery_labels=gallery_labels).to_dict()
-        alone = evaluate_retrieval(features, labels).to_dict()
-        row: dict[str, Any] = {"kind": "pooling", "branch": "", "pooling": name}
-        row |= {"rank1": across["rank1"], "mAP": across["mAP"]}
-        row |= {"loo_rank1": alone["rank1"], "loo_mAP": alone["mAP"]}
-        if probe and name in ("zoom", "gap + middle window"):
-            row["probe"] = linear_probe(searched[name], gallery_labels, features, labels).top1
-        rows.append(row)
+        probed = probe and name in ("zoom", "gap + middle window")
+        rows.append(pooling_row("", name, searched[name], gallery_labels, features, labels, probe=probed))
     return rows
