@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fgssl.backbone.fast import BF16_MODULES, COMPILE_MODULES, module_of, safe_in_channels_last
+from fgssl.backbone.products import use_products
 from fgssl.backbone.trial import BackbonePlan, read_map, read_map_and_token
 from fgssl.errors import FgsslError
 
@@ -86,6 +87,8 @@ class Backbone(nn.Module):
         self.interpolation: str = data["interpolation"]
         self.crop_pct: float = data["crop_pct"]
         self.channels_last = safe_in_channels_last(model)
+        if self.channels_last:
+            use_products(model)
         self.good_in_bf16 = module_of(model) in BF16_MODULES
         self.good_compiled = module_of(model) in COMPILE_MODULES
         self.unused_parameters = plan.unused_parameters

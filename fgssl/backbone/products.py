@@ -1,0 +1,191 @@
+"""Convolutions of small maps as matrix products, on a CPU: as the last stage of a network at a small image size.
+
+oneDNN's convolutions work along the rows of a map. Where a row is short, most of their time is wasted, above all in the
+gradient of the weights: 512 to 512 channels, 3x3, on 64 maps of 3x3 takes 21 ms backwards and 5 ms forwards in bf16 on
+two cores with AMX, the same as products 4.5 and 2.7 ms. All rows of neighbourhoods are laid out (im2col) and multiplied
+with the weights; every sum is taken in float32 as oneDNN takes it, so results differ by rounding alone.
+
+Which of the three computations (forward, gradient of the input, of the weights) becomes a product is a function of the
+shapes, the precision and the processor's instructions, never of a measurement while running: a resumed run computes as
+the first one did. The limits are those of recipes/bench/products_speed.py.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+ANY = 2**62
+LEAST_WEIGHTS = 2**18  # of smaller convolutions neither gains much, and the way through Python costs more
+
+
+class Limits(NamedTuple):
+    """The largest maps, in places (height x width of the output), for which a product is the quicker."""
+
+    all_three: int  # of kernels beyond 1x1
+    weights: int  # likewise, gradient of the weights alone
+    pointwise: int  # all three, of 1x1 kernels
+
+
+AMX = Limits(all_three=16, weights=49, pointwise=ANY)
+BF16 = Limits(all_three=0, weights=9, pointwise=64)  # AVX-512 without tiles
+FLOAT32 = Limits(all_three=9, weights=9, pointwise=64)
+NONE = Limits(0, 0, 0)
+
+
+class Routes(NamedTuple):
+    """Which computations of a convolution are products."""
+
+    forward: bool
+    input: bool
+    weight: bool
+
+
+class Geometry(NamedTuple):
+    """Of a convolution, (height, width) each."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def output(self, height: int, width: int) -> tuple[int, int]:
+        """Size of the map it makes of one of (height, width)."""
+        sides = zip((height, width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        rows, columns = ((side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in sides)
+        return rows, columns
+
+
+@functools.cache
+def limits(dtype: torch.dtype) -> Limits:
+    """Of this processor in a precision; none where nothing was measured."""
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return NONE
+    if dtype == torch.float32:
+        return FLOAT32
+    if dtype != torch.bfloat16:
+        return NONE
+    return AMX if _has_tiles() else BF16
+
+
+def _has_tiles() -> bool:
+    check = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(check is not None and check())
+
+
+def choose_routes(geometry: Geometry, places: int, found: Limits) -> Routes:
+    """For a convolution whose output has so many places."""
+    if geometry.kernel == (1, 1):
+        product = places <= found.pointwise
+        return Routes(product, product, product)
+    small = places <= found.all_three
+    return Routes(small, small, places <= found.weights)
+
+
+class ProductConv2d(nn.Conv2d):
+    """An ``nn.Conv2d`` that computes by products where that is the quicker; made by ``use_products``."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, O, H', W'), the convolution."""
+        if input.device.type != "cpu" or input.ndim != 4 or torch.compiler.is_compiling():
+            return super().forward(input)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
+        geometry = geometry_of(self)
+        rows, columns = geometry.output(*input.shape[2:])
+        routes = choose_routes(geometry, rows * columns, limits(dtype))
+        if not any(routes) or min(rows, columns) < 1:  # what is too small for a kernel torch says in its own words
+            return super().forward(input)
+        found: Tensor = _Product.apply(input.to(dtype), self.weight.to(dtype), geometry, routes)
+        return found if self.bias is None else found + self.bias.to(dtype).view(-1, 1, 1)
+
+
+def geometry_of(conv: nn.Conv2d) -> Geometry:
+    """Of a module whose padding is a number of pixels."""
+    assert not isinstance(conv.padding, str)
+    sides = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    return Geometry(*((side[0], side[1]) for side in sides))
+
+
+def use_products(model: nn.Module) -> None:
+    """Let the large plain convolutions of a model be ``ProductConv2d``, in place: same weights, same names."""
+    for module in model.modules():
+        plain = type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
+        if plain and not isinstance(module.padding, str) and module.weight.numel() >= LEAST_WEIGHTS:
+            module.__class__ = ProductConv2d
+
+
+class _Product(torch.autograd.Function):
+    """The convolution of (N, C, H, W) with (O, C, h, w), without a bias; what is no product is left to torch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, geometry: Geometry, routes: Routes) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.geometry, ctx.routes = geometry, routes
+        if not routes.forward:
+            _, stride, padding, dilation = geometry
+            return functional.conv2d(x, weight, stride=stride, padding=padding, dilation=dilation)
+        rows, columns = geometry.output(*x.shape[2:])
+        product = neighbourhoods(x, geometry) @ _flat(weight).t()
+        return product.view(len(x), rows, columns, -1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        x, weight = ctx.saved_tensors
+        geometry, routes = ctx.geometry, ctx.routes
+        for_x, for_weight = ctx.needs_input_grad[:2]
+        mask = [for_x and not routes.input, for_weight and not routes.weight, False]
+        found = [None, None]
+        if any(mask):
+            _, stride, padding, dilation = geometry
+            found = torch.ops.aten.convolution_backward(
+                gradient, x, weight, None, stride, padding, dilation, False, [0, 0], 1, mask
+            )[:2]
+        flat = gradient.permute(0, 2, 3, 1).reshape(-1, len(weight))
+        of_x = scattered(flat @ _flat(weight), x.shape, geometry) if for_x and routes.input else found[0]
+        if for_weight and routes.weight:
+            product = flat.t() @ neighbourhoods(x, geometry)
+            of_weight = product.view(len(weight), *geometry.kernel, -1).permute(0, 3, 1, 2)
+        else:
+            of_weight = found[1]
+        return of_x, of_weight, None, None
+
+
+def _flat(weight: Tensor) -> Tensor:
+    """(O, C, h, w) -> (O, h w C), in channels_last without a copy."""
+    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+
+
+def neighbourhoods(x: Tensor, geometry: Geometry) -> Tensor:
+    """What each place of the output looks at: (N, C, H, W) -> (N H' W', h w C)."""
+    kernel, stride, padding, dilation = geometry
+    rows, columns = geometry.output(*x.shape[2:])
+    padded = functional.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))
+    image, row, column, channel = padded.stride()
+    shape = (len(x), rows, columns, *kernel, x.shape[1])
+    steps = (image, row * stride[0], column * stride[1], row * dilation[0], column * dilation[1], channel)
+    return padded.as_strided(shape, steps, padded.storage_offset()).reshape(-1, kernel[0] * kernel[1] * x.shape[1])
+
+
+def scattered(columns: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
+    """The transpose of ``neighbourhoods``: (N H' W', h w C) -> (N, C, H, W), what falls on one place summed."""
+    images, channels, height, width = shape
+    kernel, stride, padding, dilation = geometry
+    out_rows, out_columns = geometry.output(height, width)
+    taps = columns.view(images, out_rows, out_columns, *kernel, channels)
+    if kernel == (1, 1) and stride == (1, 1) and padding == (0, 0):
+        return taps.view(images, height, width, channels).permute(0, 3, 1, 2)
+    total = columns.new_zeros(
+        images, height + 2 * padding[0], width + 2 * padding[1], channels, dtype=torch.float32
+    )
+    for row in range(kernel[0]):
+        for column in range(kernel[1]):
+            top, left = row * dilation[0], column * dilation[1]
+            bottom, right = top + stride[0] * (out_rows - 1) + 1, left + stride[1] * (out_columns - 1) + 1
+            total[:, top : bottom : stride[0], left : right : stride[1]] += taps[:, :, :, row, column]
+    inner = total[:, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
+    return inner.to(columns.dtype).permute(0, 3, 1, 2)
