@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 ANY = 2**62
@@ -113,8 +114,9 @@ def geometry_of(conv: nn.Conv2d) -> Geometry:
 def use_products(model: nn.Module) -> None:
     """Let the large plain convolutions of a model be ``ProductConv2d``, in place: same weights, same names."""
     for module in model.modules():
-        plain = type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
-        if plain and not isinstance(module.padding, str) and module.weight.numel() >= LEAST_WEIGHTS:
+        if type(module) is not nn.Conv2d or isinstance(module.padding, str) or module.padding_mode != "zeros":
+            continue
+        if module.groups == 1 and module.weight.numel() >= LEAST_WEIGHTS:
             module.__class__ = ProductConv2d
 
 
@@ -133,26 +135,26 @@ class _Product(torch.autograd.Function):
         return product.view(len(x), rows, columns, -1).permute(0, 3, 1, 2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
         geometry, routes = ctx.geometry, ctx.routes
         for_x, for_weight = ctx.needs_input_grad[:2]
         mask = [for_x and not routes.input, for_weight and not routes.weight, False]
-        found = [None, None]
+        found: list[Tensor | None] = [None, None]
         if any(mask):
             _, stride, padding, dilation = geometry
-            found = torch.ops.aten.convolution_backward(
+            found[:] = torch.ops.aten.convolution_backward(
                 gradient, x, weight, None, stride, padding, dilation, False, [0, 0], 1, mask
             )[:2]
         flat = gradient.permute(0, 2, 3, 1).reshape(-1, len(weight))
-        of_x = scattered(flat @ _flat(weight), x.shape, geometry) if for_x and routes.input else found[0]
+        if for_x and routes.input:
+            found[0] = scattered(flat @ _flat(weight), x.shape, geometry)
         if for_weight and routes.weight:
             product = flat.t() @ neighbourhoods(x, geometry)
-            of_weight = product.view(len(weight), *geometry.kernel, -1).permute(0, 3, 1, 2)
-        else:
-            of_weight = found[1]
-        return of_x, of_weight, None, None
+            found[1] = product.view(len(weight), *geometry.kernel, -1).permute(0, 3, 1, 2)
+        return (*found, None, None)
 
 
 def _flat(weight: Tensor) -> Tensor:
@@ -164,7 +166,9 @@ def neighbourhoods(x: Tensor, geometry: Geometry) -> Tensor:
     """What each place of the output looks at: (N, C, H, W) -> (N H' W', h w C)."""
     kernel, stride, padding, dilation = geometry
     rows, columns = geometry.output(*x.shape[2:])
-    padded = functional.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))
+    padded = x.permute(0, 2, 3, 1)
+    if any(padding):
+        padded = functional.pad(padded, (0, 0, padding[1], padding[1], padding[0], padding[0]))
     image, row, column, channel = padded.stride()
     shape = (len(x), rows, columns, *kernel, x.shape[1])
     steps = (image, row * stride[0], column * stride[1], row * dilation[0], column * dilation[1], channel)
@@ -179,9 +183,8 @@ def scattered(columns: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
     taps = columns.view(images, out_rows, out_columns, *kernel, channels)
     if kernel == (1, 1) and stride == (1, 1) and padding == (0, 0):
         return taps.view(images, height, width, channels).permute(0, 3, 1, 2)
-    total = columns.new_zeros(
-        images, height + 2 * padding[0], width + 2 * padding[1], channels, dtype=torch.float32
-    )
+    size = (images, height + 2 * padding[0], width + 2 * padding[1], channels)
+    total = columns.new_zeros(size, dtype=torch.promote_types(columns.dtype, torch.float32))
     for row in range(kernel[0]):
         for column in range(kernel[1]):
             top, left = row * dilation[0], column * dilation[1]

@@ -23,7 +23,8 @@ from fgssl.reporting import Reporter
 from fgssl.resolve import load_config
 
 PLAIN, RATIONALE, TENFOLD = "step, plain", "step, rationale", "step, rationale, 10x pictures"
-FLOOR, FEED, LIGHTLY = "floor", "loading alone", "lightly MoCo, fp32"
+FLOOR, OWN_FLOOR = "floor: timm's backbone", "floor, fgssl's convolutions"
+FEED, LIGHTLY = "loading alone", "lightly MoCo, fp32"
 
 
 def plan_for(arguments: argparse.Namespace, *, rationale: bool = True, **settings: Any) -> Plan:
@@ -94,9 +95,9 @@ def our_side(plan: Plan, folder: Path, *, only_loading: bool = False) -> Side:
     return Side(Fed(trainer.batches(0), use).step, warm=max(1, 2 * workers), device=plan.device)
 
 
-def floor_side(plan: Plan) -> Side:
-    """The bare backbones."""
-    floor = Floor(plan)
+def floor_side(plan: Plan, *, own: bool = False) -> Side:
+    """The bare backbones: timm's, or with fgssl's convolutions."""
+    floor = Floor(plan, own=own)
 
     def step() -> float:
         floor.step()
@@ -139,6 +140,7 @@ def make_sides(
     plan = plan_for(arguments)
     makers: dict[str, Callable[[], Side]] = {
         FLOOR: lambda: floor_side(plan),
+        OWN_FLOOR: lambda: floor_side(plan, own=True),
         PLAIN: lambda: our_side(plan_for(arguments, rationale=False), folder),
         RATIONALE: lambda: our_side(plan, folder),
         FEED: lambda: our_side(plan, folder, only_loading=True),

@@ -2,10 +2,12 @@
 
     python recipes/bench/step_speed.py --data ../shared/data/grocery --backbone resnet18 --image-size 96 --batch-size 64
 
-The floor of a step is what nobody can avoid: forward and backward of the query backbone and forward of the key backbone
-on tensors already in place, same precision, same memory format. The whole step adds loading, views, projector, loss,
-GradCAM and fit, queue, optimiser, momentum update. Both are timed in turns in one process, so that other load on the
-machine meets both alike; medians are compared. Prints a table on stderr and one JSON document on stdout.
+The floor of a step is what a loop with timm's model cannot avoid: forward and backward of the query backbone and
+forward of the key backbone on tensors already in place, same precision, same memory format. The whole step can be below
+it, as fgssl computes convolutions of small maps its own way (`fgssl/backbone/products.py`); with `--own-floor` the
+floor does so, too: the strict measure of what surrounds the backbones. The whole step adds loading, views, projector,
+loss, GradCAM and fit, queue, optimiser, momentum update. Both are timed in turns in one process, so that other load on
+the machine meets both alike; medians are compared. Prints a table on stderr and one JSON document on stdout.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fgssl.backbone import Backbone, build_backbone
+from fgssl.backbone.products import ProductConv2d
 from fgssl.plan import Plan, make_plan
 from fgssl.pretrain import build_trainer
 from fgssl.reporting import Reporter
@@ -34,10 +38,15 @@ BLOCK = 5  # steps in a row before the other side has its turn
 
 
 class Floor:
-    """Query forward and backward, key forward; nothing else."""
+    """Query forward and backward, key forward; nothing else.
 
-    def __init__(self, plan: Plan) -> None:
-        config = plan.config
+    Args:
+        plan: Names the backbone.
+        own: Leave fgssl's convolutions in it; otherwise it is timm's model as it is.
+    """
+
+    def __init__(self, plan: Plan, *, own: bool = False) -> None:
+        config, self.own = plan.config, own
         self.device, self.precision = plan.device, config.training.mixed_precision
         self.query, self.key = self._backbone(plan).train(), self._backbone(plan).train()
         size, batch = plan.backbone.image_size, config.training.batch_size
@@ -49,6 +58,9 @@ class Floor:
     def _backbone(self, plan: Plan) -> Backbone:
         name, size = plan.config.backbone.name, plan.backbone.image_size
         backbone = build_backbone(name, image_size=size, output_stride=plan.config.backbone.output_stride)
+        for module in () if self.own else backbone.modules():
+            if type(module) is ProductConv2d:
+                module.__class__ = nn.Conv2d
         backbone.to(self.device)
         return backbone.to(memory_format=torch.channels_last) if plan.backbone.channels_last else backbone
 
@@ -90,7 +102,7 @@ def measure(arguments: argparse.Namespace, *, rationale: bool) -> dict[str, floa
     plan = make_plan(load_config(flags=flags))
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(plan, Path(folder), Reporter())
-        floor = Floor(plan)
+        floor = Floor(plan, own=arguments.own_floor)
         batches = trainer.batches(0)
         trainer.model.train()
         whole: list[float] = []
@@ -136,6 +148,7 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--warm", type=int, default=4, help="whole steps before each timed block")
+    parser.add_argument("--own-floor", action="store_true", help="the floor's backbones with fgssl's convolutions")
     arguments = parser.parse_args()
     result: dict[str, Any] = {
         "settings": {k: v for k, v in vars(arguments).items()},

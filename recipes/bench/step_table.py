@@ -7,7 +7,8 @@
 
 All sides take turns in one process, a few steps each, so that other load on the machine meets all alike; medians over
 the rounds are told, and ratios are medians of each round's ratio. Floor: forward and backward of the query backbone and
-forward of the key backbone on tensors in place, same precision and memory format. The whole step adds loading, views,
+forward of the key backbone on tensors in place, same precision and memory format, timm's model as it is; beside it the
+same with fgssl's way of small convolutions (`fgssl/backbone/products.py`). The whole step adds loading, views,
 projector, loss, GradCAM and fit, queue, optimiser, momentum. Where lightly is installed its MoCo loop runs beside
 (`lightly_loop.py`); where the source is a folder, a list of ten times its pictures and one of a million are measured
 (`growth.py`). Peak memory is that of a process that does nothing else. Table on stderr, JSON on stdout.
@@ -30,7 +31,19 @@ import lightly_loop
 import torch
 from growth import list_apart
 from loading_speed import folder_batches, our_batches
-from step_sides import FEED, FLOOR, LIGHTLY, PLAIN, RATIONALE, TENFOLD, Side, make_sides, picture_folder, plan_for
+from step_sides import (
+    FEED,
+    FLOOR,
+    LIGHTLY,
+    OWN_FLOOR,
+    PLAIN,
+    RATIONALE,
+    TENFOLD,
+    Side,
+    make_sides,
+    picture_folder,
+    plan_for,
+)
 
 from fgssl.machine import available_cores, peak_memory, resolve_device
 from fgssl.runfolder import versions
@@ -39,6 +52,8 @@ MILLION = 1_000_000
 RATIOS = {
     "efficiency, plain": (FLOOR, PLAIN),
     "efficiency, rationale": (FLOOR, RATIONALE),
+    "of fgssl's own floor, plain": (OWN_FLOOR, PLAIN),
+    "of fgssl's own floor, rationale": (OWN_FLOOR, RATIONALE),
     "rationale on / off": (RATIONALE, PLAIN),
     "10x pictures / 1x, time a step": (TENFOLD, RATIONALE),
     "times lightly's images/s, plain": (LIGHTLY, PLAIN),
@@ -100,7 +115,7 @@ def measure(arguments: argparse.Namespace, notes: list[str]) -> dict[str, Any]:
         name: {
             "images_per_second": arguments.batch_size / statistics.median(side.seconds),
             "seconds": side.seconds,
-            "wait_share": None if name in (FLOOR, FEED) else statistics.median(side.waits),
+            "wait_share": None if name in (FLOOR, OWN_FLOOR, FEED) else statistics.median(side.waits),
         }
         for name, side in sides.items()
     }
