@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -39,10 +40,14 @@ class SgdRecipe:
 
     def words(self) -> str:
         """The recipe in one line."""
-        after = " and ".join(str(round(drop * self.epochs)) for drop in self.drops)
+        drops = Counter(round(drop * self.epochs) for drop in self.drops)
+        if len(drops) == len(self.drops):
+            falls = f"x0.1 after {' and '.join(map(str, drops))}"
+        else:  # with few epochs two fall together
+            falls = ", ".join(f"x{0.1**times:g} after {epoch}" for epoch, times in drops.items())
         return (
             f"SGD lr {self.lr:g}, momentum {self.momentum:g}, batch {self.batch_size}, {self.epochs} epochs, "
-            f"x0.1 after {after}, no weight decay, last epoch"
+            f"{falls}, no weight decay, last epoch"
         )
 
 

@@ -128,6 +128,8 @@ def test_small_convolutions_stay_torchs() -> None:
     model = nn.Sequential(nn.Conv2d(64, 64, 3), nn.Conv2d(512, 512, 3))
     use_products(model)
     assert [type(module) for module in model] == [nn.Conv2d, ProductConv2d]
+    products.drop_products(model)
+    assert [type(module) for module in model] == [nn.Conv2d, nn.Conv2d]
 
 
 def test_frozen_weights_and_inputs_get_no_gradient(always: None) -> None:

@@ -120,6 +120,13 @@ def use_products(model: nn.Module) -> None:
             module.__class__ = ProductConv2d
 
 
+def drop_products(model: nn.Module) -> None:
+    """The model as it was, for those who compare."""
+    for module in model.modules():
+        if type(module) is ProductConv2d:
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
+
+
 class _Product(torch.autograd.Function):
     """The convolution of (N, C, H, W) with (O, C, h, w), without a bias; what is no product is left to torch."""
 

@@ -8,12 +8,10 @@ import typer
 
 from fgssl.cli.console import cell, echo, evaluation_reporter, out, print_json, print_table
 from fgssl.cli.early import check_cache, check_data
-from fgssl.cli.subject import Batch, Cache, Device, Json, Split
+from fgssl.cli.subject import Batch, Cache, Device, Json, Split, check_pools
 
 if TYPE_CHECKING:
     from fgssl.comparison import ComparisonTable
-
-POOL_NAMES = ("gap", "rationale", "concat", "zoom", "cls")
 
 
 def compare(
@@ -28,7 +26,9 @@ def compare(
     split: Split = None,
     pool: Annotated[
         str | None,
-        typer.Option(metavar="gap,rationale,...", help="[gap, rationale, zoom and cls where it has them]"),
+        typer.Option(
+            metavar="gap,rationale,...", callback=check_pools, help="[gap, rationale, zoom and cls where it has them]"
+        ),
     ] = None,
     k: Annotated[int, typer.Option("--k", help="Neighbours that vote in knn.")] = 20,
     batch_size: Batch = None,
@@ -42,8 +42,6 @@ def compare(
     if json_output and markdown:
         raise typer.BadParameter("choose one of --json and --markdown", param_hint="--markdown")
     pools: Any = None if pool is None else tuple(dict.fromkeys(pool.split(",")))
-    if pools is not None and not set(pools) <= set(POOL_NAMES):
-        raise typer.BadParameter(f"'{pool}': choose from {', '.join(POOL_NAMES)}", param_hint="--pool")
     if len(set(checkpoints)) != len(checkpoints):
         raise typer.BadParameter("one checkpoint is named twice", param_hint="CHECKPOINT")
     check_data(data)

@@ -19,10 +19,30 @@ Checkpoint = Annotated[
 ]
 Data = Annotated[str | None, typer.Option(help="Data source. [the one the encoder was trained on]")]
 Split = Annotated[str | None, typer.Option(help="Split to evaluate. [the source's test split]")]
+POOL_NAMES = ("gap", "rationale", "concat", "zoom", "cls")
+
+
+def check_pools(text: str | None) -> str | None:
+    """Names of poolings, joined by commas where a verb takes several; the first unknown one is a usage error."""
+    for name in () if text is None else text.split(","):
+        if name not in POOL_NAMES:
+            raise typer.BadParameter(f"'{name}': choose from {', '.join(POOL_NAMES)}", param_hint="--pool")
+    return text
+
+
+def _one_pool(text: str | None) -> str | None:
+    if text is not None and "," in text:
+        raise typer.BadParameter(f"'{text}': one pooling; fgssl compare takes several", param_hint="--pool")
+    return check_pools(text)
+
+
 PoolOption = Annotated[
     str | None,
     typer.Option(
-        metavar="gap|rationale|concat|zoom|cls", help="Embedding. [zoom, two looks, with a rationale, else gap]"
+        metavar="|".join(POOL_NAMES),
+        callback=_one_pool,
+        help="Features: gap (mean of the map), rationale (weighted by it), concat (both), zoom (gap, rationale and a "
+        "closer look), cls (class token). [zoom with a rationale, else gap]",
     ),
 ]
 Batch = Annotated[int | None, typer.Option(help="Images per forward. [64]")]

@@ -92,10 +92,13 @@ def decode_image(data: EncodedImage, min_side: int | None = None, *, name: str |
 
 
 def require_files(paths: Sequence[Path]) -> None:
-    """Raises FgsslError for the first of the pictures somebody named that is not there."""
+    """Raises FgsslError for the first of the pictures somebody named that is not there, or is a folder."""
     for path in paths:
         if not os.path.lexists(path):
             raise FgsslError(f"no such file: {printable(os.fspath(path))}", "check the path")
+        if path.is_dir():
+            name = printable(os.fspath(path))
+            raise FgsslError(f"{name} is a folder, not a picture", f"name pictures in it, such as {name}/*.jpg")
 
 
 def examine_image(data: EncodedImage, min_side: int | None = None, *, name: str | None = None) -> Examined:

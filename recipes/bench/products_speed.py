@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fgssl.backbone import build_backbone, products
-from fgssl.backbone.products import ANY, Geometry, Limits, ProductConv2d, Routes
+from fgssl.backbone.products import ANY, Geometry, Limits, Routes
 from fgssl.machine import keep_freed_memory
 from fgssl.runfolder import versions
 
@@ -82,9 +82,8 @@ def model_step(name: str, side: int, batch: int, stride: int | None, dtype: torc
     for kind in ("timm", "fgssl"):
         backbone = build_backbone(name, image_size=side, output_stride=stride).train()
         backbone.to(memory_format=torch.channels_last)
-        for module in backbone.modules() if kind == "timm" else ():
-            if type(module) is ProductConv2d:
-                module.__class__ = nn.Conv2d
+        if kind == "timm":
+            products.drop_products(backbone)
         images = torch.randn(batch, 3, side, side).contiguous(memory_format=torch.channels_last)
 
         def step(backbone: nn.Module = backbone, images: Tensor = images) -> None:

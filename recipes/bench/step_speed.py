@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from fgssl.backbone import Backbone, build_backbone
-from fgssl.backbone.products import ProductConv2d
+from fgssl.backbone.products import drop_products
 from fgssl.plan import Plan, make_plan
 from fgssl.pretrain import build_trainer
 from fgssl.reporting import Reporter
@@ -58,9 +57,8 @@ class Floor:
     def _backbone(self, plan: Plan) -> Backbone:
         name, size = plan.config.backbone.name, plan.backbone.image_size
         backbone = build_backbone(name, image_size=size, output_stride=plan.config.backbone.output_stride)
-        for module in () if self.own else backbone.modules():
-            if type(module) is ProductConv2d:
-                module.__class__ = nn.Conv2d
+        if not self.own:
+            drop_products(backbone)
         backbone.to(self.device)
         return backbone.to(memory_format=torch.channels_last) if plan.backbone.channels_last else backbone
 
