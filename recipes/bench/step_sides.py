@@ -23,6 +23,7 @@ from fgssl.reporting import Reporter
 from fgssl.resolve import load_config
 
 PLAIN, RATIONALE, TENFOLD = "step, plain", "step, rationale", "step, rationale, 10x pictures"
+COMPILED = "step, rationale, --compile"
 FLOOR, OWN_FLOOR = "floor: timm's backbone", "floor, fgssl's convolutions"
 FEED, LIGHTLY = "loading alone", "lightly MoCo, fp32"
 
@@ -51,9 +52,11 @@ class Side:
         self.step, self.warm, self.device = step, warm, device
         self.seconds: list[float] = []
         self.waits: list[float] = []
+        self.first: tuple[int, float] | None = None  # steps and seconds of the first block, compiling included
 
     def block(self, steps: int, *, counted: bool = True) -> None:
         """Some steps in a row; the mean of a step is noted."""
+        begun = time.perf_counter()
         for _ in range(self.warm):
             self.step()
         self._synchronize()
@@ -61,6 +64,8 @@ class Side:
         waited = sum(self.step() for _ in range(steps))
         self._synchronize()
         taken = time.perf_counter() - start
+        if self.first is None:
+            self.first = (self.warm + steps, time.perf_counter() - begun)
         if counted:
             self.seconds.append(taken / steps)
             self.waits.append(waited / taken)
@@ -106,11 +111,17 @@ def floor_side(plan: Plan, *, own: bool = False) -> Side:
     return Side(step, warm=1, device=plan.device)
 
 
+def lightly_workers(arguments: argparse.Namespace) -> int:
+    """Loader processes of the other libraries: all cores, at most 8, unless told."""
+    told: int | None = arguments.lightly_workers
+    return min(8, available_cores()) if told is None else told
+
+
 class LightlySide(Side):
     """lightly's loop; its loader's processes end after each block, or they would work beside the others."""
 
     def __init__(self, arguments: argparse.Namespace, folder: str, device: torch.device) -> None:
-        workers = min(8, available_cores()) if arguments.lightly_workers is None else arguments.lightly_workers
+        workers = lightly_workers(arguments)
         self.loop = lightly_loop.LightlyLoop(
             folder, backbone=arguments.backbone, size=arguments.image_size, batch=arguments.batch_size,
             workers=workers, device=device,
@@ -145,6 +156,8 @@ def make_sides(
         RATIONALE: lambda: our_side(plan, folder),
         FEED: lambda: our_side(plan, folder, only_loading=True),
     }
+    if arguments.compile:
+        makers[COMPILED] = lambda: our_side(plan_for(arguments, **{"training.compile": True}), folder)
     pictures = picture_folder(plan)
     if pictures is None:
         notes.append("growth, lightly and ImageFolder need a folder of pictures as --data")

@@ -1,6 +1,6 @@
 """The whole training step against its floor, against more pictures, and beside other libraries, in one table.
 
-    python recipes/bench/step_table.py --data ../shared/data/grocery --output step_table.json          # CPU: 5 minutes
+    python recipes/bench/step_table.py --data ../shared/data/grocery --output step_table.json          # CPU: 4 minutes
     python recipes/bench/step_table.py --data ../shared/data/grocery --device cuda --backbone resnet50 \\
         --image-size 224 --batch-size 256 --output step_table.json
     python recipes/bench/step_table.py --quick                                                         # a try, demo set
@@ -10,8 +10,10 @@ the rounds are told, and ratios are medians of each round's ratio. Floor: forwar
 forward of the key backbone on tensors in place, same precision and memory format, timm's model as it is; beside it the
 same with fgssl's way of small convolutions (`fgssl/backbone/products.py`). The whole step adds loading, views,
 projector, loss, GradCAM and fit, queue, optimiser, momentum. Where lightly is installed its MoCo loop runs beside
-(`lightly_loop.py`); where the source is a folder, a list of ten times its pictures and one of a million are measured
-(`growth.py`). Peak memory is that of a process that does nothing else. Table on stderr, JSON on stdout.
+(`lightly_loop.py`), and LightlyTrain after all others (`lightly_train_run.py`); where the source is a folder, a list of
+ten times its pictures and one of a million are measured (`growth.py`). `--compile` adds a step by torch.compile and the
+number of steps after which compiling has paid. Peak memory is that of a process that does nothing else. Table on
+stderr, JSON on stdout.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -28,10 +31,12 @@ from pathlib import Path
 from typing import Any
 
 import lightly_loop
+import lightly_train_run
 import torch
 from growth import list_apart
 from loading_speed import folder_batches, our_batches
 from step_sides import (
+    COMPILED,
     FEED,
     FLOOR,
     LIGHTLY,
@@ -40,6 +45,7 @@ from step_sides import (
     RATIONALE,
     TENFOLD,
     Side,
+    lightly_workers,
     make_sides,
     picture_folder,
     plan_for,
@@ -55,6 +61,7 @@ RATIOS = {
     "of fgssl's own floor, plain": (OWN_FLOOR, PLAIN),
     "of fgssl's own floor, rationale": (OWN_FLOOR, RATIONALE),
     "rationale on / off": (RATIONALE, PLAIN),
+    "--compile, time a step": (COMPILED, RATIONALE),
     "10x pictures / 1x, time a step": (TENFOLD, RATIONALE),
     "times lightly's images/s, plain": (LIGHTLY, PLAIN),
     "times lightly's images/s, rationale": (LIGHTLY, RATIONALE),
@@ -92,6 +99,15 @@ def ratio(sides: dict[str, Side], above: str, below: str) -> float | None:
     return statistics.median(one / other for one, other in pairs)
 
 
+def break_even(sides: dict[str, Side]) -> float | None:
+    """Steps after which --compile has paid for its compiling; infinite where a step is no quicker."""
+    if COMPILED not in sides or (first := sides[COMPILED].first) is None:
+        return None
+    compiled, eager = (statistics.median(sides[name].seconds) for name in (COMPILED, RATIONALE))
+    steps, seconds = first
+    return max(0.0, seconds - steps * compiled) / (eager - compiled) if compiled < eager else math.inf
+
+
 def hardware(device: torch.device) -> dict[str, Any]:
     """What it ran on."""
     try:
@@ -120,8 +136,11 @@ def measure(arguments: argparse.Namespace, notes: list[str]) -> dict[str, Any]:
         for name, side in sides.items()
     }
     ratios = {name: ratio(sides, *pair) for name, pair in RATIOS.items()}
-    sides.clear()
     found: dict[str, Any] = {"rows": rows, "ratios": {k: v for k, v in ratios.items() if v is not None}}
+    if (steps := break_even(sides)) is not None:
+        told = "never: a step is no quicker" if math.isinf(steps) else f"after {steps:.0f} steps"
+        notes.append(f"--compile pays for its compiling {told}")
+    sides.clear()
     pictures = picture_folder(plan_for(arguments))
     if pictures is not None:
         speeds = loading_per_core(pictures, arguments)
@@ -130,9 +149,31 @@ def measure(arguments: argparse.Namespace, notes: list[str]) -> dict[str, Any]:
         found["listing"] = [
             list_apart(pictures, n) for n in ((10_000,) if arguments.quick else (MILLION // 10, MILLION))
         ]
-    for name in rows:
+    for name in list(rows):
         rows[name]["peak_gb"] = peak_alone(name, arguments) if name in (FLOOR, PLAIN, RATIONALE, LIGHTLY) else None
+    measure_lightly_train(found, pictures, arguments, notes)
     return found
+
+
+def measure_lightly_train(
+    found: dict[str, Any], pictures: str | None, arguments: argparse.Namespace, notes: list[str]
+) -> None:
+    """LightlyTrain's row: not in turns with the others but after them, as it has a process of its own."""
+    if pictures is None or arguments.quick:
+        return
+    if (why := lightly_train_run.missing()) is not None:
+        notes.append(f"not measured: {why}")
+        return
+    row = lightly_train_run.measure(
+        pictures, backbone=arguments.backbone, size=arguments.image_size, batch=arguments.batch_size,
+        workers=lightly_workers(arguments), device=str(resolve_device(arguments.device)),
+    )  # fmt: skip
+    if "failed" in row:
+        notes.append(f"not measured: LightlyTrain: {row['failed']}")
+        return
+    found["rows"][f"LightlyTrain SimCLR, {row['precision']}"] = {**row, "peak_gb": None}
+    ours = found["rows"][RATIONALE]["images_per_second"]
+    found["ratios"]["times LightlyTrain's images/s"] = ours / row["images_per_second"]
 
 
 def print_table(result: dict[str, Any]) -> None:
@@ -172,6 +213,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--block", type=int, default=4, help="timed steps of a side in a row")
     parser.add_argument("--lightly-workers", type=int, help="of lightly's loader [all cores, at most 8]")
+    parser.add_argument("--compile", action="store_true", help="also a step by torch.compile, and when it pays")
     parser.add_argument("--quick", action="store_true", help="two rounds of two steps, short lists")
     parser.add_argument("--output", type=Path, help="also write the JSON here")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
@@ -198,7 +240,7 @@ def main() -> None:
             name: value for name, value in vars(arguments).items() if name not in ("given", "alone", "output")
         },
         "machine": hardware(device),
-        "versions": {**versions(), **lightly_loop.version()},
+        "versions": {**versions(), **lightly_loop.version(), **lightly_train_run.version()},
         **found,
         "notes": [*notes, f"took {time.perf_counter() - start:.0f} s"],
     }
