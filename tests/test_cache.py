@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import multiprocessing
 import os
 import pickle
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -66,6 +68,21 @@ def test_a_picture_hardly_larger_than_asked_keeps_its_pixels(side, kept):
     shrunk = Shrunk(100)(picture)
     assert min(shrunk.size) == kept
     assert kept != side or np.array_equal(np.asarray(shrunk), np.asarray(picture))
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_WILLNEED"), reason="the system takes no such advice")
+def test_pictures_asked_ahead_are_announced_in_whole_pages_and_nothing_else_is(memory_images, tmp_path):
+    store = open_pixels(memory_images, SHRINK, cache=str(tmp_path))
+    store.will_need(range(len(store)))  # the system takes it
+    asked: list[tuple[int, int]] = []
+    store._map = mock.Mock(madvise=lambda advice, start, length: asked.append((start, start + length)))
+    store.will_need([3, 0])
+    for (start, stop), index in zip(asked, (3, 0), strict=True):
+        first, last = (int(store._offsets[place]) for place in (index, index + 1))
+        assert start <= first < start + mmap.PAGESIZE and stop == last and start % mmap.PAGESIZE == 0
+    store._map = mock.Mock(madvise=mock.Mock(side_effect=OSError("not this disk")))
+    store.will_need([0])
+    PixelStore(memory_images, SHRINK).will_need([0])  # decoded at each reading: nothing to fetch
 
 
 def test_the_second_opening_decodes_nothing(memory_images, tmp_path):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fgssl.config import ViewsConfig
 from fgssl.data.cache import PixelStore, Shrunk, open_pixels
 from fgssl.data.feed import (
+    Ahead,
     Key,
     StepSampler,
     ViewBatch,
@@ -147,6 +148,28 @@ def test_processes_change_nothing(world, pixels):
         together = torch.stack([share[step].views for share in shares], 2).flatten(1, 2)
         assert torch.equal(together, whole.views)
         assert torch.equal(torch.stack([share[step].index for share in shares], 1).flatten(), whole.index)
+
+
+@given(batches=st.lists(st.lists(st.integers(0, 9), max_size=3), max_size=5))
+def test_batches_are_announced_one_ahead_and_handed_out_in_order(batches):
+    told: list[list[int]] = []
+    ahead = Ahead(batches, told.append)
+    assert len(ahead) == len(batches)
+    for number, batch in enumerate(ahead):
+        assert batch == batches[number] and told == batches[: number + 2]
+    assert told == batches
+
+
+def test_the_training_process_fetches_the_next_pictures_and_loader_processes_do_not(pixels, monkeypatch):
+    told: list[list[int]] = []
+    monkeypatch.setattr(PixelStore, "will_need", lambda store, indices: told.append(list(indices)))
+    data = ViewDataset(pixels, ViewsConfig(), size=8, seed=0)
+    batches = [[Key(0, 1), Key(0, 2)], [Key(0, 3)], [Key(1, 0)]]
+    feed = iter(build_feed(data, batches, workers=0, pin=False))
+    assert next(feed).index.tolist() == [1, 2] and told == [[1, 2], [3]]
+    assert [batch.index.tolist() for batch in feed] == [[3], [0]] and told == [[1, 2], [3], [0]]
+    told.clear()
+    assert len(list(build_feed(data, batches, workers=1, pin=False))) == 3 and told == []
 
 
 @pytest.mark.parametrize("start", range(8))

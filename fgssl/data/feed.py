@@ -6,7 +6,7 @@ processes, and not on whether the run was resumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,31 @@ def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, 0x0DE5]).permutation(length)
 
 
+class Ahead(Sampler[list[Key]]):
+    """The batches of a sampler, each announced while the one before it is still to be used.
+
+    Args:
+        sampler: Of the batches.
+        announce: Called with a batch, one batch before it is handed out.
+    """
+
+    def __init__(self, sampler: Sampler[list[Key]], announce: Callable[[list[Key]], None]) -> None:
+        self.sampler, self.announce = sampler, announce
+
+    def __len__(self) -> int:
+        return len(self.sampler)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        waiting: list[Key] | None = None
+        for keys in self.sampler:
+            self.announce(keys)
+            if waiting is not None:
+                yield waiting
+            waiting = keys
+        if waiting is not None:
+            yield waiting
+
+
 class ViewDataset(Dataset[ViewBatch]):
     """Whole batches of two views by key.
 
@@ -117,6 +142,10 @@ class ViewDataset(Dataset[ViewBatch]):
         else:
             views = self.make(pictures, keys, dtype=self.dtype)
         return ViewBatch(views, torch.tensor(used), tuple(faults))
+
+    def announce(self, keys: list[Key]) -> None:
+        """Have the pictures of a later batch fetched from the disk meanwhile."""
+        self.pixels.will_need(key.index for key in keys)
 
     def make(self, pictures: Sequence[np.ndarray], keys: Sequence[Key], *, dtype: torch.dtype = torch.uint8) -> Tensor:
         """Both views of N pictures of (H, W, 3) uint8 as their keys draw them: (2, N, 3, S, S) levels."""
@@ -159,6 +188,8 @@ def start_worker(_worker: int) -> None:
 def build_feed(dataset: Any, sampler: Sampler[Any], *, workers: int, pin: bool) -> DataLoader[Any]:
     """A loader over all remaining steps of the run: workers live as long as it does, one batch ahead each."""
     extra: dict[str, Any] = {"prefetch_factor": 2, "worker_init_fn": start_worker} if workers else {}
+    if not workers and isinstance(dataset, ViewDataset):  # loader processes are ahead of the training anyway
+        sampler = Ahead(sampler, dataset.announce)
     # bytes travel between processes; made in this one, floats of the same levels save a conversion to and fro
     dataset.dtype = torch.uint8 if workers else torch.float32
     return DataLoader(

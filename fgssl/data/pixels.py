@@ -6,9 +6,12 @@ Layout of a cache file: pictures (each H x W x 3 pixels, or JPEG), one after ano
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import mmap
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -95,8 +98,24 @@ class PixelStore(Dataset[np.ndarray]):
         except UnreadableImage as error:
             return str(error)
 
+    def will_need(self, indices: Iterable[int]) -> None:
+        """Have the system fetch pictures from the disk while something else is done; returns at once.
+
+        Without it a batch waits for the disk picture by picture where the file was not read lately or exceeds the memory.
+        """
+        if self.path is None or not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        for index in indices:
+            start, stop = int(self._offsets[index]), int(self._offsets[index + 1])
+            start -= start % mmap.PAGESIZE  # the system wants whole pages
+            with contextlib.suppress(OSError):  # advice: a disk that cannot take it is read later
+                if stop > start:
+                    self._map.madvise(mmap.MADV_WILLNEED, start, stop - start)
+
     def _open(self, path: Path) -> None:
-        pixels = np.memmap(path, np.uint8, mode="r")
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        pixels = np.frombuffer(self._map, np.uint8)
         try:
             count, pixel_bytes, json_bytes, magic = FOOTER.unpack(pixels[-FOOTER.size :].tobytes())
             expected = pixel_bytes + 8 * (count + 1) + 8 * count + json_bytes + FOOTER.size
