@@ -72,7 +72,8 @@ def test_a_picture_hardly_larger_than_asked_keeps_its_pixels(side, kept):
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_WILLNEED"), reason="the system takes no such advice")
 def test_pictures_asked_ahead_are_announced_in_whole_pages_and_nothing_else_is(memory_images, tmp_path):
-    store = open_pixels(memory_images, SHRINK, cache=str(tmp_path))
+    images = memory_images(5)
+    store = open_pixels(images, SHRINK, cache=str(tmp_path))
     store.will_need(range(len(store)))  # the system takes it
     asked: list[tuple[int, int]] = []
     store._map = mock.Mock(madvise=lambda advice, start, length: asked.append((start, start + length)))
@@ -82,7 +83,7 @@ def test_pictures_asked_ahead_are_announced_in_whole_pages_and_nothing_else_is(m
         assert start <= first < start + mmap.PAGESIZE and stop == last and start % mmap.PAGESIZE == 0
     store._map = mock.Mock(madvise=mock.Mock(side_effect=OSError("not this disk")))
     store.will_need([0])
-    PixelStore(memory_images, SHRINK).will_need([0])  # decoded at each reading: nothing to fetch
+    PixelStore(images, SHRINK).will_need([0])  # decoded at each reading: nothing to fetch
 
 
 def test_the_second_opening_decodes_nothing(memory_images, tmp_path):

@@ -101,7 +101,7 @@ class PixelStore(Dataset[np.ndarray]):
     def will_need(self, indices: Iterable[int]) -> None:
         """Have the system fetch pictures from the disk while something else is done; returns at once.
 
-        Without it a batch waits for the disk picture by picture where the file was not read lately or exceeds the memory.
+        Without it a batch waits for the disk picture by picture where the file exceeds memory or was not read lately.
         """
         if self.path is None or not hasattr(mmap, "MADV_WILLNEED"):
             return
