@@ -227,7 +227,6 @@ def test_folders_without_enough_images(tmp_path: Path) -> None:
     ("options", "expected"),
     [
         (("--split", "tset"), ("tset", "train", "test")),
-        (("--pool", "max"), ("max", "gap, rationale, concat, zoom")),
         (("--device", "tpu9"), ("tpu9",)),
         (("--batch-size", "0"), ("0", "at least 1")),
         (("--data", "cubs"), ("cubs", "cub")),
@@ -240,6 +239,15 @@ def test_mistakes_of_the_evaluation_are_one_line(
     error = outcome.error()
     assert all(word in error for word in expected), error
     assert outcome.err.count("\n") == 1 and outcome.out == "" and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["retrieve", "probe", "embed", "compare"])
+def test_an_unknown_pooling_is_a_usage_error(verb: str, tmp_path: Path) -> None:
+    for pool in ("max", "gap,max") if verb == "compare" else ("max", "", "gap,zoom"):
+        outcome = fgssl(verb, "no-such-run", "--pool", pool, cwd=tmp_path)
+        assert (outcome.code, outcome.out, list(tmp_path.iterdir())) == (2, "", [])
+        assert "--pool" in outcome.err and "Traceback" not in outcome.err
+        assert "compare takes several" in outcome.err if pool == "gap,zoom" else "concat, zoom" in outcome.err
 
 
 @pytest.mark.parametrize("verb", ["retrieve", "probe"])

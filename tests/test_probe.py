@@ -115,6 +115,12 @@ def test_the_papers_learning_rates() -> None:
     assert (recipe.batch_size, recipe.epochs, "x0.1 after 60 and 80" in recipe.words()) == (256, 100, True)
 
 
+def test_few_epochs_name_a_fall_that_comes_twice_once() -> None:
+    recipe = SgdRecipe(epochs=3)
+    assert [recipe.rate(epoch) for epoch in range(3)] == pytest.approx([30, 30, 0.3])
+    assert "x0.01 after 2," in recipe.words()
+
+
 def test_sgd_that_diverges_says_so() -> None:
     def endless(_epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield torch.full((2, 2), 1e30), torch.tensor([0, 1])
