@@ -2,12 +2,13 @@
 
 oneDNN's convolutions work along the rows of a map. Where a row is short, most of their time is wasted, above all in the
 gradient of the weights: 512 to 512 channels, 3x3, on 64 maps of 3x3 takes 21 ms backwards and 5 ms forwards in bf16 on
-two cores with AMX, the same as products 4.5 and 2.7 ms. All rows of neighbourhoods are laid out (im2col) and multiplied
+two cores with AMX, the same as products 3.8 and 2.7 ms. All rows of neighbourhoods are laid out (im2col) and multiplied
 with the weights; every sum is taken in float32 as oneDNN takes it, so results differ by rounding alone.
 
 Which of the three computations (forward, gradient of the input, of the weights) becomes a product is a function of the
 shapes, the precision and the processor's instructions, never of a measurement while running: a resumed run computes as
-the first one did. The limits are those of recipes/bench/products_speed.py.
+the first one did. The limits were read off recipes/bench/products_speed.py on one machine, oneDNN and MKL also held
+to the instructions of older ones (`ONEDNN_MAX_CPU_ISA`, `MKL_ENABLE_INSTRUCTIONS`).
 """
 
 from __future__ import annotations
