@@ -162,12 +162,15 @@ def derived_batch(images: int, *, parts: int = 1) -> tuple[int, str]:
 
     Returns:
         128, 64 or 32, the largest that makes `STEPS_PER_EPOCH` steps; for fewer images the size above 16 and up to 32
-        that leaves the fewest of them out of an epoch; all images where they are fewer than that.
+        that leaves the fewest of them out of an epoch; all images where they are fewer than that. Two images a part
+        where the parts are too many for any of these.
     """
     for batch in BATCH_SIZES:
-        if images // batch >= STEPS_PER_EPOCH:
+        if images // batch >= STEPS_PER_EPOCH and batch >= 2 * parts:
             return batch // parts * parts, f"{STEPS_PER_EPOCH} steps an epoch or more"
     least = BATCH_SIZES[-1]
+    if least < 2 * parts:
+        return 2 * parts, f"two images for each of {parts} parts"
     if images <= least:
         return images // parts * parts, f"only {images} images"
     sizes = range(least // parts * parts, least // 2, -parts) or [least // parts * parts]
@@ -176,16 +179,21 @@ def derived_batch(images: int, *, parts: int = 1) -> tuple[int, str]:
 
 
 def _fit_batch(values: dict[str, Any], derive: Any, images: int, world: int) -> None:
-    batch = values["training.batch_size"]
+    batch, accumulate = values["training.batch_size"], values["training.accumulate"]
     if batch is None:
-        batch, why = derived_batch(images, parts=world * values["training.accumulate"])
+        if accumulate > 1 and 2 * world * accumulate > images:
+            raise FgsslError(
+                f"--accumulate {accumulate} makes more parts than the data ({images} images) have pairs for",
+                f"use at most {images // (2 * world)}",
+            )
+        batch, why = derived_batch(images, parts=world * accumulate)
         derive("training.batch_size", batch, why)
     if batch > images:
         raise FgsslError(f"--batch-size {batch} is larger than the data ({images} images)", f"use at most {images}")
-    parts = world * values["training.accumulate"]
-    if values["training.accumulate"] > 1 and (batch % parts or batch // parts < 2):
+    parts = world * accumulate
+    if accumulate > 1 and (batch % parts or batch // parts < 2):
         raise FgsslError(
-            f"--batch-size {batch} cannot be divided into {values['training.accumulate']} parts by --accumulate",
+            f"--batch-size {batch} cannot be divided into {accumulate} parts by --accumulate",
             f"use a multiple of {parts}, at least {2 * parts}",
         )
     if batch % world or batch // world < 2:

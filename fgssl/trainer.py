@@ -55,10 +55,21 @@ def check_faults(faults: dict[int, str], plan: Plan) -> None:
     reject_unreadable(list(faults.values()), len(plan.train), f"{plan.train.source}[{plan.train.split}]")
 
 
+NORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
 def norm_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Running statistics, on the CPU: what differs between processes that see different images."""
-    names = ("running_mean", "running_var", "num_batches_tracked")
-    return {name: value.cpu() for name, value in model.named_buffers() if name.endswith(names)}
+    return {name: value.cpu() for name, value in model.named_buffers() if name.endswith(NORM_BUFFERS)}
+
+
+@contextlib.contextmanager
+def kept_statistics(model: torch.nn.Module) -> Iterator[None]:
+    """Running statistics as they were before the block: a forward computed again would count its images twice."""
+    kept = [(value, value.clone()) for name, value in model.named_buffers() if name.endswith(NORM_BUFFERS)]
+    yield
+    for value, before in kept:
+        value.copy_(before)
 
 
 class Trainer:
@@ -198,6 +209,11 @@ class Trainer:
         if training.compile:
             objective.compile_backbones()
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether the backward pass computes activations again."""
+        return bool(self.plan.config.training.checkpoint_gradients)
+
     def batches(self, start: int) -> Iterator[ViewBatch] | Iterator[FrozenBatch]:
         """This process's share of every step from `start` to the end of the run."""
         return self.feed.batches(start)
@@ -230,7 +246,8 @@ class Trainer:
             # gradients of several processes are averaged once a step
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 output: StepOutput = model(*images, weight)
-                self.accelerator.backward(output.total / parts)
+                with kept_statistics(model) if self.recomputes else contextlib.nullcontext():
+                    self.accelerator.backward(output.total / parts)
             outputs.append(output)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

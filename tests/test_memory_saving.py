@@ -82,6 +82,12 @@ def test_parts_must_divide_the_batch_and_hold_two_images(parts, problem, tmp_pat
     assert problem in outcome.error()
 
 
+def test_more_parts_than_the_data_has_images_for_are_refused_by_name(tmp_path):
+    options = ("--backbone", BACKBONE, "--no-pretrained", "--image-size", "64", "--accumulate", "500")
+    outcome = fgssl("pretrain", "--data", flat_photos(), *options, "--output", tmp_path / "run")
+    assert "--accumulate 500 makes more parts" in outcome.error() and not (tmp_path / "run").exists()
+
+
 def test_checkpointed_gradients_are_the_same(tmp_path):
     """And fewer tensors are kept for the backward pass."""
     results = {}
@@ -97,6 +103,25 @@ def test_checkpointed_gradients_are_the_same(tmp_path):
     assert results[True][1] == pytest.approx(results[False][1], rel=1e-6)
     for a, b in zip(results[True][2], results[False][2], strict=True):
         assert (a is None) == (b is None) and (a is None or torch.allclose(a, b, atol=1e-5))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_checkpointed_gradients_leave_the_running_statistics_of_one_forward(parts, tmp_path):
+    """Weights and buffers after two steps: the backbone's forwards are computed twice, its images counted once."""
+    states = []
+    for checkpointed in (False, True):
+        settings = {"training.checkpoint_gradients": checkpointed, "training.accumulate": parts}
+        trainer = tiny_trainer(tmp_path, **settings)
+        trainer._prepare_backbone()
+        for step, batch in zip(range(2), trainer.batches(0), strict=False):
+            trainer.step(step, batch)
+        states.append(trainer.model.state_dict())
+    counted = [int(value) for name, value in states[1].items() if name.endswith("num_batches_tracked")]
+    assert max(counted) == 2 * parts
+    for name, value in states[0].items():
+        torch.testing.assert_close(
+            states[1][name], value, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def test_a_model_without_checkpointing_says_so():

@@ -237,7 +237,7 @@ def test_warm_up_rises_linearly_to_the_peak() -> None:
 @pytest.mark.parametrize(
     ("images", "parts", "batch"),
     [(5994, 1, 128), (5887, 1, 64), (2943, 1, 32), (1472, 1, 32), (1470, 1, 30), (60, 1, 30), (60, 4, 20), (61, 1, 30),
-     (33, 1, 32), (20, 1, 20), (21, 2, 20)],
+     (33, 1, 32), (20, 1, 20), (21, 2, 20), (96, 40, 80), (96, 64, 128), (5994, 100, 200), (5994, 40, 120)],
 )  # fmt: skip
 def test_the_derived_batch_leaves_little_out(images: int, parts: int, batch: int) -> None:
     assert derived_batch(images, parts=parts)[0] == batch

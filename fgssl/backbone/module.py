@@ -132,7 +132,7 @@ class Backbone(nn.Module):
     def checkpoint_gradients(self) -> None:
         """Keep only some activations for the backward pass and compute the others again: less memory, more time.
 
-        BatchNorm's running statistics are then updated twice a step, which only makes them more recent.
+        What is computed again updates BatchNorm's running statistics again: who trains must put them back.
 
         Raises:
             FgsslError: The model does not offer it.

@@ -32,6 +32,8 @@ def cache(
     if kind is not None and kind not in KINDS:
         raise FgsslError(f"unknown --kind '{kind}'", f"choose one of {', '.join(KINDS)}")
     where = cache_folder() if folder is None else Path(folder).expanduser()
+    if where.exists() and not where.is_dir():
+        raise FgsslError(f"cache '{where}' is a file", "name a folder")
     files = [f for f in cache_files(where) if kind in (None, f.kind) and f.age_days >= unused_days]
     if clear:
         files = clear_cache(files)

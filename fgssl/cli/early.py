@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fgssl.encoderfile import TIMM_PREFIX, encoder_path
+from fgssl.errors import FgsslError
 from fgssl.files import check_folder
 
 
@@ -38,6 +39,8 @@ def check_pictures(paths: Sequence[Path]) -> None:
 
 def check_cache(cache: str | None) -> None:
     """Makes the cache folder asked for. Raises FgsslError where it cannot be written."""
+    if cache is not None and not cache.strip():
+        raise FgsslError("--cache names no folder", "use auto, off or a path")
     if cache not in (None, "auto", "off"):
         check_folder(Path(cache).expanduser(), option="--cache")
 

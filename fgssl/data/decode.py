@@ -97,8 +97,7 @@ def require_files(paths: Sequence[Path]) -> None:
         if not os.path.lexists(path):
             raise FgsslError(f"no such file: {printable(os.fspath(path))}", "check the path")
         if path.is_dir():
-            name = printable(os.fspath(path))
-            raise FgsslError(f"{name} is a folder, not a picture", f"name pictures in it, such as {name}/*.jpg")
+            raise FgsslError(f"{printable(os.fspath(path))} is a folder, not a picture", "name pictures in it")
 
 
 def examine_image(data: EncodedImage, min_side: int | None = None, *, name: str | None = None) -> Examined:
