@@ -14,6 +14,7 @@ import torch
 from fgssl.errors import FgsslError
 
 DEFAULT_SCRATCH = 512 * 2**20
+FEW_CORES = 4  # beside so many a loader process takes turns with the training's threads, which wait for each other
 
 
 def keep_freed_memory() -> None:
