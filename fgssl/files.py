@@ -65,14 +65,19 @@ def write_text(path: Path, text: str) -> None:
 
 def check_folder(path: Path, *, option: str = "--output") -> None:
     """Make a folder for results, before the work that leads to them. Raises FgsslError where it cannot be written."""
-    if path.exists() and not path.is_dir():
-        raise FgsslError(f"{option.strip('-')} '{path}' is a file", "name a folder")
+    refuse_file(path, option=option)
     make_folder(path, option=option)
     try:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
         raise not_writable(path, error, option=option) from error
+
+
+def refuse_file(path: Path, *, option: str = "--output") -> None:
+    """Raises FgsslError for what is there and no folder."""
+    if path.exists() and not path.is_dir():
+        raise FgsslError(f"{option.strip('-')} '{path}' is a file", "name a folder")
 
 
 def make_folder(path: Path, *, option: str = "--output") -> None:

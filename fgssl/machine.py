@@ -14,7 +14,7 @@ import torch
 from fgssl.errors import FgsslError
 
 DEFAULT_SCRATCH = 512 * 2**20
-FEW_CORES = 4  # beside so many a loader process takes turns with the training's threads, which wait for each other
+FEW_CORES = 4
 
 
 def keep_freed_memory() -> None:
@@ -50,6 +50,14 @@ def peak_memory(device: torch.device) -> float:
 def available_cores() -> int:
     """Cores this process may use, which on a shared machine are fewer than it has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def feeds_itself(device: torch.device) -> bool:
+    """Whether training on the device had better read from a cache itself, without loader processes.
+
+    On few cores they take turns with the training's threads, which wait for each other.
+    """
+    return device.type == "cpu" and available_cores() <= FEW_CORES
 
 
 def automatic_workers(device: torch.device | None = None, world: int = 1) -> int:

@@ -15,7 +15,7 @@ from fgssl.data.images import ImageSet
 from fgssl.data.mapstore import entry_bytes
 from fgssl.defaults import STEP_FORWARDS, derive_objective
 from fgssl.errors import FgsslError
-from fgssl.machine import FEW_CORES, automatic_workers, available_cores, resolve_device, resolve_precision
+from fgssl.machine import automatic_workers, feeds_itself, resolve_device, resolve_precision
 from fgssl.resolve import Resolved, build
 from fgssl.start import derive_optimizer, start_backbone, starts_trained
 
@@ -116,7 +116,7 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True, 
     _derive_signals(values, derive, len(train))
     derive("training.device", str(device), "best at hand")
     values["training.device"] = str(device)  # in full, where `auto` was asked for
-    unless = "; none once the cache is built" if device.type == "cpu" and available_cores() <= FEW_CORES else ""
+    unless = "; none once the cache is built" if feeds_itself(device) else ""
     derive("training.workers", automatic_workers(device, world), f"cores of this machine{unless}")
     _derive_precision(values, origins, backbone, device)
     return Plan(build(values), origins, train, test, backbone, device, steps_per_epoch, total_steps, initial)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from fgssl.data.feed import StepSampler, ViewBatch, ViewDataset, build_feed
 from fgssl.frozen import FrozenBatch, FrozenMaps, FrozenSampler, MissingViews, open_store
-from fgssl.machine import FEW_CORES, available_cores
+from fgssl.machine import feeds_itself
 from fgssl.plan import Plan
 from fgssl.reporting import Reporter
 from fgssl.training import PretrainModel
@@ -79,8 +79,7 @@ class StepFeed:
         assert workers is not None  # filled in by the plan
         derived = plan.origins.get("training.workers", "").startswith("derived")
         cached = not self.views.pixels.decodes
-        in_process = derived and plan.device.type == "cpu" and cached and available_cores() <= FEW_CORES
-        return 0 if in_process else workers
+        return 0 if derived and cached and feeds_itself(plan.device) else workers
 
     def _open_maps(self, sampler: StepSampler) -> tuple[MissingViews, FrozenSampler]:
         plan, processes = self.plan, self.accelerator.num_processes

@@ -21,6 +21,7 @@ from fgssl.errors import FgsslError, TrainingFault
 from fgssl.evidence import save_evidence
 from fgssl.frozen import FrozenBatch
 from fgssl.memory import is_out_of_memory, largest_batch
+from fgssl.norms import kept_statistics, norm_buffers
 from fgssl.optimizer import learning_rate, set_rate
 from fgssl.plan import Plan
 from fgssl.pulse import Pulse
@@ -53,23 +54,6 @@ class Progress(NamedTuple):
 def check_faults(faults: dict[int, str], plan: Plan) -> None:
     """Raises FgsslError when too many training images are unreadable."""
     reject_unreadable(list(faults.values()), len(plan.train), f"{plan.train.source}[{plan.train.split}]")
-
-
-NORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-def norm_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Running statistics, on the CPU: what differs between processes that see different images."""
-    return {name: value.cpu() for name, value in model.named_buffers() if name.endswith(NORM_BUFFERS)}
-
-
-@contextlib.contextmanager
-def kept_statistics(model: torch.nn.Module) -> Iterator[None]:
-    """Running statistics as they were before the block: a forward computed again would count its images twice."""
-    kept = [(value, value.clone()) for name, value in model.named_buffers() if name.endswith(NORM_BUFFERS)]
-    yield
-    for value, before in kept:
-        value.copy_(before)
 
 
 class Trainer:
@@ -209,11 +193,6 @@ class Trainer:
         if training.compile:
             objective.compile_backbones()
 
-    @property
-    def recomputes(self) -> bool:
-        """Whether the backward pass computes activations again."""
-        return bool(self.plan.config.training.checkpoint_gradients)
-
     def batches(self, start: int) -> Iterator[ViewBatch] | Iterator[FrozenBatch]:
         """This process's share of every step from `start` to the end of the run."""
         return self.feed.batches(start)
@@ -240,13 +219,14 @@ class Trainer:
         self, model: torch.nn.Module, views: torch.Tensor, index: torch.Tensor, weight: float, *, parts: int
     ) -> StepOutput:
         outputs = list[StepOutput]()
+        recomputes = self.plan.config.training.checkpoint_gradients
         for part, images in enumerate(zip(views.chunk(parts, 1), index.chunk(parts), strict=True)):
             self.model.objective.update_target = part == 0
             last = part == parts - 1
             # gradients of several processes are averaged once a step
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 output: StepOutput = model(*images, weight)
-                with kept_statistics(model) if self.recomputes else contextlib.nullcontext():
+                with kept_statistics(model) if recomputes else contextlib.nullcontext():
                     self.accelerator.backward(output.total / parts)
             outputs.append(output)
         self.optimizer.step()

@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, str] = {
     "runlock": "errors files",
     "launch": "",
     "memory": "",
+    "norms": "",
     "watch": "config errors",
     "waiting": "config data",
     "evidence": "data files",
@@ -101,7 +102,7 @@ MAY_IMPORT: dict[str, str] = {
     "retrieval runfolder state visualize",
     "stepfeed": "data frozen machine plan reporting training",
     "steplog": "data machine plan reporting runfolder signals stepfeed training waiting watch",
-    "trainer": "config data embed errors evidence frozen memory optimizer plan pulse reporting state stepfeed "
+    "trainer": "config data embed errors evidence frozen memory norms optimizer plan pulse reporting state stepfeed "
     "steplog stopping training",
     "processes": "config errors plan reporting",
     "pulse": "reporting",

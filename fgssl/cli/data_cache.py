@@ -28,12 +28,12 @@ def cache(
 
     from fgssl.data.cachefiles import KINDS, cache_files, clear_cache
     from fgssl.data.location import cache_folder
+    from fgssl.files import refuse_file
 
     if kind is not None and kind not in KINDS:
         raise FgsslError(f"unknown --kind '{kind}'", f"choose one of {', '.join(KINDS)}")
     where = cache_folder() if folder is None else Path(folder).expanduser()
-    if where.exists() and not where.is_dir():
-        raise FgsslError(f"cache '{where}' is a file", "name a folder")
+    refuse_file(where, option="--cache")
     files = [f for f in cache_files(where) if kind in (None, f.kind) and f.age_days >= unused_days]
     if clear:
         files = clear_cache(files)

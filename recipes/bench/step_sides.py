@@ -16,7 +16,7 @@ from step_speed import Floor
 
 from fgssl.data.cache import Shrunk
 from fgssl.data.files import FileImages
-from fgssl.machine import FEW_CORES, available_cores
+from fgssl.machine import available_cores
 from fgssl.plan import Plan, make_plan
 from fgssl.pretrain import SHRINK, build_trainer
 from fgssl.reporting import Reporter
@@ -96,8 +96,7 @@ def our_side(plan: Plan, folder: Path, *, only_loading: bool = False) -> Side:
     trainer = build_trainer(plan, folder, Reporter())
     trainer.model.train()
     use = (lambda _number, batch: batch.views_on(plan.device)) if only_loading else trainer.step
-    workers = 0 if plan.device.type == "cpu" and available_cores() <= FEW_CORES else plan.config.training.workers or 0
-    return Side(Fed(trainer.batches(0), use).step, warm=max(1, 2 * workers), device=plan.device)
+    return Side(Fed(trainer.batches(0), use).step, warm=max(1, 2 * trainer.feed.workers), device=plan.device)
 
 
 def floor_side(plan: Plan, *, own: bool = False) -> Side:
