@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fgssl.backbone import Backbone
-from fgssl.config import PretrainConfig, ViewsConfig
+from fgssl.backbones import Backbone
+from fgssl.config.schema import PretrainConfig, ViewsConfig
 from fgssl.errors import FgsslError
 from fgssl.objectives import OBJECTIVES
 from fgssl.objectives.base import project
-from fgssl.rationale import RationaleHead, attention_map, attention_pool, gradcam, pool_places
-from fgssl.zoom import cut_windows, window_centres, window_share
+from fgssl.rationale.rationale import RationaleHead, attention_map, attention_pool, gradcam, pool_places
+from fgssl.rationale.second_look import cut_windows, window_centres, window_share
 
 Pool = Literal["gap", "rationale", "concat", "zoom", "cls"]
 MAP_POOLS: tuple[Pool, ...] = ("gap", "rationale", "concat")  # of one feature map

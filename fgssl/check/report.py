@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fgssl.check.copies import Place, find_copies
 from fgssl.check.sweep import SplitFacts, sweep
 from fgssl.check.verdict import Finding, SplitSummary, judge
-from fgssl.config import DataConfig
+from fgssl.config.schema import DataConfig
 from fgssl.data import available_splits, default_split, load_images
 
 Progress = Callable[[str, int, int], None]  # task, done, total

@@ -31,7 +31,7 @@ from fgssl.cli.probe import probe
 from fgssl.cli.retrieve import retrieve
 from fgssl.cli.visualize import visualize
 from fgssl.errors import FgsslError
-from fgssl.launch import launched, may_speak
+from fgssl.runtime.launch import launched, may_speak
 
 # how torch's collectives say that another process is gone
 _LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe", "c10d")

@@ -11,7 +11,7 @@ from fgssl.cli.console import err, make_reporter, print_json, print_table
 from fgssl.errors import FgsslError
 
 if TYPE_CHECKING:
-    from fgssl.backbone import BackboneRow
+    from fgssl.backbones import BackboneRow
 
 MEASURED_AT_MOST = 24  # models, unless asked: each takes a second or so
 TAGS_SHOWN = 3  # on a terminal; a pipe gets all
@@ -39,8 +39,8 @@ def backbones(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Search timm's backbones: parameters, image size, map, weights, and what can be trained on this machine."""
-    from fgssl.backbone import list_backbones, suggest_backbones
-    from fgssl.machine import free_memory, resolve_device
+    from fgssl.backbones import list_backbones, suggest_backbones
+    from fgssl.runtime.machine import free_memory, resolve_device
 
     found = list_backbones(pattern)
     if not found:
@@ -73,7 +73,7 @@ def _row(
     row: BackboneRow, image_size: int | None, batch_size: int, memory: int | None, *, measure: bool
 ) -> dict[str, Any]:
     """What is known of one model; JSON-able."""
-    from fgssl.backbone import batch_that_fits, survey_backbone, training_bytes
+    from fgssl.backbones import batch_that_fits, survey_backbone, training_bytes
 
     known: dict[str, Any] = {"name": row.name, "tags": list(row.tags), "own_size": row.image_size}
     if not measure:

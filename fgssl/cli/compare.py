@@ -11,7 +11,7 @@ from fgssl.cli.early import check_cache, check_data
 from fgssl.cli.subject import Batch, Cache, Device, Json, Split, check_pools
 
 if TYPE_CHECKING:
-    from fgssl.comparison import ComparisonTable
+    from fgssl.evaluation.compare import ComparisonTable
 
 
 def compare(
@@ -46,7 +46,7 @@ def compare(
         raise typer.BadParameter("one checkpoint is named twice", param_hint="CHECKPOINT")
     check_data(data)
     check_cache(cache)
-    from fgssl.comparison import compare as run
+    from fgssl.evaluation.compare import compare as run
 
     reporter = evaluation_reporter()
     try:
@@ -63,7 +63,7 @@ def compare(
 
 
 def _document(table: ComparisonTable, seed: int) -> dict[str, Any]:
-    from fgssl.comparison import METRICS, against_first
+    from fgssl.evaluation.compare import METRICS, against_first
 
     first = table.rows[0]
     return {
@@ -79,7 +79,7 @@ def _document(table: ComparisonTable, seed: int) -> dict[str, Any]:
 
 
 def _print(table: ComparisonTable, seed: int, *, markdown: bool) -> None:
-    from fgssl.comparison import METRICS, against_first
+    from fgssl.evaluation.compare import METRICS, against_first
 
     show: Any = _print_markdown if markdown else print_table
     rows = [[row.encoder, row.pool, row.width, *row.values.values()] for row in table.rows]

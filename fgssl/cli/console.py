@@ -18,10 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from fgssl.data.names import printable
-from fgssl.launch import may_speak
-from fgssl.listening import listen
-from fgssl.reporting import Reporter, StepReport
+from fgssl.data.sources.names import printable
+from fgssl.runtime.launch import may_speak
+from fgssl.runtime.progress_events import listen
+from fgssl.runtime.reporting import Reporter, StepReport
 
 
 class SafeConsole(Console):

@@ -40,7 +40,7 @@ def check(
     """Report what a data set holds. Counts, sizes, unreadable pictures, duplicates, leakage between splits."""
     check_data(source)
     from fgssl.check import check_source
-    from fgssl.resolve import load_config
+    from fgssl.config.resolve import load_config
 
     config = load_config(flags={"data.source": source, "backbone.image_size": image_size}, sets=sets or ()).config
     size = config.backbone.image_size or USUAL_SIZE

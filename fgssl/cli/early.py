@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fgssl.encoderfile import TIMM_PREFIX, encoder_path
 from fgssl.errors import FgsslError
-from fgssl.files import check_folder
+from fgssl.runs.location import TIMM_PREFIX, encoder_path
+from fgssl.runtime.files import check_folder
 
 
 def check_data(source: str | None) -> None:
     """Refuses a data source that is no preset, path or hub id. Raises FgsslError."""
     if source is not None:
-        from fgssl.data.sources import require_source
+        from fgssl.data.sources.open import require_source
 
         require_source(source)
 
@@ -32,7 +32,7 @@ def check_checkpoint(checkpoint: str) -> None:
 
 def check_pictures(paths: Sequence[Path]) -> None:
     """Refuses pictures that are not there. Raises FgsslError."""
-    from fgssl.data.decode import require_files
+    from fgssl.data.decoding.decode import require_files
 
     require_files(paths)
 

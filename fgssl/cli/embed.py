@@ -13,8 +13,8 @@ from fgssl.cli.subject import Batch, Cache, Checkpoint, Data, Device, Json, Pool
 
 if TYPE_CHECKING:
     from fgssl.data.images import ImageSet
-    from fgssl.embed import Embeddings
-    from fgssl.evaluation import Subject
+    from fgssl.evaluation.embed import Embeddings
+    from fgssl.evaluation.subject import Subject
 
 
 def embed(
@@ -39,9 +39,9 @@ def embed(
 ) -> None:  # fmt: skip
     """Write the features of a split or folder to one file. A safetensors file."""
     check_paths(checkpoint, data, cache)
-    from fgssl.checkpoint import identity
-    from fgssl.evaluation import open_split
-    from fgssl.featurefile import check_output, is_feature_file, save_features
+    from fgssl.evaluation.feature_file import check_output, is_feature_file, save_features
+    from fgssl.evaluation.subject import open_split
+    from fgssl.runs.encoder_file import identity
 
     if stats and is_feature_file(checkpoint):
         _file_stats(checkpoint, json_output=json_output)
@@ -68,15 +68,15 @@ def embed(
 
 
 def _stats(subject: Subject, images: ImageSet, found: Embeddings) -> dict[str, float]:
-    from fgssl.signals import feature_stats, view_stats
+    from fgssl.evaluation.label_free import feature_stats, view_stats
 
     views = view_stats(subject.encoder, images, pool=subject.pool, batch_size=subject.batch_size)
     return {**feature_stats(found.features), **views}
 
 
 def _file_stats(path: str, *, json_output: bool) -> None:
-    from fgssl.featurefile import read_features
-    from fgssl.signals import feature_stats
+    from fgssl.evaluation.feature_file import read_features
+    from fgssl.evaluation.label_free import feature_stats
 
     signals = feature_stats(read_features(path).embeddings.features)
     evaluation_reporter().note("alignment and neighbours under two views need the encoder and the pictures")
@@ -87,7 +87,7 @@ def _file_stats(path: str, *, json_output: bool) -> None:
 
 
 def _print_stats(signals: dict[str, Any], title: str) -> None:
-    from fgssl.signals import MEANINGS
+    from fgssl.evaluation.label_free import MEANINGS
 
     of = {name: signals["images"] for name in ("effective_rank", "uniformity")}
     rows = [

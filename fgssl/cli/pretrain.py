@@ -14,12 +14,12 @@ import typer
 from fgssl.cli.console import PlainReporter, make_reporter, out, print_error, print_json, print_table, process_rank
 from fgssl.cli.early import check_cache, check_data
 from fgssl.errors import FgsslError
-from fgssl.launch import launch
+from fgssl.runtime.launch import launch
 
 if TYPE_CHECKING:
-    from fgssl.finish import RunResult
-    from fgssl.plan import Plan
-    from fgssl.resolve import Resolved
+    from fgssl.config.resolve import Resolved
+    from fgssl.training.plan import Plan
+    from fgssl.training.results import RunResult
 
 RUNS = Path("runs")
 
@@ -135,8 +135,8 @@ def pretrain(
     if allow_changes and resume is None:
         raise typer.BadParameter("--allow-changes goes with --resume")
 
-    from fgssl.resolve import load_config
-    from fgssl.runfolder import check_free
+    from fgssl.config.resolve import load_config
+    from fgssl.runs.folder import check_free
 
     changes: list[str] = []
     if resume is None:
@@ -183,8 +183,8 @@ def _launch(count: int) -> None:
 
 def _resumed(run: Path, asked: Resolved, *, allow: bool) -> tuple[Resolved, list[str]]:
     """The settings of a run to continue, and in words what is to change in them."""
-    from fgssl.changes import as_begun, changed, with_changes
-    from fgssl.resolve import load_config
+    from fgssl.config.resolve import load_config
+    from fgssl.config.resumed import as_begun, changed, with_changes
 
     config = run / "config.yaml"
     if not config.is_file():
@@ -198,11 +198,11 @@ def _run(
     resolved: Resolved, folder: Path | None, reporter: PlainReporter, *, resume: bool, overwrite: bool, allow: bool
 ) -> RunResult:
     """The run, behind a lock on its folder."""
-    from fgssl.finish import finished_result
-    from fgssl.plan import make_plan
-    from fgssl.runfolder import CONFIG_FILE, METRICS_FILE, prepare_output, write_config
-    from fgssl.runlock import hold_run
-    from fgssl.state import has_state
+    from fgssl.runs.folder import CONFIG_FILE, METRICS_FILE, prepare_output, write_config
+    from fgssl.runs.lock import hold_run
+    from fgssl.runs.resume_state import has_state
+    from fgssl.training.plan import make_plan
+    from fgssl.training.results import finished_result
 
     finished = finished_result(folder) if resume and folder is not None else None
     if finished is not None:
@@ -216,7 +216,9 @@ def _run(
     with hold_run(target, note=reporter.note) if rank == 0 else nullcontext():
         if rank == 0 and not resume:
             prepare_output(target, overwrite=overwrite)
-            write_config(target, plan)  # at once: --resume needs it, whenever this process is killed
+            write_config(
+                target, plan.config, plan.origins
+            )  # at once: --resume needs it, whenever this process is killed
         try:
             return _train(plan, target, reporter, resume=resume, allow=allow)
         except FgsslError:
@@ -227,10 +229,10 @@ def _run(
 
 def _train(plan: Plan, target: Path, reporter: PlainReporter, *, resume: bool, allow: bool) -> RunResult:
     """The run itself; a stop says how to go on."""
-    from fgssl.plan import describe
-    from fgssl.pretrain import pretrain as train
-    from fgssl.state import has_state
-    from fgssl.stopping import Interrupted
+    from fgssl.runs.resume_state import has_state
+    from fgssl.runtime.stopping import Interrupted
+    from fgssl.training.plan import describe
+    from fgssl.training.pretrain import pretrain as train
 
     rank = process_rank()
     reporter.planned(describe(plan), plan.facts())
@@ -254,8 +256,8 @@ def _resume_command(target: Path) -> str:
 
 
 def _dry_run(resolved: Any, *, as_json: bool, processes: int) -> None:
-    from fgssl.offline import WeightsOffline
-    from fgssl.plan import describe, make_plan
+    from fgssl.runtime.offline import WeightsOffline
+    from fgssl.training.plan import describe, make_plan
 
     reporter, missing = make_reporter(quiet=False), []
     try:

@@ -16,9 +16,9 @@ from fgssl.cli.subject import Batch, Cache, Checkpoint, Data, Device, Json, Pool
 
 if TYPE_CHECKING:
     from fgssl.data.images import ImageSet
-    from fgssl.evaluation import Subject
-    from fgssl.featuretable import FeatureTable
-    from fgssl.probing import ProbeOptions
+    from fgssl.evaluation.feature_table import FeatureTable
+    from fgssl.evaluation.probing.run import ProbeOptions
+    from fgssl.evaluation.subject import Subject
 
 PROTOCOLS = ("cached", "sgd", "knn", "fewshot")
 DEFAULT_LISTS = Path("probe-lists")
@@ -70,8 +70,8 @@ def probe(
     if protocol == "fewshot" and (shares != (1.0,) or output is not None):
         raise typer.BadParameter("fewshot draws its own labels and has no lists or tables", param_hint="--labels")
     check_paths(checkpoint, data, cache)
-    from fgssl.files import check_folder
-    from fgssl.probing import ProbeOptions
+    from fgssl.evaluation.probing.run import ProbeOptions
+    from fgssl.runtime.files import check_folder
 
     options = ProbeOptions(protocol, shares, tries, seed, epochs, k, temperature)
     lists = output or (DEFAULT_LISTS if min(shares) < 1 else None)
@@ -96,7 +96,7 @@ def probe(
 @contextmanager
 def _source(checkpoint: str, train: str | None, **options: Any) -> Iterator[Subject | FeatureTable]:
     """The encoder with its data, or files of features in its place."""
-    from fgssl.featuretable import SEPARATOR, FeatureTable, is_feature_table
+    from fgssl.evaluation.feature_table import SEPARATOR, FeatureTable, is_feature_table
 
     if not is_feature_table(checkpoint):
         if train is not None:
@@ -115,9 +115,9 @@ def _source(checkpoint: str, train: str | None, **options: Any) -> Iterator[Subj
 
 
 def _splits(source: Subject | FeatureTable, data: str | None, split: str | None, train: str | None, seed: int) -> Any:
-    from fgssl.config import DataConfig
-    from fgssl.evaluation import Subject
-    from fgssl.probe_splits import file_splits, probe_splits
+    from fgssl.config.schema import DataConfig
+    from fgssl.evaluation.probing.splits import file_splits, probe_splits
+    from fgssl.evaluation.subject import Subject
 
     if isinstance(source, Subject):
         return probe_splits(source.data, split, seed=seed)
@@ -128,9 +128,9 @@ def _splits(source: Subject | FeatureTable, data: str | None, split: str | None,
 
 def _scored(source: Subject | FeatureTable, data: str | None, split: str | None) -> ImageSet:
     """The labelled images that few-shot episodes are drawn from."""
-    from fgssl.config import DataConfig
-    from fgssl.evaluation import Subject, open_split
-    from fgssl.featuretable import FeatureImages
+    from fgssl.config.schema import DataConfig
+    from fgssl.evaluation.feature_table import FeatureImages
+    from fgssl.evaluation.subject import Subject, open_split
 
     if isinstance(source, Subject):
         return open_split(source.data, split, "test")
@@ -140,8 +140,8 @@ def _scored(source: Subject | FeatureTable, data: str | None, split: str | None)
 def _linear(
     source: Subject | FeatureTable, splits: Any, options: ProbeOptions, output: Path | None, checkpoint: str
 ) -> dict[str, Any]:
-    from fgssl.probe_files import probe_document, write_probe
-    from fgssl.probing import run_probe
+    from fgssl.evaluation.probing.files import probe_document, write_probe
+    from fgssl.evaluation.probing.run import run_probe
 
     report = run_probe(source, splits, options)
     name_faults(source, report.train, report.test)
@@ -169,7 +169,7 @@ def _print_linear(protocol: str, found: dict[str, Any]) -> None:
 def _few_shot(
     source: Subject | FeatureTable, images: ImageSet, shots: tuple[int, ...], ways: int | None, episodes: int, seed: int
 ) -> dict[str, Any]:
-    from fgssl.probing import run_few_shot
+    from fgssl.evaluation.probing.run import run_few_shot
 
     found = run_few_shot(source, images, shots=shots, ways=ways, episodes=episodes, seed=seed)
     rows = [

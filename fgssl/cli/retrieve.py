@@ -12,8 +12,8 @@ from fgssl.cli.early import check_paths, check_pictures
 from fgssl.cli.subject import Batch, Cache, Checkpoint, Data, Device, Json, PoolOption
 
 if TYPE_CHECKING:
-    from fgssl.lookup import Lookup
-    from fgssl.retrieve import Scored
+    from fgssl.evaluation.retrieval.scored import Scored
+    from fgssl.evaluation.retrieval.search import Lookup
 
 QUERY_FLAG = "--query"
 _METRICS = ("rank1", "rank5", "rank10", "mAP", "mAP_at_R", "r_precision")
@@ -55,7 +55,7 @@ def retrieve(
     """Score nearest neighbours, or find images like --query. Do they share a class? The search needs no labels."""
     check_paths(checkpoint, data, cache)
     check_pictures(query or ())
-    from fgssl.machine import parse_bytes
+    from fgssl.runtime.machine import parse_bytes
 
     options: dict[str, Any] = {"pool": pool, "batch_size": batch_size, "device": device, "cache": cache}
     size = None if memory is None else parse_bytes(memory)
@@ -82,8 +82,8 @@ def _refuse(flags: dict[str, Any], why: str) -> None:
 
 
 def _score(checkpoint: str, asked: tuple[str | None, ...], size: int | None, options: Any, reporter: Any) -> Scored:
-    from fgssl.featurefile import is_feature_file
-    from fgssl.retrieve import Asked, score_encoder, score_files
+    from fgssl.evaluation.feature_file import is_feature_file
+    from fgssl.evaluation.retrieval.scored import Asked, score_encoder, score_files
 
     where = Asked(*asked)
     if not is_feature_file(checkpoint):
@@ -95,7 +95,7 @@ def _score(checkpoint: str, asked: tuple[str | None, ...], size: int | None, opt
 
 
 def _print_scores(scored: Scored, checkpoint: str, explain: bool, json_output: bool) -> None:
-    from fgssl.retrieval import DEFINITIONS
+    from fgssl.evaluation.retrieval.metrics import DEFINITIONS
 
     metrics, intervals = scored.result.to_dict(), scored.result.intervals()
     if json_output:
@@ -135,7 +135,7 @@ def _look_up(
     reporter: Any,
 ) -> Lookup:
     from fgssl.drawing import check_picture_path, save_png
-    from fgssl.lookup import draw_lookup, look_up
+    from fgssl.evaluation.retrieval.search import draw_lookup, look_up
 
     if output is not None:
         check_picture_path(output)

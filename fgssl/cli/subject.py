@@ -11,7 +11,7 @@ import typer
 from fgssl.cli.console import evaluation_reporter
 
 if TYPE_CHECKING:
-    from fgssl.evaluation import Subject
+    from fgssl.evaluation.subject import Subject
 
 Checkpoint = Annotated[
     str,
@@ -56,7 +56,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 @contextmanager
 def opened(checkpoint: str, **options: Any) -> Iterator[Subject]:
     """The encoder with its data, and progress on the terminal until the block ends."""
-    from fgssl.evaluation import open_subject
+    from fgssl.evaluation.subject import open_subject
 
     reporter = evaluation_reporter()
     try:

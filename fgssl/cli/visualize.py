@@ -24,17 +24,17 @@ def visualize(
     json_output: Annotated[bool, typer.Option("--json", help="Print the path and the map sizes as JSON.")] = False,
 ) -> None:
     """Draw what the encoder looks at. Image, GradCAM of the self-supervised loss and fitted rationale side by side."""
-    from fgssl.runfolder import newest_run
+    from fgssl.runs.folder import newest_run
 
     check_pictures(images)
     source = checkpoint or str(newest_run(RUNS))
     check_checkpoint(source)
     target = output or Path(f"{images[0].stem}-rationale.png")
 
-    from fgssl.checkpoint import load_encoder
     from fgssl.drawing import check_picture_path, save_png
-    from fgssl.machine import resolve_device
-    from fgssl.visualize import visualize as draw
+    from fgssl.evaluation.explain import visualize as draw
+    from fgssl.runs.encoder_file import load_encoder
+    from fgssl.runtime.machine import resolve_device
 
     check_picture_path(target)
     if checkpoint is None:

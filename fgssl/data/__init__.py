@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from fgssl.data.presets import PRESETS, DatasetPreset
-from fgssl.data.sources import open_source
+from fgssl.data.sources.open import open_source
+from fgssl.data.sources.presets import PRESETS, DatasetPreset
 from fgssl.errors import FgsslError
 
 if TYPE_CHECKING:
-    from fgssl.config import DataConfig
+    from fgssl.config.schema import DataConfig
     from fgssl.data.images import ImageSet
 
 __all__ = ["PRESETS", "DatasetPreset", "available_splits", "default_split", "load_images"]

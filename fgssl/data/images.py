@@ -14,7 +14,7 @@ from fgssl.errors import FgsslError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from fgssl.data.decode import Examined
+    from fgssl.data.decoding.decode import Examined
 
 
 @runtime_checkable

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fgssl.backbone import Backbone, GivenMap
-from fgssl.config import ObjectiveConfig
+from fgssl.backbones import Backbone, GivenMap
+from fgssl.config.schema import ObjectiveConfig
 
 Pooling = Callable[[Tensor], Tensor]  # (N, C, H, W) -> (N, C)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fgssl.config import ObjectiveConfig
+from fgssl.config.schema import ObjectiveConfig
 from fgssl.objectives.base import ObjectiveOutput, build_mlp, build_two_layers, project
 from fgssl.objectives.momentum import MomentumObjective
 

@@ -25,8 +25,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fgssl.backbone import Backbone, GivenMap
-from fgssl.config import ObjectiveConfig
+from fgssl.backbones import Backbone, GivenMap
+from fgssl.config.schema import ObjectiveConfig
 from fgssl.objectives.base import ObjectiveOutput, build_mlp, gather, project
 from fgssl.objectives.momentum import MomentumObjective
 from fgssl.objectives.queue import KeyQueue, info_nce

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fgssl.backbone import Backbone, GivenMap
-from fgssl.config import ObjectiveConfig
+from fgssl.backbones import Backbone, GivenMap
+from fgssl.config.schema import ObjectiveConfig
 from fgssl.objectives.base import Objective, is_distributed, project
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fgssl.config import ObjectiveConfig
+from fgssl.config.schema import ObjectiveConfig
 from fgssl.objectives.base import Objective
 
 

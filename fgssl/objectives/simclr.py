@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fgssl.backbone import Backbone, GivenMap
-from fgssl.config import ObjectiveConfig
+from fgssl.backbones import Backbone, GivenMap
+from fgssl.config.schema import ObjectiveConfig
 from fgssl.objectives.base import ObjectiveOutput, build_mlp, gather, gather_with_gradient, project
 from fgssl.objectives.queue import KeyQueue, info_nce
 

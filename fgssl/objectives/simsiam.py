@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fgssl.config import ObjectiveConfig
+from fgssl.config.schema import ObjectiveConfig
 from fgssl.objectives.base import Objective, ObjectiveOutput, build_mlp, build_two_layers, pool_map
 
 

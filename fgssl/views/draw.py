@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fgssl.config import ViewsConfig
+from fgssl.config.schema import ViewsConfig
 
 ASPECT = (3 / 4, 4 / 3)  # of a random crop, as in torchvision's RandomResizedCrop
 CROP_TRIES = 10

@@ -10,7 +10,7 @@ stopped goes on where it was. Of one batch of noise, in train mode and from one 
 - bf16: the cosine between the bf16 and the float32 map, and between their gradients of a contrastive loss (GradCAM's);
 - compile: the largest difference of the map, relative to its largest value, and the gradients' cosine over all weights.
 
-`fgssl/backbone/fast.py` lists the modules for which both cosines of bf16 are at least 0.95, and those for which the
+`fgssl/backbones/fast.py` lists the modules for which both cosines of bf16 are at least 0.95, and those for which the
 compiled map differs by at most 1e-3 and the cosine is at least 0.999.
 """
 
@@ -65,7 +65,7 @@ def check(name: str, side: int, backend: str) -> dict[str, float | int]:
 
 def build(name: str, side: int) -> Any:
     """The backbone at the smallest side that works."""
-    from fgssl.backbone import build_backbone
+    from fgssl.backbones import build_backbone
     from fgssl.errors import FgsslError
 
     for candidate in SIDES:
@@ -95,7 +95,7 @@ def run_alone(name: str, side: int, backend: str) -> dict[str, Any]:
     """Check one model in a process of its own, forked from one that has imported what is large."""
     import torch._dynamo  # noqa: F401
 
-    import fgssl.backbone  # noqa: F401
+    import fgssl.backbones  # noqa: F401
 
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)

@@ -34,7 +34,7 @@ def smallest_of_each_module(only: str) -> dict[str, tuple[str, int]]:
     """Module -> its smallest architecture and that one's number of parameters, for modules matching a pattern."""
     import timm
 
-    from fgssl.backbone.names import counted
+    from fgssl.backbones.names import counted
 
     smallest = {}
     for module in fnmatch.filter(sorted(timm.list_modules()), only):
@@ -50,7 +50,7 @@ def check(name: str, count: int) -> dict[str, Any]:
     """Build one model, take a training step, save and reload it; raises where it fails."""
     import torch
 
-    from fgssl.backbone import build_backbone
+    from fgssl.backbones import build_backbone
     from fgssl.errors import FgsslError
 
     torch.manual_seed(0)
@@ -82,7 +82,7 @@ def check(name: str, count: int) -> dict[str, Any]:
 
 def build_size(name: str) -> int:
     """The model's own image size in pixels."""
-    from fgssl.backbone.names import resolve_source
+    from fgssl.backbones.names import resolve_source
 
     return resolve_source(name).own_size
 
@@ -120,7 +120,7 @@ def check_copies(backbone: Any, images: Any) -> None:
     import timm
     import torch
 
-    from fgssl.backbone import rebuild_backbone, save_timm
+    from fgssl.backbones import rebuild_backbone, save_timm
 
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         feature_map, features = backbone(images), backbone.model.forward_features(images)

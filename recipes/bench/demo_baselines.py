@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fgssl.data.demo import CLASS_NAMES, DemoSet
+from fgssl.data.demo.demo_set import CLASS_NAMES, DemoSet
 
 Rows = npt.NDArray[np.float64]
 

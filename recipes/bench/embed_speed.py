@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fgssl.checkpoint import load_encoder
-from fgssl.config import DataConfig
+from fgssl.config.schema import DataConfig
 from fgssl.data.images import Subset
-from fgssl.embed import embed
 from fgssl.encoder import Encoder
-from fgssl.evaluation import open_split
-from fgssl.machine import available_cores, keep_freed_memory, resolve_device, resolve_precision
-from fgssl.runfolder import versions
+from fgssl.evaluation.embed import embed
+from fgssl.evaluation.subject import open_split
+from fgssl.runs.encoder_file import load_encoder
+from fgssl.runs.folder import versions
+from fgssl.runtime.machine import available_cores, keep_freed_memory, resolve_device, resolve_precision
 
 
 @torch.inference_mode()

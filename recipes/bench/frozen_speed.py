@@ -18,12 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fgssl.plan import make_plan
-from fgssl.pretrain import build_trainer
-from fgssl.reporting import Reporter
-from fgssl.resolve import load_config
-from fgssl.runfolder import versions
-from fgssl.trainer import Trainer
+from fgssl.config.resolve import load_config
+from fgssl.runs.folder import versions
+from fgssl.runtime.reporting import Reporter
+from fgssl.training.loop import Trainer
+from fgssl.training.plan import make_plan
+from fgssl.training.pretrain import build_trainer
 
 
 def build(arguments: argparse.Namespace, backbone: str, folder: str, freeze: str) -> Trainer:

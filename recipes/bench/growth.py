@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fgssl.config import DataConfig
+from fgssl.config.schema import DataConfig
 from fgssl.data import available_splits, load_images
-from fgssl.data.cache import PixelStore, Shrunk, open_pixels
-from fgssl.data.feed import epoch_order
-from fgssl.data.files import FileImages
+from fgssl.data.cache.build import PixelStore, Shrunk, open_pixels
+from fgssl.data.feed.views import epoch_order
+from fgssl.data.sources.files import FileImages
 
 
 def write_list(images: FileImages, count: int, path: Path) -> None:

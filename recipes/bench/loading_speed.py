@@ -24,12 +24,12 @@ import torch
 from torchvision import datasets
 from torchvision import transforms as v1
 
-from fgssl.config import VIEW_PRESETS, DataConfig, ViewsConfig
+from fgssl.config.schema import VIEW_PRESETS, DataConfig, ViewsConfig
 from fgssl.data import available_splits, load_images
-from fgssl.data.cache import Shrunk, open_pixels
-from fgssl.data.feed import StepSampler, ViewDataset, build_feed
-from fgssl.pretrain import SHRINK
-from fgssl.runfolder import versions
+from fgssl.data.cache.build import Shrunk, open_pixels
+from fgssl.data.feed.views import StepSampler, ViewDataset, build_feed
+from fgssl.runs.folder import versions
+from fgssl.training.pretrain import SHRINK
 
 
 def folder_batches(path: str, *, size: int, batch: int) -> Iterator[Any]:

@@ -26,8 +26,8 @@ import torch
 from sklearn.linear_model import LogisticRegressionCV
 from torch import Tensor
 
-from fgssl.classifiers import HELD_OUT, linear_probe, stratified_split
-from fgssl.machine import available_cores
+from fgssl.evaluation.probing.classifiers import HELD_OUT, linear_probe, stratified_split
+from fgssl.runtime.machine import available_cores
 
 Result = TypeVar("Result")
 

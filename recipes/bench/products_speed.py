@@ -1,4 +1,4 @@
-"""Convolutions as matrix products against oneDNN's, on this CPU: where the limits of `fgssl/backbone/products.py` lie.
+"""Convolutions as matrix products against oneDNN's, on this CPU: where the limits of `fgssl/backbones/products.py` lie.
 
     python recipes/bench/products_speed.py                        # single convolutions; bf16 and float32: two minutes
     python recipes/bench/products_speed.py --models               # a step of whole backbones: five minutes
@@ -23,10 +23,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fgssl.backbone import build_backbone, products
-from fgssl.backbone.products import ANY, Geometry, Limits, Routes
-from fgssl.machine import keep_freed_memory
-from fgssl.runfolder import versions
+from fgssl.backbones import build_backbone, products
+from fgssl.backbones.products import ANY, Geometry, Limits, Routes
+from fgssl.runs.folder import versions
+from fgssl.runtime.machine import keep_freed_memory
 
 # name, side of the picture, batch, output stride
 MODELS = (

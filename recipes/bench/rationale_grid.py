@@ -32,9 +32,9 @@ from rationale_bench.grid import INIT, Cell, Grid, Protocol, make_cell, read_gri
 from rationale_bench.tables import markdown, summarise
 
 from fgssl.errors import FgsslError
-from fgssl.files import check_folder, write_text
-from fgssl.reporting import Reporter, StepReport
-from fgssl.stopping import Interrupted
+from fgssl.runtime.files import check_folder, write_text
+from fgssl.runtime.reporting import Reporter, StepReport
+from fgssl.runtime.stopping import Interrupted
 
 CELL_FAILED = 1
 

@@ -20,16 +20,16 @@ from PIL import Image
 from rationale_bench.branches import load_branches
 from rationale_bench.controls import BranchMap, LossGradCam, MapOf
 
-from fgssl.checkpoint import load_encoder
-from fgssl.config import DataConfig
+from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
-from fgssl.data.demo import DemoSet
+from fgssl.data.demo.demo_set import DemoSet
 from fgssl.drawing import Key, Panel, colour_bar, overlay, save_png, sheet
-from fgssl.embed import evaluation_view
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
-from fgssl.metrics import energy_inside
-from fgssl.visualize import shown
+from fgssl.evaluation.embed import evaluation_view
+from fgssl.evaluation.explain import shown
+from fgssl.evaluation.metrics import energy_inside
+from fgssl.runs.encoder_file import load_encoder
 
 SIDE = 160
 PARTS, OBJECT = (226, 86, 40), (70, 130, 180)

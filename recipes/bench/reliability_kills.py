@@ -126,9 +126,6 @@ def _newest(run: Path) -> str:
 
 def kill_and_compare(work: Path, *, kills: int, steps: int, seed: int) -> Outcome:
     """One run killed so many times against one left alone."""
-    import fgssl.cli.pretrain
-    import fgssl.finish
-    import fgssl.pretrain  # noqa: F401
 
     photos, whole, run = make_photos(work / "photos", 48), work / "whole", work / "killed"
     begin = ["pretrain", "--data", str(photos), *OPTIONS, "--max-steps", str(steps), "--epochs", str(steps)]

@@ -25,8 +25,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fgssl.ranking import rank_positives
-from fgssl.retrieval import evaluate_retrieval
+from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
+from fgssl.evaluation.retrieval.ranking import rank_positives
 
 
 def clusters(images: int, width: int, classes: int, *, signal: float) -> tuple[Tensor, Tensor]:

@@ -25,18 +25,18 @@ import numpy as np
 import torch
 from torchvision import transforms as v1
 
-from fgssl.backbone.products import drop_products
-from fgssl.checkpoint import load_encoder
-from fgssl.config import ViewsConfig
-from fgssl.embed import embed, evaluation_view
+from fgssl.backbones.products import drop_products
+from fgssl.config.resolve import load_config
+from fgssl.config.schema import ViewsConfig
 from fgssl.encoder import Encoder
-from fgssl.optimizer import build_optimizer, learning_rate, set_rate
-from fgssl.plan import Plan, make_plan
-from fgssl.pretrain import pretrain
-from fgssl.resolve import load_config
-from fgssl.retrieval import evaluate_retrieval
-from fgssl.runfolder import METRICS_FILE, versions
-from fgssl.training import build_model, fit_weight
+from fgssl.evaluation.embed import embed, evaluation_view
+from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
+from fgssl.runs.encoder_file import load_encoder
+from fgssl.runs.folder import METRICS_FILE, versions
+from fgssl.training.model import build_model, fit_weight
+from fgssl.training.optimizer import build_optimizer, learning_rate, set_rate
+from fgssl.training.plan import Plan, make_plan
+from fgssl.training.pretrain import pretrain
 
 LAST = 0.2  # of the steps, over which the final loss is averaged
 

@@ -14,13 +14,13 @@ import torch
 from growth import cached_times_ten
 from step_speed import Floor
 
-from fgssl.data.cache import Shrunk
-from fgssl.data.files import FileImages
-from fgssl.machine import available_cores
-from fgssl.plan import Plan, make_plan
-from fgssl.pretrain import SHRINK, build_trainer
-from fgssl.reporting import Reporter
-from fgssl.resolve import load_config
+from fgssl.config.resolve import load_config
+from fgssl.data.cache.build import Shrunk
+from fgssl.data.sources.files import FileImages
+from fgssl.runtime.machine import available_cores
+from fgssl.runtime.reporting import Reporter
+from fgssl.training.plan import Plan, make_plan
+from fgssl.training.pretrain import SHRINK, build_trainer
 
 PLAIN, RATIONALE, TENFOLD = "step, plain", "step, rationale", "step, rationale, 10x pictures"
 COMPILED = "step, rationale, --compile"

@@ -4,7 +4,7 @@
 
 The floor of a step is what a loop with timm's model cannot avoid: forward and backward of the query backbone and
 forward of the key backbone on tensors already in place, same precision, same memory format. The whole step can be below
-it, as fgssl computes convolutions of small maps its own way (`fgssl/backbone/products.py`); with `--own-floor` the
+it, as fgssl computes convolutions of small maps its own way (`fgssl/backbones/products.py`); with `--own-floor` the
 floor does so, too: the strict measure of what surrounds the backbones. The whole step adds loading, views, projector,
 loss, GradCAM and fit, queue, optimiser, momentum update. Both are timed in turns in one process, so that other load on
 the machine meets both alike; medians are compared. Prints a table on stderr and one JSON document on stdout.
@@ -25,13 +25,13 @@ from typing import Any
 
 import torch
 
-from fgssl.backbone import Backbone, build_backbone
-from fgssl.backbone.products import drop_products
-from fgssl.plan import Plan, make_plan
-from fgssl.pretrain import build_trainer
-from fgssl.reporting import Reporter
-from fgssl.resolve import load_config
-from fgssl.runfolder import versions
+from fgssl.backbones import Backbone, build_backbone
+from fgssl.backbones.products import drop_products
+from fgssl.config.resolve import load_config
+from fgssl.runs.folder import versions
+from fgssl.runtime.reporting import Reporter
+from fgssl.training.plan import Plan, make_plan
+from fgssl.training.pretrain import build_trainer
 
 BLOCK = 5  # steps in a row before the other side has its turn
 

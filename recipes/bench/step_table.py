@@ -8,7 +8,7 @@
 All sides take turns in one process, a few steps each, so that other load on the machine meets all alike; medians over
 the rounds are told, and ratios are medians of each round's ratio. Floor: forward and backward of the query backbone and
 forward of the key backbone on tensors in place, same precision and memory format, timm's model as it is; beside it the
-same with fgssl's way of small convolutions (`fgssl/backbone/products.py`). The whole step adds loading, views,
+same with fgssl's way of small convolutions (`fgssl/backbones/products.py`). The whole step adds loading, views,
 projector, loss, GradCAM and fit, queue, optimiser, momentum. Where lightly is installed its MoCo loop runs beside
 (`lightly_loop.py`), and LightlyTrain after all others (`lightly_train_run.py`); where the source is a folder, a list of
 ten times its pictures and one of a million are measured (`growth.py`). `--compile` adds a step by torch.compile and the
@@ -51,8 +51,8 @@ from step_sides import (
     plan_for,
 )
 
-from fgssl.machine import available_cores, peak_memory, resolve_device
-from fgssl.runfolder import versions
+from fgssl.runs.folder import versions
+from fgssl.runtime.machine import available_cores, peak_memory, resolve_device
 
 MILLION = 1_000_000
 RATIOS = {

@@ -11,11 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fgssl.config import RationaleConfig
-from fgssl.files import atomic_path
-from fgssl.plan import Plan
-from fgssl.rationale import RationaleHead, gradcam, rationale_loss
-from fgssl.training import PretrainModel, StepOutput, build_model
+from fgssl.config.schema import RationaleConfig
+from fgssl.rationale.rationale import RationaleHead, gradcam, rationale_loss
+from fgssl.runtime.files import atomic_path
+from fgssl.training.model import PretrainModel, StepOutput, build_model
+from fgssl.training.plan import Plan
 
 BRANCHES_FILE = "branches.safetensors"
 AVERAGED = 0.05  # share of a step in the running mean of the target's entropy

@@ -11,17 +11,17 @@ from typing import Any
 
 import yaml
 
-from fgssl.checkpoint import load_encoder
 from fgssl.encoder import Encoder
-from fgssl.encoderfile import ENCODER_FILE
-from fgssl.files import write_text
-from fgssl.plan import Plan, Splits, make_plan
-from fgssl.pretrain import pretrain
-from fgssl.reporting import Reporter
-from fgssl.runfolder import METRICS_FILE, prepare_output
-from fgssl.runlock import hold_run
-from fgssl.state import has_state, remove_states
-from fgssl.training import PretrainModel
+from fgssl.runs.encoder_file import load_encoder
+from fgssl.runs.folder import METRICS_FILE, prepare_output
+from fgssl.runs.location import ENCODER_FILE
+from fgssl.runs.lock import hold_run
+from fgssl.runs.resume_state import has_state, remove_states
+from fgssl.runtime.files import write_text
+from fgssl.runtime.reporting import Reporter
+from fgssl.training.model import PretrainModel
+from fgssl.training.plan import Plan, Splits, make_plan
+from fgssl.training.pretrain import pretrain
 from rationale_bench.branches import build_with_branches, load_branches, save_branches
 from rationale_bench.controls import TRAIN_POOLS
 from rationale_bench.evaluate import Judged, judge_encoder

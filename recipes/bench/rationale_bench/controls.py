@@ -9,11 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fgssl import zoom
-from fgssl.config import RationaleConfig
+from fgssl.config.schema import RationaleConfig
 from fgssl.encoder import Encoder
 from fgssl.objectives.queue import info_nce
-from fgssl.rationale import RationaleHead, attention_map, attention_pool, gradcam, pool_places
+from fgssl.rationale import second_look as zoom
+from fgssl.rationale.rationale import RationaleHead, attention_map, attention_pool, gradcam, pool_places
 
 MapOf = Callable[[Tensor, Tensor], Tensor]  # feature map (N, C, H, W) and images (N, 3, S, S) -> (N, H, W), sum 1
 

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fgssl.config import RationaleConfig
-from fgssl.data.cache import open_pixels
+from fgssl.config.schema import RationaleConfig
+from fgssl.data.cache.build import open_pixels
 from fgssl.data.images import ImageSet
-from fgssl.embed import evaluation_view, image_batches
 from fgssl.encoder import Encoder
-from fgssl.metrics import energy_inside, entropy_relative_to_uniform, pointing_hit
-from fgssl.rationale import RationaleHead
-from fgssl.reporting import Reporter
+from fgssl.evaluation.embed import evaluation_view, image_batches
+from fgssl.evaluation.metrics import energy_inside, entropy_relative_to_uniform, pointing_hit
+from fgssl.rationale.rationale import RationaleHead
+from fgssl.runtime.reporting import Reporter
 from rationale_bench.controls import (
     GEM,
     BranchMap,

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from fgssl.changes import FREE
-from fgssl.config import RationaleConfig, flatten
+from fgssl.config.resolve import Resolved, load_config
+from fgssl.config.resumed import FREE
+from fgssl.config.schema import RationaleConfig, flatten
 from fgssl.errors import FgsslError
-from fgssl.resolve import Resolved, load_config
 from rationale_bench.controls import TRAIN_POOLS
 
 INIT = "init"  # the variant that is not trained

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fgssl.classifiers import linear_probe
-from fgssl.retrieval import evaluate_retrieval
+from fgssl.evaluation.probing.classifiers import linear_probe
+from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 
 
 def pooling_row(

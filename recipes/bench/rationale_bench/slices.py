@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fgssl.config import DataConfig
+from fgssl.config.schema import DataConfig
 from fgssl.data import default_split, load_images
-from fgssl.data.demo import DemoMasks, DemoSet
+from fgssl.data.demo.demo_set import DemoMasks, DemoSet
 from fgssl.data.images import ImageSet, Subset
 from fgssl.errors import FgsslError
-from fgssl.stratified import stratified_split
+from fgssl.evaluation.probing.stratified import stratified_split
 
 HELD_IMAGES, HELD_CLASSES = 0.2, 0.25
 SLICE_SEED = 0  # the same slice for every cell

@@ -1,0 +1,64 @@
+"""Which of a backbone's layers keep their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from timm.models import group_parameters
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fgssl.backbones.module import Backbone
+from fgssl.errors import FgsslError
+
+
+def layer_groups(model: nn.Module) -> list[list[str]]:
+    """Names of the parameters that learn, by timm's layer groups: the stem, then stages of a CNN or blocks of a ViT.
+
+    Empty where timm does not group the model.
+    """
+    matcher = getattr(model, "group_matcher", None)
+    if matcher is None:
+        return []
+    groups = [names for _, names in sorted(group_parameters(model, matcher(coarse=True)).items())]
+    learning = {name for name, value in model.named_parameters() if value.requires_grad}
+    return [list(names) for names in groups if learning.intersection(names)]
+
+
+def freeze_backbone(backbone: Backbone, groups: int | None = None) -> None:
+    """Stop layers from learning: no gradients, and their BatchNorm and dropout as in evaluation.
+
+    Args:
+        backbone: Changed in place.
+        groups: The first so many of `layer_groups`; None for the whole backbone.
+
+    Raises:
+        FgsslError: The model has fewer groups, or none that timm knows of.
+    """
+    if groups is None:
+        names = [name for name, _ in backbone.model.named_parameters()]
+    else:
+        known = layer_groups(backbone.model)
+        if groups >= len(known):  # all of them would be the whole backbone
+            remedy = f"use 1 to {len(known) - 1}, or backbone for all" if len(known) > 1 else "use none or backbone"
+            raise FgsslError(f"--freeze {groups}: {backbone.name} has {len(known)} layer groups", remedy)
+        names = [name for group in known[:groups] for name in group]
+    for name in names:
+        backbone.model.get_parameter(name).requires_grad_(False)
+    backbone.frozen = groups is None
+    backbone.resting = frozenset(_resting(backbone.model, set(names)))
+    backbone.parameters_trained = sum(p.numel() for p in backbone.model.parameters() if p.requires_grad)
+    backbone.train(backbone.training)
+
+
+def _resting(model: nn.Module, frozen: set[str]) -> Iterator[str]:
+    """BatchNorm and dropout whose surroundings, the smallest that have parameters, are frozen as a whole."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) or "drop" in type(module).__name__.lower():
+            place = name
+            while place and not any(True for _ in model.get_submodule(place).parameters()):
+                place = place.rpartition(".")[0]
+            prefix = f"{place}." if place else ""
+            inside = [f"{prefix}{key}" for key, _ in model.get_submodule(place).named_parameters()]
+            if inside and frozen.issuperset(inside):
+                yield name

@@ -1,0 +1,262 @@
+"""Initial weights of a backbone, from files of several origins."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fgssl.backbones.export import WEIGHTS_NAME, shape_faults, some
+from fgssl.backbones.module import Backbone
+from fgssl.backbones.names import SOURCE_PREFIXES, first_line, resolve_source
+from fgssl.errors import FgsslError
+from fgssl.runtime.offline import WeightsError, WeightsOffline, hub_or_cache, is_offline
+
+PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
+ENCODER_NAME = "encoder.safetensors"  # of a run folder; its metadata describe the backbone
+LOCAL_PREFIX = "local-dir:"
+# where a folder keeps its backbone: timm's and our export, our run folder, older hub models
+FOLDER_FILES = (WEIGHTS_NAME, f"timm/{WEIGHTS_NAME}", ENCODER_NAME, "pytorch_model.bin")
+# names of classifiers across timm and torchvision; a backbone has none
+HEAD_PREFIXES = ("fc.", "head.", "head_dist.", "classifier.", "last_linear.", "heads.", "aux_head.")
+# how training tools nest the weights in a pickled checkpoint
+NESTED_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
+
+
+class InitialWeights(NamedTuple):
+    """What ``load_initial_weights`` did.
+
+    Attributes:
+        source: The file, folder or name that was read.
+        loaded: Number of tensors copied into the backbone.
+        missing: Keys of the backbone that the source lacks; they keep their initial values.
+        unexpected: Keys of the source that the backbone has no place for.
+        ignored_head: Keys of the source's classifier.
+    """
+
+    source: str
+    loaded: int
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    ignored_head: tuple[str, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return {key: value if isinstance(value, (str, int)) else list(value) for key, value in self._asdict().items()}
+
+    def describe(self) -> list[str]:
+        """A line for each kind of key that did not find its place; empty where all did."""
+        lines = []
+        if self.missing:
+            lines.append(f"{self.source} lacks {len(self.missing)} weights, left as they were: {some(self.missing)}")
+        if self.unexpected:
+            lines.append(f"{self.source} has {len(self.unexpected)} weights without a place: {some(self.unexpected)}")
+        return lines
+
+
+class Origin(NamedTuple):
+    """What is known of the model that weights come from."""
+
+    architecture: str
+    image_size: int | None
+
+
+def origin_of(source: str | os.PathLike[str]) -> Origin | None:
+    """The architecture and image size of an encoder file, a run, timm's folder or name; None for a plain state dict.
+
+    Raises:
+        FgsslError: A name under ``hf-hub:`` cannot be resolved.
+    """
+    text = str(source)
+    path = Path(text.removeprefix(LOCAL_PREFIX)).expanduser()
+    for file in (path / ENCODER_NAME, path):
+        if file.is_file() and file.suffix == ".safetensors":
+            with contextlib.suppress(Exception), safe_open(file, framework="pt") as opened:  # not ours, or damaged
+                described = json.loads((opened.metadata() or {})["fgssl"])["backbone"]
+                return Origin(str(described["architecture"]), int(described["image_size"]))
+    for folder in (path, path / "timm"):
+        if (folder / "config.json").is_file():
+            resolved = resolve_source(f"{LOCAL_PREFIX}{folder}")
+            return Origin(resolved.architecture, resolved.own_size)
+    if path.exists():
+        return None
+    if text.startswith(SOURCE_PREFIXES) or timm.is_model(text.partition(".")[0]):
+        with hub_or_cache():
+            resolved = resolve_source(text)
+        return Origin(resolved.architecture, resolved.own_size if text.startswith(SOURCE_PREFIXES) else None)
+    return None
+
+
+def load_initial_weights(backbone: Backbone, source: str | os.PathLike[str]) -> InitialWeights:
+    """Start a backbone from weights of a file, a folder or timm.
+
+    Keys in timm's style are expected; a common prefix (``module.``, ``backbone.model.`` ...) is taken off, timm's own
+    conversion of the family is applied where it makes more keys fit (position embeddings of other image sizes, original
+    DINOv2, CLIP and torchvision files), float16 becomes the backbone's type, classifier weights are left out.
+
+    Args:
+        backbone: The backbone; its weights change in place.
+        source: A ``.safetensors`` file, a plain state dict in ``.pth``/``.bin`` (read without running code from it),
+            a run or another folder with one of these, or a name (``hf-hub:owner/model`` too) or tag of timm's weights.
+
+    Returns:
+        What was loaded, missing, unexpected and ignored.
+
+    Raises:
+        FgsslError: No such file, folder or tag; the file is damaged or holds no plain weights; no key or a wrong shape
+            fits.
+    """
+    weights = _read_source(backbone, source)
+    wanted = backbone.model.state_dict()
+    weights = _best_fit(backbone.model, wanted, weights)
+    if not weights.keys() & wanted.keys():
+        raise FgsslError(
+            f"no weight in {source} fits {backbone.name}: its keys look like {some(weights, 2)}",
+            f"keys like {some(wanted, 2)} are needed, is it a checkpoint of another architecture?",
+        )
+    faults = shape_faults(wanted, weights)
+    if faults:
+        raise FgsslError(f"weights in {source} do not fit {backbone.name}: {', '.join(faults)}", "use its architecture")
+    fitting = {key: value for key, value in weights.items() if key in wanted}
+    backbone.model.load_state_dict(fitting, strict=False)
+    # BatchNorm's step counter is absent from old checkpoints and does not matter
+    missing = [key for key in wanted if key not in fitting and not key.endswith("num_batches_tracked")]
+    extra = [key for key in weights if key not in wanted]
+    head = tuple(key for key in extra if key.startswith(_head_prefixes(backbone.model)))
+    unexpected = tuple(key for key in extra if key not in head)
+    return InitialWeights(str(source), len(fitting), tuple(missing), unexpected, head)
+
+
+def _head_prefixes(model: nn.Module) -> tuple[str, ...]:
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    names = (names,) if isinstance(names, str) else names
+    return (*HEAD_PREFIXES, *(f"{name}." for name in names))
+
+
+def _read_source(backbone: Backbone, source: str | os.PathLike[str]) -> dict[str, Tensor]:
+    path = Path(str(source).removeprefix(LOCAL_PREFIX)).expanduser()
+    if path.is_dir():
+        found = next((path / name for name in FOLDER_FILES if (path / name).is_file()), None)
+        if found is None:
+            raise FgsslError(f"folder {path} has no weights", f"it needs one of {', '.join(FOLDER_FILES)}")
+        return read_weights(found)
+    if path.is_file():
+        return read_weights(path)
+    text = str(source)
+    is_name = text.startswith(SOURCE_PREFIXES)
+    if not is_name and (os.sep in text or path.suffix in (".safetensors", *PICKLE_SUFFIXES)):
+        raise FgsslError(f"no such file or folder: {source}", "give a file, a folder or a timm tag")
+    plain = backbone.architecture.partition(".")[0]
+    registered = is_name or timm.is_model(text.partition(".")[0])
+    name = text if registered else f"{plain}.{text}"  # a bare tag is one of this architecture
+    with hub_or_cache():
+        if not resolve_source(name).has_weights:
+            raise no_published_weights(name)
+    try:
+        with hub_or_cache():
+            published: nn.Module = timm.create_model(name, pretrained=True, **backbone.model_args)
+    except Exception as error:  # the architecture was built before, so what fails now are the weights
+        raise weights_unavailable(name, error) from error
+    return dict(published.state_dict())
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a weights file; nothing in it is executed.
+
+    Args:
+        path: A ``.safetensors`` file or a pickled state dict, possibly nested as training tools do.
+
+    Returns:
+        Keys to tensors, as the file has them.
+
+    Raises:
+        FgsslError: The file is damaged, or holds more than plain tensors.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return dict(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise FgsslError(f"{path} cannot be read ({first_line(error)})", "is it complete?") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise FgsslError(
+            f"{path} is not a plain state dict: reading it would run code stored in it",
+            "save its weights alone, best as .safetensors",
+        ) from error
+    except Exception as error:  # on damaged bytes torch's reader raises nearly anything
+        raise FgsslError(f"{path} cannot be read ({first_line(error)})", "is it complete?") from error
+    for key in NESTED_KEYS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict):
+        raise FgsslError(f"{path} holds no weights", "a state dict (keys to tensors) is needed")
+    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not weights:
+        raise FgsslError(f"{path} holds no weights", "a state dict (keys to tensors) is needed")
+    return weights
+
+
+def _best_fit(model: nn.Module, wanted: Mapping[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with the prefix and in the form that fit the most keys of the model."""
+    best, best_fits = weights, _fits(wanted, weights)
+    converter = _converter(model)
+    for prefix in _prefixes(weights):
+        stripped = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+        forms = [stripped]
+        if converter is not None and best_fits < len(wanted):
+            with contextlib.suppress(Exception):  # raised for a file of another origin, which then stays as it is
+                forms.append(dict(converter(dict(stripped), model)))
+        for form in forms:
+            fits = _fits(wanted, form)
+            if fits > best_fits:
+                best, best_fits = form, fits
+    return best
+
+
+def _prefixes(weights: Iterable[str]) -> list[str]:
+    """Every beginning of keys up to four dots deep, the empty one first."""
+    found = {""}
+    for key in weights:
+        parts = key.split(".")
+        found.update(".".join(parts[:depth]) + "." for depth in range(1, min(len(parts), 5)))
+    # numbered beginnings are parts of a network, not wrappers
+    return sorted((prefix for prefix in found if not any(part.isdigit() for part in prefix.split("."))), key=len)
+
+
+def _fits(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> int:
+    return sum(key in weights and weights[key].shape == value.shape for key, value in wanted.items())
+
+
+def _converter(model: nn.Module) -> Any:
+    module = inspect.getmodule(type(model))
+    names = ("checkpoint_filter_fn", "_filter_fn", "pretrained_filter_fn", "_filter_torchvision_pretrained")
+    return next((getattr(module, name) for name in names if hasattr(module, name)), None)
+
+
+def no_published_weights(name: str) -> WeightsError:
+    """The error for asking published weights of a model that has none."""
+    return WeightsError(f"{name} has no published weights", "train it from scratch with --no-pretrained")
+
+
+def weights_unavailable(name: str, error: Exception) -> WeightsError:
+    """The error for published weights that could not be had, mostly for want of a network."""
+    remedy = "start from a local file or folder with --init, or from scratch with --no-pretrained"
+    if is_offline(error):
+        return WeightsOffline(
+            f"the pretrained weights of {name} are not on this machine and the model hub cannot be reached (offline)",
+            f"run once with a network (or HF_ENDPOINT set to a mirror), which keeps them, {remedy}",
+        )
+    return WeightsError(f"the pretrained weights of {name} cannot be loaded ({first_line(error).rstrip(' .')})", remedy)

@@ -1,0 +1,185 @@
+"""timm's model names: checking one, finding near matches, listing them with sizes and tags."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg, split_model_name_tag
+
+from fgssl.errors import FgsslError
+from fgssl.runtime.offline import is_offline
+
+# names that timm resolves itself: a model of the Hugging Face hub, a folder written by save_timm
+SOURCE_PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
+
+
+class BackboneRow(NamedTuple):
+    """One architecture of timm.
+
+    Attributes:
+        name: The architecture, without a tag.
+        tags: Tags of its published weights, default first; empty where none are published.
+        image_size: Side in pixels its (default) weights were trained at.
+        parameters: Number of parameters without the classifier, or None where it was not counted.
+    """
+
+    name: str
+    tags: tuple[str, ...]
+    image_size: int
+    parameters: int | None
+
+
+class BackboneSource(NamedTuple):
+    """Where a model comes from.
+
+    Attributes:
+        name: As the user typed it.
+        architecture: Name in timm's registry (with its tag, if typed), which rebuilds the model without a network.
+        model_args: Arguments that the hub or folder adds to the architecture; empty for a plain name.
+        published: timm's ``pretrained_cfg``: input size, mean, std, where the weights are.
+    """
+
+    name: str
+    architecture: str
+    model_args: dict[str, Any]
+    published: dict[str, Any]
+
+    @property
+    def own_size(self) -> int:
+        """Side in pixels that the (default) weights were trained at; 224 where timm does not say."""
+        return int(self.published.get("input_size", (3, 224, 224))[-1])
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether weights are published anywhere."""
+        keys = ("url", "file", "hf_hub_id", "state_dict")
+        return self.name.startswith(SOURCE_PREFIXES) or any(self.published.get(key) for key in keys)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type where it has none; at most 120 characters."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def suggest_backbones(name: str, limit: int = 3) -> tuple[str, ...]:
+    """Names of timm nearest to a name it does not know, best first.
+
+    A known architecture with an unknown tag gets the tags of that architecture.
+
+    Args:
+        name: The name as the user typed it, with or without a tag.
+        limit: At most this many.
+
+    Returns:
+        Names that ``build_backbone`` accepts; may be empty.
+    """
+    architecture, tag = split_model_name_tag(name.strip().lower())
+    if timm.is_model(architecture) and tag:
+        tags = timm.list_pretrained(f"{architecture}.*")
+        near = difflib.get_close_matches(f"{architecture}.{tag}", tags, n=limit, cutoff=0.0)
+        return tuple(near)
+    known = timm.list_models()
+    near = difflib.get_close_matches(architecture, known, n=limit, cutoff=0.6)
+    # "resnet" is nearer in spirit to resnet18 than to resnest14d: names that begin alike come first
+    alike = [candidate for candidate in known if candidate.startswith(architecture)] if len(architecture) > 2 else []
+    return tuple(dict.fromkeys([*alike[:limit], *near]))[:limit]
+
+
+def resolve_source(name: str) -> BackboneSource:
+    """The architecture, arguments and published configuration behind a name.
+
+    Args:
+        name: ``resnet50``, ``resnet50.a1_in1k``, ``hf-hub:owner/model`` or ``local-dir:FOLDER``.
+
+    Returns:
+        What ``timm.create_model`` needs; for a hub name this reads the model's small config.json over the network.
+
+    Raises:
+        FgsslError: timm has no such architecture, the architecture has no such tag, or the hub or folder has no model.
+    """
+    if not name.startswith(SOURCE_PREFIXES):
+        _check_registered(name)
+    try:
+        resolved = timm.models.resolve_model_input_args(name)
+    except Exception as error:  # network, missing folder, config.json of another tool: all kinds of errors
+        if is_offline(error) and not name.startswith("local-dir:"):
+            raise FgsslError(
+                f"backbone {name!r} is not on this machine and the model hub cannot be reached (offline)",
+                "run once with a network (or HF_ENDPOINT set to a mirror), which keeps it",
+            ) from error
+        raise FgsslError(
+            f"backbone {name!r} cannot be read ({first_line(error).rstrip(' .')})",
+            "a hub name needs a timm model's config.json and a network or its cached copy, a folder needs config.json",
+        ) from error
+    architecture, published = resolved.pop("model_name"), resolved.pop("pretrained_cfg")
+    resolved.pop("pretrained_model_args", None)
+    resolved.pop("num_classes", None)
+    return BackboneSource(name, architecture if name.startswith(SOURCE_PREFIXES) else name, resolved, published)
+
+
+def _check_registered(name: str) -> None:
+    architecture, tag = split_model_name_tag(name)
+    if "/" in name or ":" in name or not timm.is_model(architecture):
+        near = ", ".join(suggest_backbones(name))
+        search = "search names with timm.list_models('*part*')"
+        raise FgsslError(f"unknown backbone {name!r}", f"did you mean {near}?" if near else search)
+    try:
+        get_pretrained_cfg(name)
+    except RuntimeError as error:
+        near = ", ".join(suggest_backbones(name))
+        remedy = f"its tags: {near}" if near else f"it has no published weights, write {architecture}"
+        raise FgsslError(f"backbone {architecture} has no weights tagged {tag!r}", remedy) from error
+
+
+def list_backbones(pattern: str = "*", *, count_parameters: bool = False) -> tuple[BackboneRow, ...]:
+    """Architectures whose names match a pattern.
+
+    Args:
+        pattern: Shell wildcards as in ``timm.list_models``; a word without a wildcard matches anywhere in the name or
+            in a tag. After a dot it is for tags (``resnet*.a1*``).
+        count_parameters: Also build each on the meta device (no memory, about 0.1 s each) to count its parameters.
+
+    Returns:
+        One row an architecture, in timm's natural order, with those of its tags that match; all of them where only
+        its name was asked for. Empty if nothing matches.
+    """
+    of_name, dot, of_tag = pattern.lower().partition(".")
+    plain = not any(sign in pattern for sign in "*?[")
+    exact = dot and timm.is_model(of_name)
+    name_pattern = of_name if exact or not plain else f"*{of_name}*"
+    tag_pattern = (f"*{of_tag}*" if plain else of_tag) if dot else "*"
+    tags: dict[str, list[str]] = {}
+    for full_name in timm.list_pretrained():
+        architecture, tag = split_model_name_tag(full_name)
+        tags.setdefault(architecture, []).append(tag)
+    rows = []
+    for name in timm.list_models():
+        found = tags.get(name, [])
+        if fnmatch.fnmatchcase(name, name_pattern):
+            found = fnmatch.filter(found, tag_pattern)
+            if dot and not found:
+                continue
+        else:
+            found = fnmatch.filter(found, name_pattern) if plain and not dot else []
+            if not found:
+                continue
+        published = get_pretrained_cfg(name)
+        default = published.tag if published is not None else None
+        ordered = sorted(found, key=lambda tag: (tag != default, tag))
+        side = published.input_size[-1] if published is not None else 224
+        rows.append(BackboneRow(name, tuple(ordered), int(side), counted(name) if count_parameters else None))
+    return tuple(rows)
+
+
+def counted(name: str) -> int | None:
+    """Number of parameters without the classifier; None where the model cannot be built without memory."""
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0)
+    except Exception:  # whatever the model raises
+        return None
+    return int(sum(parameter.numel() for parameter in model.parameters()))

@@ -1,0 +1,306 @@
+"""Every knob of a pretraining run, as frozen dataclasses. No torch here, so that `--help` stays quick.
+
+`None` in a field means "derived from the data and the machine when the run is planned"; `fgssl pretrain --dry-run`
+shows what each such value became and why. How recipes, flags and `--set` are merged is in `fgssl.config.resolve`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal, NamedTuple
+
+
+def knob(default: Any, text: str) -> Any:
+    """A dataclass field with its one-line description (shown by --dry-run and the docs)."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the pictures are. Also stored in the encoder file, so that evaluation finds the same data again."""
+
+    source: str = knob("demo", "preset name, hub id owner/name, folder, text file of paths, parquet, or demo")
+    train_split: str | None = knob(None, "split to train on (default: the source's own)")
+    test_split: str | None = knob(None, "split to evaluate on (default: the source's own)")
+    subset: str | None = knob(None, "hub data set configuration name")
+    revision: str | None = knob(None, "hub data set revision")
+    image_column: str | None = knob(None, "column with the image (default: found by type)")
+    label_column: str | None = knob(None, "column with the class (default: found by type)")
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    """The random views of an image. Defaults are MoCo v2's (paper section 4), but keep hue and saturation."""
+
+    preset: Literal["mocov2", "colour", "shape", "geometric"] = knob("colour", "named set of the values below")
+    crop_min: float = knob(0.2, "smallest area of a random crop, as a fraction of the image")
+    crop_max: float = knob(1.0, "largest area of a random crop")
+    flip: float = knob(0.5, "probability of a horizontal flip")
+    jitter: float = knob(0.8, "probability of colour jitter")
+    brightness: float = knob(0.4, "brightness factor drawn from 1 -/+ this")
+    contrast: float = knob(0.4, "contrast factor drawn from 1 -/+ this")
+    saturation: float = knob(0.1, "saturation factor drawn from 1 -/+ this")
+    hue: float = knob(0.0, "hue shift drawn from -/+ this, in turns of the colour circle (at most 0.5)")
+    grayscale: float = knob(0.0, "probability of dropping the colour")
+    blur: float = knob(0.5, "probability of Gaussian blur")
+    blur_sigma_min: float = knob(0.1, "smallest blur, in pixels of a 224-pixel crop")
+    blur_sigma_max: float = knob(2.0, "largest blur, in pixels of a 224-pixel crop")
+    solarize: float = knob(0.0, "probability of inverting bright pixels")
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The encoder: any timm model."""
+
+    name: str = knob("resnet50", "timm model name")
+    pretrained: bool | None = knob(None, "start from timm's pretrained weights (default: yes, but not for demo)")
+    init: str | None = knob(None, "start from a run, an encoder or weights file, a timm folder, name or tag")
+    freeze: str = knob("none", "what keeps its weights: none, backbone, or the first N layer groups (1 = the stem)")
+    cached_views: int = knob(1, "with a frozen backbone: pairs of views an image, drawn once, whose maps are kept")
+    image_size: int | None = knob(None, "side of the square input in pixels (default: the model's own)")
+    output_stride: int | None = knob(None, "reduce the stride of a CNN for a finer map (8 or 16, where supported)")
+    drop_path: float | None = knob(None, "stochastic depth rate (default: 0.1 for trained transformers)")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The self-supervised objective; what one has no use for stays None (`OBJECTIVE_SETTINGS`)."""
+
+    name: Literal["mocov2", "byol", "simsiam", "simclr"] = knob("mocov2", "self-supervised objective")
+    projector_hidden: int | None = knob(None, "hidden width of the projector (default: by objective and map)")
+    projector_dim: int | None = knob(None, "width of the projection (default: by objective)")
+    predictor_hidden: int | None = knob(
+        None, "hidden width of the predictor of byol and simsiam (default: by objective)"
+    )
+    temperature: float | None = knob(None, "temperature of mocov2 and simclr (default: by objective; 0.1 from scratch)")
+    momentum: float | None = knob(None, "momentum of the key encoder (default: averages a fifth of the run)")
+    momentum_end: float | None = knob(
+        None, "momentum at the end, risen by half a cosine (default: byol 1; mocov2 no rise)"
+    )
+    queue_size: int | None = knob(
+        None, "mocov2's number of stored keys (default: half an epoch, at most 65,536; one batch from scratch)"
+    )
+    batch_negatives: bool | None = knob(
+        None, "mocov2's negatives hold the keys of the same batch, too (default: from scratch; MoCo: older keys alone)"
+    )
+    key_norm: Literal["batch", "running"] = knob(
+        "batch", "BatchNorm of the key encoder: the batch's statistics, or averaged ones (no leak between images)"
+    )
+
+
+# Settings that only some objectives have; others refuse them.
+OBJECTIVE_SETTINGS: dict[str, tuple[str, ...]] = {
+    "predictor_hidden": ("byol", "simsiam"),
+    "temperature": ("mocov2", "simclr"),
+    "momentum": ("mocov2", "byol"),
+    "momentum_end": ("mocov2", "byol"),
+    "queue_size": ("mocov2",),
+    "batch_negatives": ("mocov2",),
+    "key_norm": ("mocov2", "byol"),
+}
+
+
+@dataclass(frozen=True)
+class RationaleConfig:
+    """GradCAM of the loss fitted by a branch of limited capacity (paper section 3; see `fgssl.rationale.rationale`)."""
+
+    enabled: bool = knob(True, "fit the rationale beside the objective")
+    preset: Literal["pooled", "normalized", "official"] = knob("pooled", "named set of the values below")
+    sign: Literal["raise", "lower", "either"] = knob(
+        "raise", "GradCAM of places that raise (+dL/dF) the loss, lower it (-dL/dF), or do either"
+    )
+    views: Literal["first", "both"] = knob("first", "fit the map of the first view, or of both")
+    target: Literal["softmax", "probability", "standardized", "top"] = knob(
+        "probability", "GradCAM map to distribution"
+    )
+    top_fraction: float = knob(0.25, "share of the places that the target top holds")
+    axis: Literal["all", "row"] = knob("all", "distributions over all places, or one for each row of the map")
+    temperature: float = knob(1.0, "temperature of the target (below 1 sharpens)")
+    prediction_temperature: float = knob(1.0, "temperature of the softmax over the branch's map")
+    fit: Literal["kl", "cosine", "regression"] = knob(
+        "kl", "divergence of distributions, or angle or squared distance of the maps themselves"
+    )
+    detach_target: bool = knob(True, "no gradient through the target")
+    stop_gradient: bool = knob(True, "the fit does not train the backbone")
+    normalization: Literal["none", "image", "batch"] = knob("none", "map normalisation (a - min) / max before the fit")
+    projections: int = knob(32, "K, the number of 1x1 projections")
+    branch_norm: Literal["batch", "none"] = knob("batch", "normalisation after the projections")
+    activation: Literal["relu", "none"] = knob("relu", "of the K maps before they are combined")
+    combine: Literal["max", "mean", "softmax", "linear"] = knob(
+        "max", "how K maps become one; softmax: mean weighted by it; linear: learned weights, none negative"
+    )
+    reduction: Literal["mean", "sum"] = knob("mean", "fit loss over images (and rows)")
+    weight: float = knob(1.0, "weight of the fit in the total loss")
+    warmup_epochs: float = knob(0.0, "epochs over which the weight rises from 0")
+    train_pool: Literal["gap", "rationale"] = knob("gap", "pooling in the objective's own loss")
+    pool: Literal["mean", "max", "gem"] = knob("mean", "pooling of the weighted places (gem: generalised mean)")
+    pool_exponent: float = knob(3.0, "exponent of gem (1: mean; large: max)")
+    pool_power: float = knob(1.0, "exponent of the map before pooling (above 1 sharpens, below flattens)")
+    pool_floor: float = knob(0.0, "share of global average pooling mixed into the map")
+    pool_invert: bool = knob(False, "pool where the map is low: its maximum minus the map")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser and its schedule: linear warm-up, then cosine to zero."""
+
+    name: Literal["sgd", "adamw", "lars"] | None = knob(
+        None, "optimiser (default: adamw from scratch, else the paper's)"
+    )
+    lr: float | None = knob(None, "peak learning rate (default: by optimiser and init)")
+    weight_decay: float | None = knob(None, "weight decay, not applied to norms and biases with adamw and lars")
+    momentum: float = knob(0.9, "momentum of sgd and lars")
+    layer_decay: float | None = knob(None, "a layer's rate relative to the next one's (0.75 for trained transformers)")
+    warmup_epochs: float | None = knob(
+        None, "epochs of linear warm-up (default: a tenth with lars, trained transformers)"
+    )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Length, batch and machine."""
+
+    epochs: int = knob(100, "passes over the training split")
+    max_steps: int | None = knob(None, "stop after this many optimiser steps")
+    batch_size: int | None = knob(None, "images per step over all processes (default: 128, less for few images)")
+    seed: int = knob(0, "seed of everything random")
+    workers: int | None = knob(None, "loader processes per process (default: by machine)")
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = knob("auto", "autocast precision")
+    accumulate: int = knob(1, "parts a batch is worked through in, to save memory; BatchNorm sees one part at a time")
+    checkpoint_gradients: bool = knob(False, "compute the backbone's activations twice instead of keeping them")
+    compile: bool = knob(False, "compile the backbone by torch.compile: minutes at first, then faster steps on a GPU")
+    cache: str = knob(
+        "auto", "decoded pictures: auto (kept where they fit the disk, as JPEG above the budget), off, or a folder"
+    )
+    cache_budget: float | None = knob(None, "gigabytes a split's cache may take (default: a quarter of the free disk)")
+    device: str | None = knob(None, "cpu, cuda, cuda:1, mps (default: the best at hand)")
+    save_every: str = knob("10m", "between saved states: steps (200) or time (90s, 10m, 2h)")
+    stall_limit: str = knob(
+        "15m", "end a run of several processes when none of them got on for so long (90s, 15m, 2h; 0s: never)"
+    )
+    stop_on_collapse: bool = knob(False, "stop when the features collapse, instead of only warning")
+    keep_states: bool = knob(False, "keep the resume states of a finished run")
+    log_every: int = knob(10, "steps between lines of metrics.jsonl")
+    signals_every: int | None = knob(
+        None, "steps between label-free signals in metrics.jsonl, 0 for none (default: about 1% of the run's work)"
+    )
+    evaluate: bool = knob(True, "retrieval and overview.png at the end of the run")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A whole run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    rationale: RationaleConfig = field(default_factory=RationaleConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+# A preset gives values for its section; whatever the user sets explicitly wins over it.
+VIEW_PRESETS: dict[str, dict[str, Any]] = {
+    # the default, for classes that colour helps to tell apart: hue and saturation stay
+    "colour": {},
+    "mocov2": {"saturation": 0.4, "hue": 0.1, "grayscale": 0.2},
+    # colour says little: what is left is shape and texture
+    "shape": {"jitter": 1.0, "saturation": 0.8, "hue": 0.5, "grayscale": 0.4},
+    "geometric": {"jitter": 0.0, "saturation": 0.4, "hue": 0.1, "grayscale": 0.0, "blur": 0.0},
+}
+RATIONALE_PRESETS: dict[str, dict[str, Any]] = {
+    # the default (recipes/RESULTS.md): the objective pools by the map, a sum of projections fitted to what lowers it
+    "pooled": {"sign": "lower", "fit": "regression", "combine": "linear", "train_pool": "rationale"},
+    # one distribution per image, detached, mean per image: the dataclass's values
+    "normalized": {},
+    # what the authors' code computes for MoCo (used by recipes/cub-resnet50-moco.yaml)
+    "official": {
+        "sign": "raise",
+        "target": "softmax",
+        "axis": "row",
+        "temperature": 1.0,
+        "prediction_temperature": 1.0,
+        "detach_target": False,
+        "stop_gradient": False,
+        "normalization": "batch",
+        "branch_norm": "batch",
+        "combine": "max",
+        "reduction": "sum",
+        "weight": 0.01,
+        "views": "first",
+        "fit": "kl",
+        "activation": "relu",
+        "train_pool": "gap",
+        "pool": "mean",
+        "pool_power": 1.0,
+        "pool_floor": 0.0,
+        "pool_invert": False,
+    },
+}
+# What a run on the built-in demo set uses unless told otherwise: minutes on two cores, offline. timm's smallest ResNet
+# takes enough steps in that time; a coat tells no bird's kind, hence views without colour; crops keep the small parts.
+DEMO_PROFILE: dict[str, Any] = {
+    "backbone.name": "test_resnet",
+    "backbone.pretrained": False,
+    "backbone.image_size": 96,
+    "backbone.output_stride": 16,
+    "views.preset": "shape",
+    "views.crop_min": 0.4,
+    "training.epochs": 16,
+}
+# The defaults that a data source brings along. Paint tells no model of a car or aircraft.
+DATA_PROFILES: dict[str, dict[str, Any]] = {
+    "demo": DEMO_PROFILE,
+    "cars": {"views.preset": "mocov2"},
+    "aircraft": {"views.preset": "mocov2"},
+}
+
+
+_INTERVAL = re.compile(r"(\d+(?:\.\d+)?)\s*(|s|m|min|h)")
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600}
+
+
+class Interval(NamedTuple):
+    """How often something happens, in steps or in time."""
+
+    steps: int | None
+    seconds: float | None
+
+    def over(self, steps: int, seconds: float) -> bool:
+        """Whether it is time again after so many steps and seconds."""
+        return steps >= self.steps if self.steps is not None else seconds > (self.seconds or 0)
+
+
+def interval(text: str) -> Interval | None:
+    """`200` steps, or `90s`, `10m`, `2h`; None for what is neither. `10.0`, as old runs wrote it, is minutes."""
+    match = _INTERVAL.fullmatch(text.strip())
+    if match is None:
+        return None
+    number, unit = match.groups()
+    if not unit and number.isdecimal():
+        return Interval(max(1, int(number)), None)
+    return Interval(None, float(number) * _SECONDS[unit or "m"])
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A config as flat `section.key` -> value."""
+    flat: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        name = f"{prefix}{item.name}"
+        flat.update(flatten(value, f"{name}.") if is_dataclass(value) else {name: value})
+    return flat
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """Flat `section.key` -> value as nested dicts (what YAML and JSON files hold)."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *sections, key = name.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[key] = value
+    return tree

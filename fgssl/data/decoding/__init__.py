@@ -1,0 +1,1 @@
+"""One image file, or its bytes, to an upright RGB picture."""

@@ -1,0 +1,154 @@
+"""From the string after `--data` to the thing that can list splits and load images."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+from typing import TYPE_CHECKING, Protocol
+
+from fgssl.data.sources.names import printable
+from fgssl.data.sources.presets import PRESETS
+from fgssl.data.sources.shards import is_saved_table, parquet_files
+from fgssl.errors import FgsslError
+
+if TYPE_CHECKING:
+    from fgssl.config.schema import DataConfig
+    from fgssl.data.images import ImageSet
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*$")
+_LISTS = (".txt", ".lst")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+
+
+class Source(Protocol):
+    """Something with splits of images."""
+
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits; ("all",) where there are none."""
+        ...
+
+    def load(self, split: str) -> ImageSet:
+        """The images of one of `splits()`."""
+        ...
+
+
+def open_source(data: DataConfig) -> Source:
+    """Finds what `data.source` names: a preset (or demo), else an existing path, else a hub id.
+
+    Args:
+        data: The source and its options.
+
+    Raises:
+        FgsslError: It is none of them; the line names near matches.
+    """
+    source = data.source
+    if source == "demo":
+        return _DemoSource()
+    if source in PRESETS:
+        from fgssl.data.sources.hub import HubSource
+
+        preset = PRESETS[source]
+        filled = dataclasses.replace(
+            data,
+            image_column=data.image_column or preset.image_column,
+            label_column=data.label_column or preset.label_column,
+        )
+        return HubSource(filled, preset.hub_id)
+    path = os.path.expanduser(source)
+    if os.path.isdir(path):
+        return _open_folder(data, path)
+    if os.path.lexists(path) and source:
+        return _open_file(data, path)
+    if _is_hub_id(source):
+        from fgssl.data.sources.hub import HubSource
+
+        return HubSource(data, source)
+    raise _unknown(source)
+
+
+def require_source(source: str) -> None:
+    """Refuses what `open_source` would refuse for its name alone; nothing is opened. Raises FgsslError."""
+    there = bool(source) and os.path.lexists(os.path.expanduser(source))
+    if not (source == "demo" or source in PRESETS or there or _is_hub_id(source)):
+        raise _unknown(source)
+
+
+def _is_hub_id(source: str) -> bool:
+    return bool(_HUB_ID.match(source)) and not source.lower().endswith((*_LISTS, *_ARCHIVES, ".parquet"))
+
+
+def _open_folder(data: DataConfig, path: str) -> Source:
+    if is_saved_table(path):
+        from fgssl.data.sources.parquet import SavedSource
+
+        return SavedSource(data, path)
+    from fgssl.data.sources.folder import FolderSource
+    from fgssl.data.sources.listing import holds_image
+
+    if not holds_image(os.fsencode(path)) and parquet_files(path):
+        from fgssl.data.sources.parquet import ParquetSource
+
+        return ParquetSource(data, path)
+    return FolderSource(data.source, os.fsencode(path))
+
+
+def _open_file(data: DataConfig, path: str) -> Source:
+    kind = os.path.splitext(path)[1].lower()
+    if kind in _LISTS:
+        from fgssl.data.sources.textlist import ListSource
+
+        return ListSource(data.source, path)
+    if kind == ".parquet":
+        from fgssl.data.sources.parquet import ParquetSource
+
+        return ParquetSource(data, path)
+    shown = printable(data.source)
+    if not os.path.exists(path):
+        raise FgsslError(f"{shown} is a link to something that does not exist", "repair the link")
+    if kind in _ARCHIVES:
+        raise FgsslError(f"{shown} is an archive", "unpack it and give the folder")
+    raise FgsslError(
+        f"{shown} is a file, not a set of images",
+        "give a folder, a .txt list of paths, a .parquet file, a preset or a hub id",
+    )
+
+
+def _unknown(source: str) -> FgsslError:
+    shown = printable(source)
+    if not source:
+        return FgsslError("the data source is empty", f"give a folder, a hub id or a preset: {_presets()}")
+    parent = os.path.dirname(os.path.expanduser(source)) or "."
+    try:
+        beside = os.listdir(parent)
+    except OSError:
+        beside = []
+    near = difflib.get_close_matches(source.lower(), ("demo", *PRESETS), n=1)
+    near += [
+        printable(os.path.join(os.path.dirname(source), name))
+        for name in difflib.get_close_matches(os.path.basename(source.rstrip("/")), beside, n=2)
+    ]
+    hint = f"did you mean {' or '.join(near)}? Otherwise give" if near else "give"
+    return FgsslError(
+        f"no such folder or file: {shown}, and it is not a preset or a hub id",
+        f"{hint} a path, a hub id owner/name, or a preset: {_presets()}",
+    )
+
+
+def _presets() -> str:
+    return ", ".join(("demo", *PRESETS))
+
+
+class _DemoSource:
+    """The set drawn by code."""
+
+    def splits(self) -> tuple[str, ...]:
+        from fgssl.data.demo.demo_set import SPLITS
+
+        return tuple(SPLITS)
+
+    def load(self, split: str) -> ImageSet:
+        from fgssl.data.demo.demo_set import DemoSet
+
+        return DemoSet(split)

@@ -1,0 +1,159 @@
+"""Features in a safetensors file: fgssl's own, and any other model's.
+
+    features      (N, D) floating point; all that is needed
+    labels        (N,) integers, where there are any
+    metadata      optional: `paths` and `class_names` as JSON lists, `source`, `split`, `pool`, `checkpoint`, `encoder`
+
+A file of another tool needs `features` and, to be scored, `labels`; without `class_names` its labels are just numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fgssl import __version__
+from fgssl.errors import FgsslError
+from fgssl.evaluation.embed import Embeddings
+from fgssl.evaluation.features import check_features, check_labels
+from fgssl.runtime.files import atomic_path, make_folder
+
+FORMAT = "fgssl-features-1"
+_SHAPE_REMEDY = "give a safetensors file with `features` (N, D) and, to be scored, `labels` (N,)"
+
+
+class FeatureFile(NamedTuple):
+    """Features with what their file says about them; None where it says nothing.
+
+    Attributes:
+        path: As the user wrote it.
+        embeddings: Features as the file has them (float32, not scaled), labels, names and class names.
+        source: The data source that was embedded.
+        split: Its split.
+        pool: The pooling.
+        checkpoint: The encoder, as its user wrote it.
+        encoder: The encoder's identity (see `fgssl.runs.encoder_file.identity`).
+    """
+
+    path: str
+    embeddings: Embeddings
+    source: str | None = None
+    split: str | None = None
+    pool: str | None = None
+    checkpoint: str | None = None
+    encoder: str | None = None
+
+
+def is_feature_file(name: str) -> bool:
+    """Whether a path holds features rather than an encoder; reads the file's header alone and never raises."""
+    path = Path(name).expanduser()
+    try:
+        if not path.is_file():
+            return False
+        with safe_open(path, framework="pt") as file:
+            return "features" in file.keys()  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
+def read_features(name: str) -> FeatureFile:
+    """Features, labels and names of a file, checked.
+
+    Args:
+        name: Path of a safetensors file with `features`.
+
+    Raises:
+        FgsslError: No such file, not safetensors, without features, NaN among them, or labels, paths or class names
+            that do not fit; one line with the file's name.
+    """
+    tensors, metadata = _read(name)
+    features = check_features(tensors["features"], f"features of '{name}'")
+    rows = len(features)
+    labels = tensors.get("labels")
+    if labels is not None:
+        labels = check_labels(labels, rows, f"labels of '{name}'")
+    paths = _names(metadata, "paths", name)
+    if paths is not None and len(paths) != rows:
+        raise FgsslError(f"'{name}' names {len(paths)} paths for {rows} rows of features", _SHAPE_REMEDY)
+    class_names = None if labels is None else _names(metadata, "class_names", name)
+    if labels is not None and class_names is not None and not 0 <= int(labels.min()) <= int(labels.max()) < len(
+        class_names
+    ):  # fmt: skip
+        raise FgsslError(f"'{name}' has labels beyond its {len(class_names)} class names", _SHAPE_REMEDY)
+    identifiers = paths or tuple(f"{name}#{row}" for row in range(rows))
+    told = {key: metadata.get(key) for key in ("source", "split", "pool", "checkpoint", "encoder")}
+    return FeatureFile(name, Embeddings(features, labels, identifiers, class_names, np.arange(rows), ()), **told)
+
+
+def _read(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise FgsslError(f"no file of features '{name}'", "write one with fgssl embed")
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = set(file.keys())
+            if "features" not in keys:
+                holds = ", ".join(sorted(keys)[:4]) + (" ..." if len(keys) > 4 else "")
+                raise FgsslError(f"'{name}' holds no tensor `features` (it holds {holds or 'nothing'})", _SHAPE_REMEDY)
+            wanted = keys & {"features", "labels"}
+            return {key: file.get_tensor(key) for key in wanted}, dict(file.metadata() or {})
+    except PermissionError as error:
+        raise FgsslError(f"cannot read '{name}': {error.strerror}", "check its permissions") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FgsslError(f"'{name}' is cut off or not a safetensors file ({reason})", _SHAPE_REMEDY) from error
+
+
+def _names(metadata: dict[str, str], key: str, name: str) -> tuple[str, ...] | None:
+    """A list of strings from the metadata, None where there is none."""
+    try:
+        found: Any = json.loads(metadata.get(key, "null"))
+    except ValueError:
+        found = 0
+    if found is None:
+        return None
+    if not isinstance(found, list) or not all(isinstance(entry, str) for entry in found):
+        raise FgsslError(f"`{key}` in the metadata of '{name}' is not a JSON list of strings", _SHAPE_REMEDY)
+    return tuple(found)
+
+
+def _from_anywhere(name: str) -> str:
+    """A path that means the same in any folder; the name of an image that is no file as it is."""
+    return os.path.abspath(name) if os.path.exists(name) else name
+
+
+def check_output(path: Path) -> None:
+    """Refuses, before hours of embedding, a path that `save_features` could not write. Raises FgsslError."""
+    if path.is_dir():
+        raise FgsslError(f"output '{path}' is a folder", "name a file in it, such as features.safetensors")
+    make_folder(path.parent)
+
+
+def save_features(path: Path, embeddings: Embeddings, **told: str) -> None:
+    """Write features, labels where there are any, and names, atomically.
+
+    Args:
+        path: The file.
+        embeddings: What to write; faults and positions are not kept.
+        told: More metadata: source, split, pool, checkpoint, encoder.
+    """
+    tensors = {"features": embeddings.features.contiguous()}
+    if embeddings.labels is not None:
+        tensors["labels"] = embeddings.labels.to(torch.int64).contiguous()
+    metadata = {
+        "format": FORMAT,
+        "fgssl": __version__,
+        "paths": json.dumps([_from_anywhere(name) for name in embeddings.identifiers]),
+        "class_names": json.dumps(embeddings.class_names),
+        **told,
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)

@@ -1,0 +1,121 @@
+"""Any model's features in an encoder's place: rows of features.safetensors found by the names of their images."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import NoReturn
+
+import numpy as np
+import torch
+
+from fgssl.data.images import ImageSet
+from fgssl.errors import FgsslError, UnreadableImage
+from fgssl.evaluation.embed import Embeddings
+from fgssl.evaluation.feature_file import FeatureFile, is_feature_file, read_features
+from fgssl.runtime.reporting import Reporter
+
+SEPARATOR = "+"
+
+
+def is_feature_table(name: str) -> bool:
+    """Whether a name is a file of features, or several joined by "+" (train.safetensors+test.safetensors)."""
+    return is_feature_file(name) or all(is_feature_file(part) for part in name.split(SEPARATOR))
+
+
+class FeatureTable:
+    """Features of images by name; embeds as an encoder's `Subject` does, by looking up.
+
+    Args:
+        name: A file of features, or several of one encoder joined by "+".
+        reporter: Told of progress by those who use the table.
+
+    Attributes:
+        files: As read.
+        pool: The pooling the files tell of, None where they do not or differ.
+
+    Raises:
+        FgsslError: As `read_features`; files of different widths, or one image twice with different features.
+    """
+
+    def __init__(self, name: str, *, reporter: Reporter | None = None) -> None:
+        self.name, self.reporter = name, reporter or Reporter()
+        self.files = [read_features(part) for part in ([name] if is_feature_file(name) else name.split(SEPARATOR))]
+        widths = {file.embeddings.features.shape[1] for file in self.files}
+        if len(widths) > 1:
+            raise FgsslError(
+                f"the files of '{name}' hold features of different widths {sorted(widths)}",
+                "take both from the same encoder with the same pooling",
+            )
+        self.features = torch.cat([file.embeddings.features for file in self.files])
+        pools = {file.pool for file in self.files}
+        self.pool = pools.pop() if len(pools) == 1 else None
+        self._rows = self._index(self.files)
+
+    def _index(self, files: Sequence[FeatureFile]) -> dict[str, int]:
+        rows: dict[str, int] = {}
+        names = [identifier for file in files for identifier in file.embeddings.identifiers]
+        for row, identifier in enumerate(names):
+            former = rows.setdefault(image_key(identifier), row)
+            if former != row and not torch.equal(self.features[former], self.features[row]):
+                raise FgsslError(f"'{self.name}' holds {identifier} twice with different features", "keep one")
+        return rows
+
+    def embed(self, images: ImageSet) -> Embeddings:
+        """The features of a split's images, in its order; its labels are the split's own.
+
+        Raises:
+            FgsslError: Images without features, counted and the first named.
+        """
+        names = tuple(images.identifier(index) for index in range(len(images)))
+        found = [self._rows.get(image_key(name)) for name in names]
+        missing = [name for name, row in zip(names, found, strict=True) if row is None]
+        if missing:
+            raise FgsslError(
+                f"'{self.name}' has no features of {len(missing)} of {len(found)} images of {images.source} "
+                f"[{images.split}], such as {missing[0]}",
+                f"images are found by the `paths` in the metadata; join files of several splits with {SEPARATOR}",
+            )
+        rows = [row for row in found if row is not None]
+        labels = None if images.labels is None else torch.from_numpy(images.labels)
+        return Embeddings(self.features[rows], labels, names, images.class_names, np.arange(len(rows)), ())
+
+
+class FeatureImages:
+    """The images that a file of features tells of, as a split without pixels.
+
+    Args:
+        file: With or without labels.
+    """
+
+    def __init__(self, file: FeatureFile) -> None:
+        self.source, self.split = file.path, file.split or "all"
+        self.class_names = file.embeddings.class_names
+        labels = file.embeddings.labels
+        self.labels = None if labels is None else labels.numpy()
+        self._names = file.embeddings.identifiers
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def identifier(self, index: int) -> str:
+        """The image's name."""
+        return self._names[index]
+
+    def load(self, index: int, min_side: int | None = None) -> NoReturn:
+        """Raises UnreadableImage: there are features only."""
+        raise UnreadableImage(f"'{self.source}' holds features, not pictures")
+
+    def examine(self, index: int, min_side: int | None = None) -> NoReturn:
+        """Raises UnreadableImage: there are features only."""
+        self.load(index)
+
+    def fingerprint(self) -> str:
+        """Of the names."""
+        return hashlib.blake2b("\n".join(self._names).encode(), digest_size=16).hexdigest()
+
+
+def image_key(identifier: str) -> str:
+    """The same for one file named from different folders; a name that is no path stays itself."""
+    return os.path.abspath(identifier) if os.path.sep in identifier or os.path.exists(identifier) else identifier

@@ -1,0 +1,205 @@
+"""Frozen features judged by classifiers: linear probe, nearest neighbours, and (from its own file) few-shot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fgssl.errors import FgsslError
+from fgssl.evaluation.features import check_features, check_labels, check_widths, unit_rows
+from fgssl.evaluation.probing.few_shot import FewShotResult, few_shot
+from fgssl.evaluation.probing.logistic import LinearClassifiers, fit_logistic
+from fgssl.evaluation.probing.scores import ClassifierResult, judge
+from fgssl.evaluation.probing.stratified import stratified_fraction, stratified_split
+from fgssl.evaluation.retrieval.nearest import search
+
+__all__ = [
+    "COSTS",
+    "ClassifierResult",
+    "FewShotResult",
+    "ProbeResult",
+    "few_shot",
+    "knn_classify",
+    "linear_probe",
+    "stratified_fraction",
+    "stratified_split",
+]
+
+# 0.1 to 10,000, for features of unit variance; an encoder whose features crowd together needs weaker regularisation
+COSTS = tuple(10 ** (half / 2) for half in range(-2, 9))
+HELD_OUT = 0.2
+
+
+@dataclass(frozen=True)
+class ProbeResult(ClassifierResult):
+    """A linear probe.
+
+    Attributes:
+        cost: The inverse strength of regularisation chosen (scikit-learn's C).
+        tried: Each cost with its top-1 in percent on the held-out slice; empty if nothing could be held out.
+        converged: The final fit met its tolerance.
+        choice: On which images the cost was chosen, in words.
+        method: The protocol without what differs from try to try.
+    """
+
+    cost: float
+    tried: tuple[tuple[float, float], ...]
+    converged: bool
+    choice: str
+    method: str
+
+
+def linear_probe(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    *,
+    classes: int | None = None,
+    costs: Sequence[float] | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> ProbeResult:
+    """The `cached` protocol: logistic regression on frozen, length-1 features.
+
+    A grid of regularisations is fitted together on four fifths of the train images of each class; the one with the
+    best top-1 on the remaining fifth (the stronger one if equal) is refitted on all train images. The test images
+    take no part in the choice. A class with one train image is only fitted, not held out; if no class has two, the
+    middle of the grid is taken unseen, and the protocol says so. Test images of a class without train images count
+    as wrong.
+
+    Args:
+        train: (N, D) features.
+        train_labels: (N,) classes.
+        test: (M, D) features.
+        test_labels: (M,) classes.
+        classes: Number of classes; by default one more than the largest label.
+        costs: Inverse strengths of regularisation to choose from (scikit-learn's C); by default `COSTS` over the total
+            variance of the train features, so that the grid fits crowded and spread features alike.
+        seed: Of the held-out slice.
+        progress: Called with (fits done, fits), the last being the refit.
+
+    Returns:
+        The result; the same inputs and seed give the same result.
+
+    Raises:
+        FgsslError: Features with NaN or of different widths, labels that do not fit or are out of range, or fewer
+            than two classes to train on.
+    """
+    data = _prepare(train, train_labels, test, test_labels, classes)
+    if costs is None:
+        variance = float(data.train.var(dim=0, correction=0).sum())
+        costs = [cost / max(variance, 1e-6) for cost in COSTS]
+    costs, fits = sorted(costs), len(costs) + 1
+    if not costs or costs[0] <= 0:
+        raise FgsslError(f"a probe with costs {costs}", "give positive inverse strengths of regularisation")
+    present, targets = torch.unique(data.train_labels, return_inverse=True)
+    if len(present) < 2:
+        raise FgsslError("the train images are all of one class", "a probe needs two classes or more")
+    kept, held = stratified_split(targets, HELD_OUT, seed=seed)
+    tried: tuple[tuple[float, float], ...] = ()
+    cost, choice = costs[len(costs) // 2], "not chosen: no class has two train images"
+    if len(held):
+        models = fit_logistic(
+            data.train[kept],
+            targets[kept],
+            classes=len(present),
+            costs=costs,
+            progress=None if progress is None else lambda done, _: progress(done, fits),
+        )
+        tried = _held_out_accuracy(models, costs, data.train[held], targets[held])
+        cost = max(tried, key=lambda pair: pair[1])[0]  # the first, so the stronger, of the best
+        choice = f"chosen on {len(held)} of {len(targets)} train images, then refitted on all"
+    model = fit_logistic(data.train, targets, classes=len(present), costs=[cost], tolerance=1e-5)
+    if progress is not None:
+        progress(fits, fits)
+    scores = data.test.new_full((len(data.test), data.classes), float("-inf"))
+    scores[:, present] = data.test @ model.weight[0] + model.bias[0]
+    method = "logistic regression on L2-normalised frozen features, C"
+    judged = judge(scores, data.test_labels, f"{method} = {cost:.3g} of {len(costs)} values, {choice}")
+    return ProbeResult(
+        **vars(judged), cost=cost, tried=tried, converged=model.converged, choice=choice,
+        method=f"{method} of {len(costs)} values",
+    )  # fmt: skip
+
+
+def _held_out_accuracy(
+    models: LinearClassifiers, costs: Sequence[float], features: Tensor, targets: Tensor
+) -> tuple[tuple[float, float], ...]:
+    """Each cost with its top-1 in percent."""
+    right = [
+        float(((features @ weight + bias).argmax(dim=1) == targets).double().mean())
+        for weight, bias in zip(models.weight, models.bias, strict=True)
+    ]
+    return tuple((cost, 100 * share) for cost, share in zip(costs, right, strict=True))
+
+
+def knn_classify(
+    train: Tensor,
+    labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    classes: int | None = None,
+    memory_bytes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ClassifierResult:
+    """Weighted nearest neighbours, as in Wu et al. 2018 (section 3.4): the k nearest vote with exp(cosine / T).
+
+    Args:
+        train: (N, D) features.
+        labels: (N,) classes.
+        test: (M, D) features.
+        test_labels: (M,) classes.
+        k: Neighbours; the field reports 20 and 200. Beyond N, all train images vote, and the protocol says so.
+        temperature: T; 0.07 is the convention.
+        classes: Number of classes; by default one more than the largest label.
+        memory_bytes: Bound on the scratch memory of the search.
+        progress: Called with (test images done, test images).
+
+    Returns:
+        The result. Equal votes go to the smaller label, equally near neighbours by row.
+
+    Raises:
+        FgsslError: As `linear_probe`, and for k or temperature out of range.
+    """
+    if k < 1 or temperature <= 0:
+        raise FgsslError(f"nearest neighbours with k = {k}, temperature {temperature}", "use k >= 1, temperature > 0")
+    data = _prepare(train, labels, test, test_labels, classes)
+    near = search(data.test, data.train, top=k, normalize=False, memory_bytes=memory_bytes, progress=progress)
+    # relative to the nearest, so that no temperature overflows
+    votes = ((near.scores.double() - near.scores[:, :1].double()) / temperature).exp()
+    scores = votes.new_zeros(len(data.test), data.classes).scatter_add_(1, data.train_labels[near.indices], votes)
+    used = min(k, len(data.train))
+    cut = "" if used == k else f" (all there are; {k} asked)"
+    protocol = f"{used} nearest train images by cosine{cut}, votes exp(cosine / {temperature:g})"
+    return judge(scores, data.test_labels, protocol)
+
+
+class _Data(NamedTuple):
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    classes: int
+
+
+def _prepare(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, classes: int | None) -> _Data:
+    """Checked features of length 1 and labels in [0, classes)."""
+    train, test = check_features(train, "train features"), check_features(test, "test features")
+    check_widths(train, test, ("train features", "test features"))
+    train_labels = check_labels(train_labels, len(train), "train labels").to(train.device)
+    test_labels = check_labels(test_labels, len(test), "test labels").to(test.device)
+    largest = int(max(train_labels.max(), test_labels.max()))
+    smallest = int(min(train_labels.min(), test_labels.min()))
+    classes = largest + 1 if classes is None else classes
+    if smallest < 0 or largest >= classes:
+        wrong = smallest if smallest < 0 else largest
+        raise FgsslError(f"label {wrong} with {classes} classes", "number the classes from 0")
+    return _Data(unit_rows(train), train_labels, unit_rows(test), test_labels, classes)

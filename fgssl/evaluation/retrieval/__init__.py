@@ -1,0 +1,1 @@
+"""Exact retrieval: ranking, metrics, scored splits, search by example."""

@@ -1,0 +1,96 @@
+"""Embeddings of a gallery kept on disk, so that the second search in it is instant.
+
+One file a gallery below `features/` of the cache folder (see `fgssl.data.cache.build`), named after where it comes from
+(source, split, checkpoint, pooling) and what it was made of (every image's name, size and time of change; weights and
+preprocessing). When either changes the file does not fit any more: it is made anew, and the old one goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from fgssl.data.cache.build import RETRIED_FAULTS, Fault, PixelStore
+from fgssl.data.cache.location import cache_folder
+from fgssl.data.images import ImageSet
+from fgssl.errors import FgsslError
+from fgssl.evaluation.embed import Embeddings, evaluation_view
+from fgssl.evaluation.subject import Subject
+from fgssl.runs.encoder_file import identity
+from fgssl.runtime.files import atomic_path
+
+FORMAT = "fgssl-kept-features-1"
+
+
+def kept_embeddings(subject: Subject, images: ImageSet, *, checkpoint: str) -> Embeddings:
+    """Embeddings of a gallery from the cache, computed and kept first where they are not there.
+
+    A disk that is full or cannot be written only costs the time of the next search.
+
+    Args:
+        subject: Encoder and pooling.
+        images: The gallery.
+        checkpoint: The encoder as its user wrote it.
+
+    Raises:
+        FgsslError: As `Subject.embed`.
+    """
+    if subject.cache == "off":
+        return subject.embed(images)
+    path = kept_path(subject, images, checkpoint=checkpoint)
+    kept = _read(path, images)
+    if kept is not None and not _mended(subject, images, kept):
+        return kept
+    found = subject.embed(images)
+    with contextlib.suppress(FgsslError):
+        _write(path, found, {"source": images.source, "split": images.split, "pool": subject.pool,
+                             "checkpoint": checkpoint})  # fmt: skip
+        for former in path.parent.glob(f"{path.name.partition('-')[0]}-*"):
+            if former != path:
+                former.unlink(missing_ok=True)
+    return found
+
+
+def kept_path(subject: Subject, images: ImageSet, *, checkpoint: str) -> Path:
+    """The file that would hold these embeddings: PLACE-CONTENT.safetensors, both parts hashes."""
+    place = (os.path.abspath(images.source), images.split, subject.pool, os.path.abspath(checkpoint))
+    view = evaluation_view(subject.encoder, subject.pool)
+    content = (images.fingerprint(), identity(subject.encoder), repr(view), FORMAT)
+    names = [hashlib.blake2b(repr(part).encode(), digest_size=12).hexdigest() for part in (place, content)]
+    folder = cache_folder() if subject.cache == "auto" else Path(subject.cache).expanduser()
+    return folder / "features" / f"{'-'.join(names)}.safetensors"
+
+
+def _write(path: Path, found: Embeddings, told: dict[str, str]) -> None:
+    tensors = {"features": found.features.contiguous(), "positions": torch.from_numpy(found.positions)}
+    faults = json.dumps([dataclasses.asdict(fault) for fault in found.faults])
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": FORMAT, "faults": faults, **told})
+
+
+def _read(path: Path, images: ImageSet) -> Embeddings | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            features, index = file.get_tensor("features"), file.get_tensor("positions").numpy()
+            faults = tuple(Fault(**fault) for fault in json.loads(file.metadata()["faults"]))
+        if len(features) != len(index) or len(index) + len(faults) != len(images):
+            return None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):  # not there, or damaged by somebody
+        return None
+    labels = None if images.labels is None else torch.from_numpy(images.labels[index])
+    identifiers = tuple(images.identifier(int(i)) for i in index)
+    return Embeddings(features, labels, identifiers, images.class_names, index, faults)
+
+
+def _mended(subject: Subject, images: ImageSet, kept: Embeddings) -> bool:
+    """Whether an image that could not be read can be read now: `chmod` changes neither size nor time of a file."""
+    fresh = PixelStore(images, evaluation_view(subject.encoder, subject.pool))
+    return any(not isinstance(fresh.read(fault.index), str) for fault in kept.faults[:RETRIED_FAULTS])

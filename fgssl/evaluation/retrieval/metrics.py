@@ -1,0 +1,229 @@
+"""Retrieval: exact metrics of what features bring up, and (from their own files) search and bootstrap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fgssl.errors import FgsslError
+from fgssl.evaluation.bootstrap import Comparison, Interval, bootstrap_interval, metric_intervals, paired_bootstrap
+from fgssl.evaluation.features import check_features, check_labels, check_widths, unit_rows
+from fgssl.evaluation.retrieval.nearest import Neighbours, search
+from fgssl.evaluation.retrieval.ranking import RankedPositives, rank_positives
+
+__all__ = [
+    "DEFINITIONS",
+    "Comparison",
+    "Interval",
+    "Neighbours",
+    "RetrievalResult",
+    "bootstrap_interval",
+    "evaluate_retrieval",
+    "paired_bootstrap",
+    "search",
+]
+
+DEFINITIONS: dict[str, str] = {
+    "rank1": "Share of queries whose best-ranked gallery image has the query's class (Recall@1).",
+    "rank5": "Share of queries with at least one image of their class among the first 5 (Recall@5).",
+    "rank10": "Share of queries with at least one image of their class among the first 10 (Recall@10).",
+    "mAP": "Mean over queries of the average precision over the full ranking: the precision at the rank of each of "
+    "the R positives, summed and divided by R, without interpolation.",
+    "mAP_at_R": "As mAP, but only positives within the first R ranks add their precision; still divided by R, the "
+    "query's number of positives (Musgrave et al. 2020).",
+    "r_precision": "Share of positives among the first R ranks, R being the query's number of positives.",
+    "macro": "A name starting with macro_ is the mean of the class means: each class of queries counts the same, "
+    "however many images it has. The plain name is the mean over queries (micro).",
+    "ties": "Gallery images of another class are ranked before images of the query's class with the same score, so "
+    "equal features never help: a constant encoder scores the worst possible ranking.",
+    "leave_one_out": "Without a gallery of its own, every image queries all the others; it is left out by its index, "
+    "so an exact duplicate of it stays in.",
+    "lone_queries": "Queries without any image of their class in the gallery; they are counted and left out of every "
+    "mean.",
+    "intervals": "95 % percentile bootstrap: 1000 resamples of the queries with replacement (seed 0). Queries are "
+    "taken as independent; photographs of one scene are not, so the real uncertainty is larger.",
+    "score": "Cosine of the two features, in their own precision (float32).",
+    "k": "A k beyond the number of gallery images takes the whole ranking.",
+}
+
+
+@dataclass(frozen=True)
+class RetrievalResult:
+    """What `evaluate_retrieval` found; one entry for each query with a positive, in the order of the queries.
+
+    Attributes:
+        average_precision: (Q,) float64 in [0, 1], over the full ranking.
+        average_precision_at_r: (Q,) float64 in [0, 1].
+        r_precision: (Q,) float64 in [0, 1].
+        first_hit: (Q,) int64, rank of the best positive, from 1.
+        labels: (Q,) int64, class of each query.
+        indices: (Q,) int64, row of each query in the features given.
+        ks: The k of rank-k.
+        gallery: Images in the gallery (with leave-one-out each query sees one fewer).
+        lone_queries: Queries without a positive; in none of the arrays and means.
+    """
+
+    average_precision: Tensor
+    average_precision_at_r: Tensor
+    r_precision: Tensor
+    first_hit: Tensor
+    labels: Tensor
+    indices: Tensor
+    ks: tuple[int, ...]
+    gallery: int
+    lone_queries: int
+
+    @property
+    def queries(self) -> int:
+        """Number of queries in the means."""
+        return len(self.first_hit)
+
+    def per_query(self) -> dict[str, Tensor]:
+        """Each metric's (Q,) values in [0, 1], by its name; their means are the results."""
+        hits = {f"rank{k}": (self.first_hit <= k).double() for k in self.ks}
+        return {
+            **hits,
+            "mAP": self.average_precision,
+            "mAP_at_R": self.average_precision_at_r,
+            "r_precision": self.r_precision,
+        }
+
+    def to_dict(self) -> dict[str, float]:
+        """Every metric in percent by its name, `macro_` before the class-averaged ones, and the counts."""
+        values = {name: 100 * float(value.mean()) for name, value in self.per_query().items()}
+        values |= {f"macro_{name}": 100 * self.macro(value) for name, value in self.per_query().items()}
+        return values | {"queries": self.queries, "gallery": self.gallery, "lone_queries": self.lone_queries}
+
+    def intervals(self, *, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
+        """The 95 % bootstrap interval of every metric in percent, by the names of `to_dict`."""
+        found = metric_intervals(self.per_query(), self.labels, resamples=resamples, seed=seed)
+        return {name: Interval(*(100 * value for value in interval)) for name, interval in found.items()}
+
+    def macro(self, values: Tensor) -> float:
+        """Mean of the class means of (Q,) values."""
+        _, classes = torch.unique(self.labels, return_inverse=True)
+        sums = torch.zeros(int(classes.max()) + 1, dtype=torch.float64).index_add_(0, classes, values.double())
+        return float((sums / classes.bincount()).mean())
+
+
+def evaluate_retrieval(
+    queries: Tensor,
+    query_labels: Tensor,
+    *,
+    gallery: Tensor | None = None,
+    gallery_labels: Tensor | None = None,
+    ks: Iterable[int] = (1, 5, 10),
+    memory_bytes: int | None = None,
+    normalize: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> RetrievalResult:
+    """Exact retrieval metrics of features against labels; `DEFINITIONS` says what each means.
+
+    Args:
+        queries: (Nq, D) features.
+        query_labels: (Nq,) integer classes.
+        gallery: (Ng, D) features to search in; None is leave-one-out: every query searches all the others.
+        gallery_labels: (Ng,) classes, numbered as those of the queries.
+        ks: The k of rank-k.
+        memory_bytes: Bound on the scratch memory beside one sorted copy of the features; by default 512 MiB.
+        normalize: Score by cosine; False takes the inner product.
+        progress: Called with (queries done, queries).
+
+    Returns:
+        Per-query values, and through `to_dict` the means in percent. Ties are ranked to the query's disadvantage.
+
+    Raises:
+        FgsslError: Features with NaN or of different widths, labels that do not fit, an empty gallery, a k below 1,
+            or no query with an image of its class to find.
+    """
+    ks = tuple(ks)
+    if any(k < 1 for k in ks):
+        raise FgsslError(f"rank-k for k = {min(ks)}", "ask for k of 1 or more")
+    if (gallery is None) != (gallery_labels is None):
+        raise FgsslError("a gallery without labels, or labels without a gallery", "give both, or neither")
+    found = _sorted_by_class(queries, query_labels, "queries", normalize)
+    if gallery is None or gallery_labels is None:
+        sought, own = found, torch.arange(len(found.labels), device=found.labels.device)
+    else:
+        sought, own = _sorted_by_class(gallery, gallery_labels, "gallery", normalize), None
+        check_widths(found.features, sought.features, ("queries", "gallery"))
+    found, own, lone = _without_lone(found, own, sought.labels)
+    chunks = rank_positives(
+        found.features,
+        found.labels,
+        gallery=sought.features,
+        gallery_labels=sought.labels,
+        own=own,
+        memory_bytes=memory_bytes,
+        progress=progress,
+    )
+    # back from class order to the order of the queries
+    back = found.order.argsort().cpu()
+    metrics = torch.cat([_query_metrics(chunk) for chunk in chunks])[back]
+    return RetrievalResult(
+        average_precision=metrics[:, 0],
+        average_precision_at_r=metrics[:, 1],
+        r_precision=metrics[:, 2],
+        first_hit=metrics[:, 3].long(),
+        labels=found.labels.cpu()[back],
+        indices=found.order.cpu()[back],
+        ks=ks,
+        gallery=len(sought.labels),
+        lone_queries=lone,
+    )
+
+
+class _Sorted(NamedTuple):
+    """Features in the order of their classes, and the row each had before."""
+
+    features: Tensor  # (N, D)
+    labels: Tensor  # (N,) ascending
+    order: Tensor  # (N,) original row
+
+
+def _sorted_by_class(features: Tensor, labels: Tensor, name: str, normalize: bool) -> _Sorted:
+    features = check_features(features, name)
+    labels = check_labels(labels, len(features), f"labels of the {name}").to(features.device)
+    labels, order = labels.sort(stable=True)
+    in_order = torch.equal(order, torch.arange(len(order), device=order.device))
+    features = features if in_order else features[order]
+    return _Sorted(unit_rows(features) if normalize else features, labels, order)
+
+
+def _without_lone(found: _Sorted, own: Tensor | None, gallery_labels: Tensor) -> tuple[_Sorted, Tensor | None, int]:
+    """The queries that have a positive, their own places in the gallery (leave-one-out), and how many have none."""
+    positives = torch.searchsorted(gallery_labels, found.labels, right=True)
+    positives -= torch.searchsorted(gallery_labels, found.labels)
+    keep = positives > (own is not None)
+    lone = int((~keep).sum())
+    if lone == len(keep):
+        raise FgsslError(
+            f"none of {lone} queries has another image of its class in the gallery",
+            "retrieval needs classes with two images or more, numbered alike in queries and gallery",
+        )
+    if lone == 0:
+        return found, own, 0
+    kept = _Sorted(found.features[keep], found.labels[keep], found.order[keep])
+    return kept, None if own is None else own[keep], lone
+
+
+def _query_metrics(chunk: RankedPositives) -> Tensor:
+    """Average precision, the same at R, R-precision and first hit of each query: (c, 4) float64 on the CPU."""
+    ranks, counts = chunk.ranks.cpu(), chunk.counts.cpu().double()
+    hits = torch.arange(1, ranks.shape[1] + 1, dtype=torch.float64)  # positives up to and including this one
+    real = hits <= counts[:, None]
+    precision = (hits / ranks).masked_fill_(~real, 0)
+    within = real & (ranks <= counts[:, None])
+    return torch.stack(
+        [
+            precision.sum(1) / counts,
+            precision.masked_fill(~within, 0).sum(1) / counts,
+            within.sum(1) / counts,
+            ranks[:, 0].double(),
+        ],
+        dim=1,
+    )

@@ -1,0 +1,172 @@
+"""The encoder file: backbone, rationale, heads, sample of keys, config and data source in one safetensors.
+
+    RUN/encoder.safetensors   what probe, retrieve, embed and visualize read; works alone, copied anywhere
+    RUN/timm/                 the backbone alone, for timm.create_model("local-dir:RUN/timm", pretrained=True)
+
+Only safetensors are read, never pickles; the settings are JSON in the metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fgssl import __version__
+from fgssl.backbones import Backbone, build_backbone, rebuild_backbone
+from fgssl.config.schema import DataConfig, PretrainConfig, flatten
+from fgssl.encoder import Encoder
+from fgssl.runs.location import ENCODER_FILE, TIMM_PREFIX, encoder_path
+from fgssl.errors import FgsslError
+from fgssl.runtime.files import atomic_path
+from fgssl.objectives import OBJECTIVES
+from fgssl.runtime.offline import WeightsError, WeightsOffline
+from fgssl.rationale.rationale import RationaleHead
+from fgssl.config.resolve import config_from_flat
+
+FORMAT = "fgssl-encoder-1"
+
+Module = TypeVar("Module", bound=nn.Module | None)
+
+
+def save_encoder(path: Path, encoder: Encoder) -> None:
+    """Write one self-contained encoder file, atomically."""
+    config = encoder.config
+    metadata = {
+        "format": FORMAT,
+        "fgssl": __version__,
+        "timm": timm.__version__,
+        "backbone": encoder.backbone.description(),
+        "config": None if config is None else flatten(config),
+    }
+    heads = {"rationale": encoder.rationale, "projector": encoder.projector, "predictor": encoder.predictor}
+    parts = {"backbone": encoder.backbone.model, **heads}
+    tensors: dict[str, Tensor] = {} if encoder.keys is None else {"keys": encoder.keys}
+    for name, module in parts.items():
+        if module is not None:
+            tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+    # own copies: safetensors refuses tensors that share memory (coat)
+    tensors = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"fgssl": json.dumps(metadata)})
+
+
+def load_encoder(checkpoint: str) -> Encoder:
+    """The encoder of a run folder, an encoder file, or `timm:NAME` (timm's pretrained weights, no rationale).
+
+    Returns:
+        The encoder in eval mode on the CPU.
+
+    Raises:
+        FgsslError: nothing there, cut off, not an fgssl file, or of a newer version.
+    """
+    if checkpoint.startswith(TIMM_PREFIX):
+        return Encoder(_published(checkpoint[len(TIMM_PREFIX) :])).eval()
+    path = encoder_path(checkpoint)
+    metadata, tensors = _read(path)
+    try:
+        saved = metadata["config"]
+        config = None if saved is None else config_from_flat(saved, f"saved in {path.name}").config
+        backbone = rebuild_backbone(metadata["backbone"], _part(tensors, "backbone"))
+        encoder = Encoder(backbone, config=config, keys=tensors.get("keys"))
+        if config is not None:
+            _attach_head(encoder, config, tensors)
+    except FgsslError as error:
+        raise FgsslError(f"'{path}': {error.problem}", error.remedy) from error
+    except Exception as error:  # what a file says can fail anywhere in timm
+        reason = (str(error) or "?").splitlines()[0][:200]
+        raise FgsslError(
+            f"'{path}' is damaged: {type(error).__name__} {reason}", "use another copy, or train again"
+        ) from error
+    return encoder.eval()
+
+
+def _published(name: str) -> Backbone:
+    """A backbone with its published weights; where they cannot be had, a remedy that is not training's."""
+    try:
+        return build_backbone(name, pretrained=True)
+    except WeightsOffline as error:
+        raise FgsslError(
+            error.problem,
+            "run once with a network (or HF_ENDPOINT set to a mirror), which keeps them, or give a folder "
+            f"with timm's config.json and model.safetensors as {TIMM_PREFIX}local-dir:FOLDER",
+        ) from error
+    except WeightsError as error:
+        raise FgsslError(
+            error.problem, f"choose another model, or a whole folder of timm's as {TIMM_PREFIX}local-dir:FOLDER"
+        ) from error
+
+
+def identity(encoder: Encoder) -> str:
+    """Hex identity of what an embedding depends on: weights, architecture, preprocessing; not of where they lie."""
+    config = None if encoder.rationale is None else repr(encoder.rationale.config)
+    digest = hashlib.blake2b(json.dumps([encoder.backbone.description(), config]).encode(), digest_size=16)
+    for module in (encoder.backbone.model, encoder.rationale):
+        for key, value in () if module is None else module.state_dict().items():
+            digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def data_of(encoder: Encoder) -> DataConfig | None:
+    """The data an encoder was trained on, None for `timm:NAME`."""
+    return None if encoder.config is None else encoder.config.data
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    remedy = f"give an {ENCODER_FILE} written by fgssl pretrain"
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+        if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+            raise FgsslError(f"'{path}' is a pickle (.pth), which fgssl does not open", remedy)
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("fgssl")
+            if header is None:
+                raise FgsslError(f"'{path}' was not written by fgssl pretrain", f"{remedy}, or use timm:NAME")
+            metadata = json.loads(header)
+            if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+                raise FgsslError(f"'{path}' is not an encoder this version of fgssl reads", "update fgssl")
+            return metadata, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except PermissionError as error:
+        raise FgsslError(f"cannot read '{path}': {error.strerror}", "check its permissions") from error
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FgsslError(f"'{path}' is cut off or not a safetensors file ({reason})", "use another copy") from error
+
+
+def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
+
+def _attach_head(encoder: Encoder, config: PretrainConfig, tensors: dict[str, Tensor]) -> None:
+    channels, objective = encoder.backbone.channels, config.objective
+    if config.rationale.enabled:
+        encoder.rationale = _filled(lambda: RationaleHead(channels, config.rationale), _part(tensors, "rationale"))
+    made = OBJECTIVES[objective.name]
+    encoder.projector = _filled(lambda: made.build_projector(channels, objective), _part(tensors, "projector"))
+    encoder.predictor = _filled(lambda: made.build_predictor(objective), _part(tensors, "predictor"))
+    keys, width = encoder.keys, objective.projector_dim
+    if keys is not None and (keys.ndim != 2 or keys.shape[1] != width or not keys.is_floating_point()):
+        raise ValueError(f"keys of shape {tuple(keys.shape)}")
+
+
+def _filled(build: Callable[[], Module], weights: dict[str, Tensor]) -> Module:
+    """A module with weights that fit it; sizes that a file only claims take no memory."""
+    with torch.device("meta"):
+        planned = build()
+    wanted = {} if planned is None else {key: value.shape for key, value in planned.state_dict().items()}
+    if wanted != {key: value.shape for key, value in weights.items()}:
+        raise ValueError("weights and settings do not fit each other")
+    module = build()
+    if module is not None:
+        module.load_state_dict(weights)
+    return module

@@ -1,0 +1,153 @@
+"""One training process a run folder: two would mix their states and their metrics.
+
+RUN/run.lock is locked by the kernel for as long as the process lives, also by network file systems that pass locks on,
+so that what a killed process leaves blocks nobody. Where no such lock reaches other machines, the file itself speaks:
+it names host and process and is touched every few seconds; whoever finds another host's watches whether it still is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fgssl.errors import FgsslError
+from fgssl.runtime.files import make_folder, not_writable
+
+try:
+    import fcntl
+except ImportError:  # Windows: the file and its beats alone
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_FILE = "run.lock"
+BEAT_SECONDS = 5.0
+SILENT_SECONDS = 20.0  # without a beat another host's process counts as dead
+_HELD = (errno.EACCES, errno.EAGAIN)
+
+
+@contextlib.contextmanager
+def hold_run(output: Path, *, note: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+    """Keep other processes out of a run folder, which is made where it is missing, inside the block.
+
+    Args:
+        output: The run folder.
+        note: Told when another host's lock has to be watched for a while.
+
+    Raises:
+        FgsslError: another process trains there, or the folder cannot be written.
+    """
+    try:
+        if output.exists() and not output.is_dir():
+            raise FgsslError(f"output '{output}' is a file", "choose a folder with --output")
+        make_folder(output)
+        handle = _locked(output / LOCK_FILE, note)
+    except OSError as error:
+        raise not_writable(output, error) from error
+    done = threading.Event()
+    threading.Thread(target=_beat, args=(output / LOCK_FILE, done), daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        with contextlib.suppress(OSError):
+            (output / LOCK_FILE).unlink()
+        os.close(handle)
+
+
+def _locked(path: Path, note: Callable[[str], None]) -> int:
+    """An open, locked handle of the lock file, which names this process."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            kernel = _lock(handle, path)
+            owner = _owner(handle)
+            if owner and _alive(owner, path, kernel=kernel, note=note):
+                raise _held_by(path, owner)
+            # a lock on a file that its owner has removed in between locks nothing
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+                os.ftruncate(handle, 0)
+                os.write(handle, json.dumps(_own()).encode())
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _lock(handle: int, path: Path) -> bool:
+    """Whether the kernel gave the lock; False where it has none to give. Record locks: forked loaders inherit none."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError as error:
+        if error.errno in _HELD:
+            raise _held_by(path, _owner(handle)) from error
+        return False
+
+
+def _own() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}
+
+
+def _born(pid: int) -> str | None:
+    """When a process of this machine started, in the kernel's ticks; None where that cannot be told or it is dead."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _owner(handle: int) -> dict[str, Any]:
+    """Who wrote the lock; empty where nobody did, or was killed while writing.
+
+    Through the handle: closing another one of the same file would give the kernel's lock back.
+    """
+    try:
+        owner = json.loads(os.pread(handle, 4096, 0))
+        return owner if isinstance(owner, dict) and isinstance(owner.get("pid"), int) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _alive(owner: dict[str, Any], path: Path, *, kernel: bool, note: Callable[[str], None]) -> bool:
+    """Whether the named owner still trains: asked of the kernel on its own host, of its beats from another one."""
+    if owner.get("host") == socket.gethostname():
+        if kernel or owner["pid"] == os.getpid():
+            return False
+        born = _born(owner["pid"])
+        return born is not None and born == owner.get("born")
+    note(f"the run was last trained on {owner.get('host')}: watching for {SILENT_SECONDS:.0f} s whether it still is")
+    seen, until = _beaten(path), time.monotonic() + SILENT_SECONDS
+    while time.monotonic() < until:
+        time.sleep(min(1.0, SILENT_SECONDS / 4))
+        if _beaten(path) != seen:
+            return True
+    return False
+
+
+def _beaten(path: Path) -> int:
+    """When the lock was touched last; only compared with itself, as clocks of two hosts differ."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _beat(path: Path, done: threading.Event) -> None:
+    while not done.wait(BEAT_SECONDS):
+        with contextlib.suppress(OSError):
+            os.utime(path)
+
+
+def _held_by(path: Path, owner: dict[str, Any]) -> FgsslError:
+    who = f"process {owner.get('pid', '?')} on {owner.get('host', 'this machine')}"
+    return FgsslError(f"'{path.parent}' is being trained by {who}", "wait for it, stop it, or choose another --output")

@@ -1,0 +1,120 @@
+"""The resume state of a run: written whole, checked by a checksum, the previous one kept.
+
+RUN/resume/000001234.pt       what is needed to go on after step 1234 (torch's weights-only format)
+RUN/resume/000001234.sha256   its checksum, written after it: a state without a matching one was cut off
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fgssl.errors import FgsslError
+from fgssl.runtime.files import atomic_path, write_text
+
+STATES_KEPT = 2
+REMOVED = ".resume-removed"
+
+
+class Loaded(NamedTuple):
+    """A state and what was wrong with newer ones."""
+
+    state: dict[str, Any]
+    step: int
+    warnings: tuple[str, ...]
+
+
+def save_state(run: Path, step: int, state: dict[str, Any]) -> None:
+    """Write the state after `step` steps; keep it and the one before."""
+    folder = run / "resume"
+    path = folder / f"{step:09d}.pt"
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+        digest = _digest(temporary)
+    write_text(path.with_suffix(".sha256"), digest)
+    states = _states(folder)
+    # a state after this step is a damaged one that the run was resumed from before
+    kept = [state for state in states if state.stem <= path.stem][-STATES_KEPT:]
+    for old in set(states) - set(kept):
+        old.unlink(missing_ok=True)
+        old.with_suffix(".sha256").unlink(missing_ok=True)
+    for temporary in folder.glob(".*"):  # of a process killed while it wrote
+        temporary.unlink(missing_ok=True)
+
+
+def load_state(run: Path) -> Loaded | None:
+    """The newest undamaged state, or None where none was saved yet.
+
+    Raises:
+        FgsslError: states are there but all are damaged.
+    """
+    paths = _states(run / "resume")[::-1]
+    warnings: list[str] = []
+    for path in paths:
+        checksum = path.with_suffix(".sha256")
+        try:
+            if checksum.read_text().strip() != _digest(path):
+                raise ValueError("checksum differs")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            return Loaded(state, int(path.stem), tuple(warnings))
+        except Exception as error:  # on damaged bytes torch's reader raises nearly anything
+            warnings.append(f"state {path.name} is damaged ({error}): using the one before")
+    if paths:
+        raise FgsslError(f"every saved state in '{run}/resume' is damaged", "start the run again with --overwrite")
+    return None
+
+
+def _states(folder: Path) -> list[Path]:
+    """The state files, oldest first; not the temporary ones, whose names begin with a dot."""
+    return sorted(folder.glob("[0-9]*.pt"))
+
+
+def has_state(run: Path) -> bool:
+    """Whether any state was saved, damaged or not."""
+    return bool(_states(run / "resume"))
+
+
+def remove_states(run: Path) -> None:
+    """Of a finished run: they are several times the size of its encoder."""
+    with contextlib.suppress(OSError):  # renamed first: a process killed here leaves all states or none
+        os.replace(run / "resume", run / REMOVED)
+    shutil.rmtree(run / REMOVED, ignore_errors=True)
+
+
+def random_state() -> dict[str, Any]:
+    """Of this process: torch, CUDA, numpy and Python, in types the weights-only loader takes."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Undo of `random_state`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

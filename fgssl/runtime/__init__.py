@@ -1,0 +1,1 @@
+"""The machine a run lives on: devices, memory, files, processes, signals, progress."""

@@ -1,0 +1,179 @@
+"""Several processes of one run: which of them hangs, where one neither gets on nor dies.
+
+A process that is stopped, or that waits on a network mount that is gone, leaves the others waiting inside a collective,
+which cannot tell who is missing and must not be impatient: the first process may decode or evaluate for hours. So each
+publishes by a thread of its own, in the store through which they met, how far it has come and that it is alive. When
+nobody has got on for the time limit, the others end, and one of them names the process that is behind or silent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from fgssl.runtime.reporting import Reporter, StepReport
+
+CONNECT_SECONDS = 600.0
+REMEDY = (
+    "look at its machine, mounts and memory, and go on with --resume, for the saved state is whole; "
+    "--set training.stall_limit=1h waits longer"
+)
+
+
+class Sign(NamedTuple):
+    """What a process tells of itself."""
+
+    ticks: int = 0  # grows as long as the process is alive
+    moves: int = 0  # places it has come to; all come to the same ones in the same order
+    beats: int = 0  # progress within a place
+    place: str = "starting"
+
+
+class Pulse:
+    """Where this process is; told by whoever works, published and judged by threads.
+
+    Args:
+        rank: Of this process.
+        world: How many there are.
+        limit: Seconds without any progress of any process.
+        reporter: Its `fatal` has the last word.
+    """
+
+    def __init__(self, rank: int, world: int, limit: float, reporter: Reporter) -> None:
+        self.rank, self.world, self.limit, self.reporter = rank, world, limit, reporter
+        self.tick = min(10.0, max(0.1, limit / 20))
+        self._moves = self._beats = 0
+        self._place = Sign().place
+        self._seen: dict[int, Sign] = {}
+        self._stop = threading.Event()
+
+    def at(self, place: str) -> None:
+        """This process has come to a place that all come to, as in "process 1 has been PLACE for 900 s"."""
+        self._moves, self._place = self._moves + 1, place
+
+    def beat(self) -> None:
+        """It gets on there."""
+        self._beats += 1
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Publish and judge while the block runs; alone there is nobody to wait for."""
+        threads = []
+        if self.world > 1 and self.limit > 0 and "MASTER_ADDR" in os.environ:
+            threads = [threading.Thread(target=work, daemon=True) for work in (self._talk, self._judge)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+
+    def _talk(self) -> None:
+        from torch import distributed  # without stores in some builds of torch
+
+        try:
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            wait = timedelta(seconds=CONNECT_SECONDS)
+            # of its own: the one that collectives use may be waiting in one
+            own: Any = distributed.TCPStore(  # type: ignore[attr-defined]
+                address, port, is_master=False, timeout=wait, wait_for_workers=False
+            )
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = distributed.PrefixStore(f"fgssl-pulse-{attempt}", own)  # type: ignore[attr-defined]
+        except (
+            RuntimeError,
+            ValueError,
+            KeyError,
+            AttributeError,
+        ):  # they meet in another way: nothing is heard, and so nothing judged
+            return
+        ticks = 0
+        while not self._stop.wait(self.tick):
+            ticks += 1
+            try:
+                store.set(str(self.rank), f"{ticks} {self._moves} {self._beats} {self._place}")
+                for rank in range(self.world):
+                    if store.check([str(rank)]):
+                        ticked, moves, beats, place = store.get(str(rank)).decode().split(" ", 3)
+                        self._seen[rank] = Sign(int(ticked), int(moves), int(beats), place)
+            except RuntimeError as error:
+                if "timed out" not in str(error).lower():  # the other end is gone, and with it the run
+                    return
+
+    def _judge(self) -> None:
+        before, still, silent = dict[int, Sign](), 0.0, dict[int, float]()
+        mark = time.monotonic()
+        while not self._stop.wait(self.tick):
+            now = time.monotonic()
+            awake, mark = min(now - mark, 2 * self.tick), now  # not the time this process was itself stopped for
+            seen = {**self._seen, self.rank: Sign(0, self._moves, self._beats, self._place)}
+            moved = any(sign[1:] != before.get(rank, Sign())[1:] for rank, sign in seen.items())
+            still = 0.0 if moved or len(seen) < self.world else still + awake
+            for rank, sign in seen.items():
+                same = rank in before and before[rank].ticks == sign.ticks
+                silent[rank] = silent.get(rank, 0.0) + awake if same and rank != self.rank else 0.0
+            before = seen
+            if still >= self.limit:
+                self._end({rank for rank, age in silent.items() if age >= self.limit / 2}, seen)
+
+    def _end(self, silent: set[int], seen: Mapping[int, Sign]) -> None:
+        ranks, problem = verdict(silent, seen, self.limit)
+        if self.rank != min(set(seen) - set(ranks), default=0):
+            time.sleep(2 * self.tick + 1)  # another one says it; whoever ends first takes the others down
+        else:
+            self.reporter.fatal(problem, REMEDY)
+        os._exit(1)
+
+
+def verdict(silent: set[int], seen: Mapping[int, Sign], limit: float) -> tuple[list[int], str]:
+    """Which processes keep the others waiting, and that in words.
+
+    Args:
+        silent: Processes that have not been heard of for long.
+        seen: What each has told.
+        limit: Seconds without progress.
+    """
+    ranks, behind = sorted(silent), min(sign.moves for sign in seen.values())
+    if 0 in silent and len(ranks) == len(seen) - 1:
+        ranks = [0]  # it mostly keeps the store, without which nobody is heard
+    elif not ranks and any(sign.moves > behind for sign in seen.values()):
+        ranks = sorted(rank for rank, sign in seen.items() if sign.moves == behind)
+    if not ranks:
+        return [], f"no process got on for {limit:g} s, each {seen[min(seen)].place}"
+    named = f"process {ranks[0]}" if len(ranks) == 1 else f"processes {', '.join(map(str, ranks))}"
+    what = "did not answer" if ranks[0] in silent else f"was {seen[ranks[0]].place}"
+    return ranks, f"{named} of {len(seen)} {what} for {limit:g} s, and the others waited"
+
+
+class PulseReporter(Reporter):
+    """Hands everything on, and takes progress for a sign of life."""
+
+    def __init__(self, reporter: Reporter, pulse: Pulse) -> None:
+        self._reporter, self._pulse = reporter, pulse
+
+    def note(self, text: str) -> None:
+        self._pulse.beat()
+        self._reporter.note(text)
+
+    def warn(self, text: str) -> None:
+        self._pulse.beat()
+        self._reporter.warn(text)
+
+    def fatal(self, problem: str, remedy: str) -> None:
+        self._reporter.fatal(problem, remedy)
+
+    def progress(self, task: str, done: int, total: int | None) -> None:
+        self._pulse.beat()
+        self._reporter.progress(task, done, total)
+
+    def step(self, report: StepReport) -> None:
+        self._pulse.beat()
+        self._reporter.step(report)
+
+    def planned(self, description: dict[str, Any], facts: dict[str, Any]) -> None:
+        self._reporter.planned(description, facts)

@@ -1,0 +1,1 @@
+"""A pretraining run: plan, loop, feed, optimiser, log, results."""

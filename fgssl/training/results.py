@@ -1,0 +1,207 @@
+"""The end of a run: retrieval beside the untrained encoder, the overview picture, the timm folder, the summary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from fgssl.backbones import save_timm
+from fgssl.data.feed.views import Key, ViewDataset, epoch_order
+from fgssl.data.images import ImageSet
+from fgssl.drawing import Neighbour, OverviewRow, overview_sheet, save_png, view_pairs_sheet
+from fgssl.encoder import Encoder, Pool
+from fgssl.errors import FgsslError, UnreadableImage
+from fgssl.evaluation.embed import Embeddings, embed
+from fgssl.evaluation.explain import explain, shown
+from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
+from fgssl.evaluation.retrieval.nearest import search
+from fgssl.runs.folder import SUMMARY_FILE, versions, write_summary
+from fgssl.runs.location import ENCODER_FILE
+from fgssl.runs.resume_state import has_state, remove_states
+from fgssl.runtime.machine import peak_memory
+from fgssl.runtime.reporting import Reporter
+from fgssl.training.plan import Plan
+
+OVERVIEW_ROWS, OVERVIEW_NEIGHBOURS, VIEW_PAIRS = 6, 5, 8
+
+
+class RunResult(NamedTuple):
+    """What a finished run leaves."""
+
+    folder: Path
+    summary: dict[str, Any]
+    rows: list[dict[str, Any]]  # of the retrieval table
+
+
+def run_pools(encoder: Encoder) -> tuple[Pool, ...]:
+    """The poolings a run reports: what its user could have used, side by side."""
+    pools: tuple[Pool, ...] = ("gap", "zoom") if encoder.rationale is None else ("gap", "rationale", "zoom")
+    return (*pools, "cls") if encoder.backbone.has_class_token else pools
+
+
+def retrieval_rows(plan: Plan, encoder: Encoder, name: str, reporter: Reporter) -> list[dict[str, Any]]:
+    """Leave-one-out retrieval in the test split, one row a pooling; none where there is no labelled test split."""
+    if plan.test is None or plan.test.labels is None:
+        return []
+    found = _embed(plan, plan.test, encoder, f"embedding ({name})", reporter)
+    return _rows(found, name)
+
+
+def _embed(plan: Plan, images: ImageSet, encoder: Encoder, title: str, reporter: Reporter) -> dict[Pool, Embeddings]:
+    return embed(
+        encoder,
+        images,
+        pools=run_pools(encoder),
+        device=plan.device,
+        cache=plan.config.training.cache,
+        progress=lambda done, total: reporter.progress(title, done, total),
+        decoding=lambda done, total: reporter.progress(f"decoding {images.split}", done, total),
+    )
+
+
+def _rows(found: dict[Pool, Embeddings], name: str) -> list[dict[str, Any]]:
+    rows = []
+    for pool, embeddings in found.items():
+        assert embeddings.labels is not None
+        try:
+            metrics = evaluate_retrieval(embeddings.features, embeddings.labels).to_dict()
+        except FgsslError:  # every class has one image: nothing to retrieve
+            return []
+        rows.append({"encoder": name, "pool": pool, **metrics})
+    return rows
+
+
+def finish_run(
+    plan: Plan,
+    encoder: Encoder,
+    output: Path,
+    progress: dict[str, Any],
+    last: dict[str, float],
+    reporter: Reporter,
+) -> RunResult:
+    """Write timm/, overview.png and summary.json of the last epoch's weights; nothing is selected on the test split.
+
+    The resume states go last: until then a killed process can be resumed, and afterwards nothing needs them.
+
+    Args:
+        plan: Of the run.
+        encoder: As trained.
+        output: The run folder.
+        progress: Steps, seconds, initial retrieval rows and unreadable images of the run.
+        last: Means of the last logged steps.
+        reporter: Told of progress.
+    """
+    encoder.eval()
+    save_timm(encoder.backbone, output / "timm")
+    rows, faults = list(progress["initial_rows"]), list(progress["faults"].values())
+    if plan.config.training.evaluate:
+        images = plan.test if plan.test is not None else plan.train
+        try:
+            found = _embed(plan, images, encoder, "embedding (trained)", reporter)
+        except FgsslError as error:  # pictures went away while it trained: the encoder is saved, its table is not all
+            reporter.warn(f"no retrieval of the trained encoder and no overview: {error.problem}")
+            found = {}
+        rows += _rows(found, "trained") if plan.test is not None and images.labels is not None else []
+        for fault in found["gap"].faults if found else ():
+            if fault.reason not in faults:
+                reporter.warn(f"left out: {fault.reason}")
+                faults.append(fault.reason)
+        overview = draw_overview(encoder, images, found[encoder.default_pool()]) if found else None
+        if overview is not None:
+            save_png(overview, output / "overview.png")
+    summary = {
+        "backbone": encoder.backbone.name,
+        **plan.facts(),
+        "steps": progress["step"],
+        "train_seconds": round(progress["seconds"], 1),
+        "peak_memory_gb": peak_memory(plan.device),
+        "last": last,
+        "retrieval": rows,
+        "retrieval_protocol": "leave-one-out in the test split" if rows else None,
+        "unreadable": faults,
+        "seed": plan.config.training.seed,
+        "versions": versions(),
+    }
+    write_summary(output, summary)
+    if not plan.config.training.keep_states:
+        remove_states(output)
+    return RunResult(output, summary, rows)
+
+
+def finished_result(output: Path) -> RunResult | None:
+    """What a run left that is finished; None where there is still something to do."""
+    if has_state(output) or not (output / ENCODER_FILE).exists():
+        return None
+    try:
+        summary = json.loads((output / SUMMARY_FILE).read_text(encoding="utf-8"))
+        return RunResult(output, summary, summary["retrieval"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def save_view_pairs(output: Path, plan: Plan, views: ViewDataset) -> None:
+    """views.png: a few training images and two views of each, as the first epoch draws them."""
+    pairs, names = [], []
+    for index in epoch_order(len(plan.train), plan.config.training.seed, 0).tolist():
+        try:
+            pixels = views.pixels[index]
+        except UnreadableImage:
+            continue
+        first, second = (
+            Image.fromarray(view[0].permute(1, 2, 0).numpy()) for view in views.make([pixels], [Key(0, index)])
+        )
+        pairs.append((Image.fromarray(np.array(pixels)), first, second))
+        names.append(_name(plan.train, index))
+        if len(pairs) == VIEW_PAIRS:
+            break
+    title = f"Two random views of a training image ({plan.config.views.preset})"
+    save_png(view_pairs_sheet(pairs, names, title=title), output / "views.png")
+
+
+def draw_overview(encoder: Encoder, images: ImageSet, embeddings: Embeddings) -> Image.Image | None:
+    """A few images evenly spread over the split, their maps, and their nearest neighbours in it."""
+    total = len(embeddings.identifiers)
+    if total < 2:
+        return None
+    index = embeddings.positions.tolist()
+    asked = np.unique(np.linspace(0, total - 1, OVERVIEW_ROWS + 2)[1:-1].round().astype(int)).tolist()
+    pictures = {query: picture for query in asked if (picture := _still_there(images, index[query])) is not None}
+    if not pictures:
+        return None
+    queries, features = list(pictures), embeddings.features
+    top = min(OVERVIEW_NEIGHBOURS, total - 1)
+    indices = search(features[queries], features, top=top + 1).indices.tolist()
+    rows = []
+    for place, (query, maps) in enumerate(zip(queries, explain(encoder, list(pictures.values())), strict=True)):
+        neighbours = [
+            Neighbour(
+                shown(encoder, picture, size=224),
+                _name(images, index[i]),
+                None if embeddings.labels is None else bool(embeddings.labels[i] == embeddings.labels[query]),
+            )
+            for i in [i for i in indices[place] if i != query][:top]
+            if (picture := _still_there(images, index[i])) is not None
+        ]
+        picture = shown(encoder, pictures[query], size=224)
+        rows.append(OverviewRow(picture, _name(images, index[query]), maps.gradcam, maps.rationale, neighbours))
+    title = f"{encoder.backbone.name} on {images.source} [{images.split}]"
+    return overview_sheet(rows, title=title)
+
+
+def _still_there(images: ImageSet, index: int) -> Image.Image | None:
+    """A picture that was embedded from the cache; its file may be gone, or be no picture, hours later."""
+    try:
+        return images.load(index)
+    except UnreadableImage:
+        return None
+
+
+def _name(images: ImageSet, index: int) -> str:
+    """What a picture is called below it: its class where there is one, else its file."""
+    if images.labels is not None and images.class_names is not None:
+        return images.class_names[int(images.labels[index])]
+    return images.identifier(index).rsplit("/", 1)[-1]

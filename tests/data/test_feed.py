@@ -1,0 +1,255 @@
+"""The feed: batches are a function of (seed, epoch, image) alone, whoever makes them and whenever."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pictures import ArrayImages, make_picture
+
+from fgssl.config.schema import ViewsConfig
+from fgssl.data.cache.build import PixelStore, Shrunk, open_pixels
+from fgssl.data.feed.views import (
+    Ahead,
+    Key,
+    StepSampler,
+    ViewBatch,
+    ViewDataset,
+    build_feed,
+    epoch_order,
+)
+from fgssl.errors import UnreadableImage
+from fgssl.views import DRAWS, draw_views, make_views
+
+SIZE, BATCH, COUNT = 16, 4, 12  # 3 steps an epoch
+
+
+@pytest.fixture(scope="module")
+def pixels() -> PixelStore:
+    return PixelStore(ArrayImages([make_picture(i, 30 + i, 45 - i) for i in range(COUNT)]), Shrunk(24))
+
+
+def batches(pixels: PixelStore, *, workers: int = 0, seed: int = 3, start: int = 0, stop: int = 7, **share) -> list:
+    """All batches of some steps."""
+    sampler = StepSampler(len(pixels), BATCH, seed=seed, start=start, stop=stop, **share)
+    dataset = ViewDataset(pixels, ViewsConfig(), size=SIZE, seed=seed)
+    return list(build_feed(dataset, sampler, workers=workers, pin=False))
+
+
+def assert_equal(first: list[ViewBatch], second: list[ViewBatch]) -> None:
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        # bytes from a worker process, floats of the same levels from this one
+        assert torch.equal(one.views.float(), other.views.float()) and torch.equal(one.index, other.index)
+        assert one.faults == other.faults
+
+
+# ---- order
+
+
+@given(st.integers(2, 40), st.integers(1, 10), st.integers(0, 2**40), st.integers(1, 3))
+def test_an_epoch_has_each_image_once(length, batch_size, seed, epochs):
+    """All images where the batch divides their number, else all but fewer than a batch; never one twice."""
+    batch_size = min(batch_size, length)
+    steps = length // batch_size
+    sampler = StepSampler(length, batch_size, seed=seed, start=0, stop=epochs * steps)
+    keys = list(sampler)
+    assert len(keys) == len(sampler) == epochs * steps
+    for epoch in range(epochs):
+        chosen = [key for step in keys[epoch * steps : (epoch + 1) * steps] for key in step]
+        assert {key.epoch for key in chosen} == {epoch}
+        assert len({key.index for key in chosen}) == len(chosen) == steps * batch_size
+        assert {key.index for key in chosen} <= set(range(length))
+
+
+def test_orders_differ_between_epochs_and_seeds():
+    orders = [tuple(epoch_order(50, seed, epoch)) for seed in (0, 1) for epoch in range(5)]
+    assert len(set(orders)) == 10
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert orders[0] == tuple(epoch_order(50, 0, 0))
+
+
+def test_every_image_comes_first_about_as_often():
+    """Position 0 over 3,000 epochs of 10 images: 300 each, 5 standard deviations are 82."""
+    counts = np.bincount([epoch_order(10, 0, epoch)[0] for epoch in range(3000)], minlength=10)
+    assert np.abs(counts - 300).max() < 82
+
+
+@given(st.integers(4, 30), st.sampled_from([1, 2, 4]), st.integers(0, 9), st.integers(0, 9), st.integers(0, 99))
+def test_shares_of_processes_interleave_to_the_global_batch(length, world, start, more, seed):
+    def steps(**share) -> list[list[Key]]:
+        return list(StepSampler(length, 4, seed=seed, start=start, stop=start + more, **share))
+
+    shares = [steps(rank=rank, world=world) for rank in range(world)]
+    for step, whole in enumerate(steps()):
+        assert all(len(share[step]) == 4 // world for share in shares)
+        assert [key for row in zip(*(share[step] for share in shares), strict=True) for key in row] == whole
+
+
+# ---- content
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_views_are_those_of_the_seed_epoch_and_image(workers, pixels):
+    """Each batch against one made by hand from the definition."""
+    for step, batch in enumerate(batches(pixels, workers=workers)):
+        epoch, position = divmod(step, COUNT // BATCH)
+        chosen = epoch_order(COUNT, 3, epoch)[position * BATCH : (position + 1) * BATCH]
+        assert batch.index.tolist() == chosen.tolist() and batch.faults == ()
+        assert batch.views.shape == (2, BATCH, 3, SIZE, SIZE)
+        assert batch.views.dtype == (torch.uint8 if workers else torch.float32)
+        for place, index in enumerate(chosen):
+            image = np.array(pixels[index])
+            height, width = (np.full(2, side) for side in image.shape[:2])
+            randoms = np.random.default_rng([3, epoch, index]).random((2, DRAWS))
+            views = draw_views(randoms, ViewsConfig(), heights=height, widths=width, size=SIZE)
+            assert torch.equal(batch.views[:, place], make_views([image, image], views, SIZE).to(batch.views.dtype))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_views_made_on_the_device_are_nearly_those_of_the_cpu(workers, pixels):
+    """The same parameters, at most 4 levels apart, through pickling and pinning-shaped batches alike."""
+    sampler = StepSampler(COUNT, BATCH, seed=3, start=0, stop=4)
+    dataset = ViewDataset(pixels, ViewsConfig(), size=SIZE, seed=3, on_device=True)
+    for batch, other in zip(build_feed(dataset, sampler, workers=workers, pin=False), batches(pixels), strict=False):
+        made = batch.views_on(torch.device("cpu"))
+        assert made.shape == (2, BATCH, 3, SIZE, SIZE) and made.dtype == torch.uint8
+        assert torch.equal(batch.index, other.index)
+        assert (made.float() - other.views).abs().max() <= 4
+
+
+def test_the_two_views_the_epochs_and_the_seeds_differ(pixels):
+    def view(number: int, step: int, seed: int, image: int) -> torch.Tensor:
+        for batch in batches(pixels, seed=seed, start=step, stop=step + 3):
+            if image in batch.index.tolist():
+                return batch.views[number, batch.index.tolist().index(image)]
+        raise AssertionError("not in this epoch")
+
+    seen = [view(0, 0, 3, 5), view(1, 0, 3, 5), view(0, 3, 3, 5), view(0, 0, 4, 5)]
+    assert all(not torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
+
+
+# ---- nothing but (seed, epoch, image) matters
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(workers, pixels):
+    assert_equal(batches(pixels, workers=workers), batches(pixels))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_change_nothing(world, pixels):
+    shares = [batches(pixels, rank=rank, world=world) for rank in range(world)]
+    for step, whole in enumerate(batches(pixels)):
+        together = torch.stack([share[step].views for share in shares], 2).flatten(1, 2)
+        assert torch.equal(together, whole.views)
+        assert torch.equal(torch.stack([share[step].index for share in shares], 1).flatten(), whole.index)
+
+
+@given(batches=st.lists(st.lists(st.integers(0, 9), max_size=3), max_size=5))
+def test_batches_are_announced_one_ahead_and_handed_out_in_order(batches):
+    told: list[list[int]] = []
+    ahead = Ahead(batches, told.append)
+    assert len(ahead) == len(batches)
+    for number, batch in enumerate(ahead):
+        assert batch == batches[number] and told == batches[: number + 2]
+    assert told == batches
+
+
+def test_the_training_process_fetches_the_next_pictures_and_loader_processes_do_not(pixels, monkeypatch):
+    told: list[list[int]] = []
+    monkeypatch.setattr(PixelStore, "will_need", lambda store, indices: told.append(list(indices)))
+    data = ViewDataset(pixels, ViewsConfig(), size=8, seed=0)
+    batches = [[Key(0, 1), Key(0, 2)], [Key(0, 3)], [Key(1, 0)]]
+    feed = iter(build_feed(data, batches, workers=0, pin=False))
+    assert next(feed).index.tolist() == [1, 2] and told == [[1, 2], [3]]
+    assert [batch.index.tolist() for batch in feed] == [[3], [0]] and told == [[1, 2], [3], [0]]
+    told.clear()
+    assert len(list(build_feed(data, batches, workers=1, pin=False))) == 3 and told == []
+
+
+@pytest.mark.parametrize("start", range(8))
+def test_resuming_changes_nothing(start, pixels):
+    """From every step, epoch borders included."""
+    assert_equal(batches(pixels, start=start), batches(pixels)[start:])
+
+
+def test_resuming_with_other_workers_and_processes_changes_nothing(pixels):
+    shares = [batches(pixels, start=4, workers=1, rank=rank, world=2) for rank in range(2)]
+    for step, whole in enumerate(batches(pixels)[4:]):
+        assert torch.equal(shares[1][step].views.float(), whole.views[:, 1::2])
+
+
+def test_global_random_state_changes_and_is_changed_by_nothing(pixels):
+    expected = batches(pixels, stop=2)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    dataset = ViewDataset(pixels, ViewsConfig(), size=SIZE, seed=3)
+    keys = list(StepSampler(COUNT, BATCH, seed=3, start=0, stop=2))
+    assert_equal([dataset.__getitems__(step) for step in keys], expected)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]
+
+
+def test_the_cache_changes_nothing(pixels, tmp_path):
+    cached = open_pixels(pixels.images, Shrunk(24), cache=str(tmp_path))
+    assert cached.path is not None
+    assert_equal(batches(cached, workers=1), batches(pixels))
+
+
+def test_a_pickled_data_set_gives_the_same_batch(pixels):
+    """What a spawned worker receives."""
+    dataset = ViewDataset(pixels, ViewsConfig(), size=SIZE, seed=0)
+    keys = [Key(0, 1), Key(0, 2)]
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert_equal([copy.__getitems__(keys)], [dataset.__getitems__(keys)])
+
+
+# ---- unreadable images
+
+
+def with_broken(*broken: int) -> PixelStore:
+    return PixelStore(ArrayImages([make_picture(i, 30, 30) for i in range(6)], broken), Shrunk(24))
+
+
+@pytest.mark.parametrize(
+    "broken,asked,used,reported",
+    [
+        ((2,), 2, 3, [2]),
+        ((2, 3), 2, 4, [2, 3]),
+        ((5,), 5, 0, [5]),  # the next one after the last is the first
+        ((4, 5, 0), 4, 1, [4, 5, 0]),
+        ((0, 1, 2, 3, 5), 5, 4, [5, 0, 1, 2, 3]),
+        ((2,), 3, 3, []),
+    ],
+)
+def test_an_unreadable_image_is_replaced_by_the_next_and_reported(broken, asked, used, reported):
+    store = with_broken(*broken)
+    batch = ViewDataset(store, ViewsConfig(), size=SIZE, seed=0).__getitems__([Key(0, asked), Key(0, used)])
+    assert batch.index.tolist() == [used, used]  # the key queue must know which image it really was
+    assert [fault.index for fault in batch.faults] == reported
+    assert all(f"memory#{fault.index}: is broken" in fault.reason for fault in batch.faults)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("cached", [False, True])
+def test_broken_images_do_not_disturb_the_others(workers, cached, tmp_path):
+    whole, store = with_broken(), with_broken(2)
+    if cached:
+        store = open_pixels(store.images, Shrunk(24), cache=str(tmp_path))
+    for good, batch in zip(batches(whole, stop=3), batches(store, workers=workers, stop=3), strict=True):
+        untouched = good.index != 2
+        assert torch.equal(good.views[:, untouched], batch.views[:, untouched].float())
+        assert torch.equal(batch.index, torch.where(untouched, good.index, 3))
+        assert [fault.index for fault in batch.faults] == good.index[~untouched].tolist()
+
+
+def test_a_split_without_any_readable_image_is_an_error():
+    dataset = ViewDataset(with_broken(*range(6)), ViewsConfig(), size=SIZE, seed=0)
+    with pytest.raises(UnreadableImage, match="no image of the training split can be read"):
+        dataset.__getitems__([Key(0, 1)])

@@ -1,0 +1,56 @@
+"""Processes that embed together: every image once, in order, and the numbers of one process alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from running import fgssl, make_photos, plain_run
+from safetensors import safe_open
+
+from fgssl.runtime.distributed import Share, launched_share
+
+ROOT = Path(__file__).parents[2]
+
+
+@given(st.integers(0, 40), st.integers(1, 9))
+def test_parts_in_order_are_everything_and_even(count: int, world: int) -> None:
+    parts = [Share(rank, world).part(count) for rank in range(world)]
+    assert [row for part in parts for row in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_one_process_shares_with_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    launched_share.cache_clear()
+    assert launched_share() is None
+
+
+def launch(processes: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
+               "-m", "fgssl", *map(str, arguments)]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=240)
+
+
+def test_two_processes_write_the_features_of_one(tmp_path: Path) -> None:
+    """13 images, so that the parts differ in length and the last batches too, one of them unreadable."""
+    folder = make_photos(tmp_path / "photos", 13)
+    (folder / "class 1" / "07.png").write_bytes(b"no picture")
+    options = ("--data", folder, "--device", "cpu", "--json", "--output")
+    assert fgssl("embed", plain_run(), *options, tmp_path / "one", "--batch-size", "13").code == 0
+    done = launch(2, "embed", plain_run(), *options, tmp_path / "two", "--batch-size", "2")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)  # a single document: the first process answers
+    assert (told["images"], told["unreadable"]) == (12, 1) and done.stderr.count("left out") == 1
+    with safe_open(tmp_path / "one", framework="pt") as one, safe_open(tmp_path / "two", framework="pt") as two:
+        assert json.loads(one.metadata()["paths"]) == json.loads(two.metadata()["paths"])
+        assert torch.equal(one.get_tensor("labels"), two.get_tensor("labels"))
+        torch.testing.assert_close(one.get_tensor("features"), two.get_tensor("features"), rtol=0, atol=1e-5)
