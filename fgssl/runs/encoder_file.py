@@ -22,15 +22,15 @@ from torch import Tensor, nn
 
 from fgssl import __version__
 from fgssl.backbones import Backbone, build_backbone, rebuild_backbone
+from fgssl.config.resolve import config_from_flat
 from fgssl.config.schema import DataConfig, PretrainConfig, flatten
 from fgssl.encoder import Encoder
-from fgssl.runs.location import ENCODER_FILE, TIMM_PREFIX, encoder_path
 from fgssl.errors import FgsslError
-from fgssl.runtime.files import atomic_path
 from fgssl.objectives import OBJECTIVES
-from fgssl.runtime.offline import WeightsError, WeightsOffline
 from fgssl.rationale.rationale import RationaleHead
-from fgssl.config.resolve import config_from_flat
+from fgssl.runs.location import ENCODER_FILE, TIMM_PREFIX, encoder_path
+from fgssl.runtime.files import atomic_path
+from fgssl.runtime.offline import WeightsError, WeightsOffline
 
 FORMAT = "fgssl-encoder-1"
 

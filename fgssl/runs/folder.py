@@ -19,8 +19,8 @@ import yaml
 from fgssl import __version__
 from fgssl.config.schema import PretrainConfig, flatten, nested
 from fgssl.errors import FgsslError
-from fgssl.runtime.files import make_folder, not_writable, write_text
 from fgssl.runs.lock import LOCK_FILE
+from fgssl.runtime.files import make_folder, not_writable, write_text
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, "encoder.safetensors", "overview.png", "views.png")
