@@ -15,8 +15,16 @@ from fgssl.config.schema import PretrainConfig, ViewsConfig
 from fgssl.errors import FgsslError
 from fgssl.objectives import OBJECTIVES
 from fgssl.objectives.base import project
-from fgssl.rationale.rationale import RationaleHead, attention_map, attention_pool, gradcam, pool_places
-from fgssl.rationale.second_look import cut_windows, window_centres, window_share
+from fgssl.rationale import (
+    RationaleHead,
+    attention_map,
+    attention_pool,
+    cut_windows,
+    gradcam,
+    pool_places,
+    window_centres,
+    window_share,
+)
 
 Pool = Literal["gap", "rationale", "concat", "zoom", "cls"]
 MAP_POOLS: tuple[Pool, ...] = ("gap", "rationale", "concat")  # of one feature map
@@ -87,7 +95,7 @@ class Encoder(nn.Module):
                 f"the encoder {self.backbone.name} has no rationale branch",
                 "use --pool gap, or pretrain without --no-rationale",
             )
-        return attention_map(self.rationale, feature_map, self.rationale.config)
+        return attention_map(self.rationale, feature_map)
 
     def require(self, pool: Pool) -> None:
         """Raises FgsslError, before anything is computed, where the encoder cannot pool this way."""
@@ -115,8 +123,7 @@ class Encoder(nn.Module):
     def _weighted(self, feature_map: Tensor) -> Tensor:
         attention = self.attention(feature_map)  # raises where there is no branch
         assert self.rationale is not None
-        config = self.rationale.config
-        return attention_pool(feature_map, attention, pool=config.pool, exponent=config.pool_exponent)
+        return attention_pool(feature_map, attention, pool=self.rationale.config.pool)
 
     def objective_pool(self, feature_map: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C), for the objective with `rationale.train_pool: rationale`: as at test, of any length.
@@ -128,9 +135,7 @@ class Encoder(nn.Module):
             return feature_map.mean((2, 3))
         with torch.no_grad(), evaluated(self.rationale):
             attention = self.attention(feature_map.detach())
-        config = self.rationale.config
-        pooled = pool_places(feature_map, attention, pool=config.pool, exponent=config.pool_exponent)
-        return pooled.to(feature_map.dtype)
+        return pool_places(feature_map, attention, pool=self.rationale.config.pool).to(feature_map.dtype)
 
     def projected(self, feature_map: Tensor, predictor: nn.Module | None = None) -> Tensor:
         """(N, C, H, W) -> (N, D) l2-normalised, as the objective projects, and predicts where it does."""

@@ -34,6 +34,18 @@ AS_BEGUN = "as it began"  # origin of what a resumed run keeps open, although a 
 LARGEST_INTEGER = 2**63 - 1  # what torch takes as a seed or a size
 
 
+# Settings of forms of the rationale that lost (recipes/RESULTS.md): files of earlier versions name them.
+RETIRED: dict[str, str | float | bool] = {
+    "rationale.views": "first",
+    "rationale.top_fraction": 0.25,
+    "rationale.activation": "relu",
+    "rationale.pool_exponent": 3.0,
+    "rationale.pool_power": 1.0,
+    "rationale.pool_floor": 0.0,
+    "rationale.pool_invert": False,
+}
+
+
 class _TextLoader(yaml.SafeLoader):
     """YAML whose plain numbers and dates stay text: a revision 1.10, 0123456 or 2024-01-05 is kept as written."""
 
@@ -78,6 +90,7 @@ def config_from_flat(flat: Mapping[str, Any], origin: str = "saved run") -> Reso
 
 def _assemble(given: dict[str, tuple[Any, str]]) -> Resolved:
     defaults = flatten(PretrainConfig())
+    given = {k: value for k, value in given.items() if k not in RETIRED or not _was_default(k, value[0])}
     for key in given:
         if key not in defaults:
             near = _nearest(key, defaults)
@@ -105,6 +118,16 @@ def _assemble(given: dict[str, tuple[Any, str]]) -> Resolved:
     config = build({k: v for k, (v, _) in flat.items()})
     _reject_contradictions(config)
     return Resolved(config, {k: origin for k, (_, origin) in flat.items()})
+
+
+def _was_default(key: str, value: Any) -> bool:
+    """Whether a retired setting has the one value that fgssl still computes. Raises FgsslError where it has another."""
+    kept = RETIRED[key]
+    if value is None or _coerce(key, value, type(kept)) == kept:
+        return True
+    raise FgsslError(
+        f"{key} {_shown(value)} is no longer computed", f"leave it out: it is always {kept} (see recipes/RESULTS.md)"
+    )
 
 
 def _nearest(key: str, known: Mapping[str, Any]) -> str | None:
@@ -234,12 +257,10 @@ _AT_LEAST: dict[str, float] = {
 _POSITIVE = (
     "optimizer.lr", "objective.temperature", "rationale.temperature", "rationale.prediction_temperature",
     "views.crop_min", "views.blur_sigma_max", "optimizer.layer_decay",
-    "rationale.pool_power", "rationale.pool_exponent", "rationale.top_fraction",
 )  # fmt: skip
 _FRACTION = (
     "views.crop_max", "views.flip", "views.jitter", "views.grayscale", "views.blur", "views.solarize", "views.crop_min",
     "objective.momentum", "objective.momentum_end", "optimizer.momentum", "backbone.drop_path", "optimizer.layer_decay",
-    "rationale.top_fraction", "rationale.pool_floor",
 )  # fmt: skip
 
 

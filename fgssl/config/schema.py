@@ -103,42 +103,27 @@ OBJECTIVE_SETTINGS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class RationaleConfig:
-    """GradCAM of the loss fitted by a branch of limited capacity (paper section 3; see `fgssl.rationale.rationale`)."""
+    """GradCAM of the loss fitted by a branch of limited capacity (paper section 3; see `fgssl.rationale`)."""
 
     enabled: bool = knob(True, "fit the rationale beside the objective")
     preset: Literal["pooled", "normalized", "official"] = knob("pooled", "named set of the values below")
-    sign: Literal["raise", "lower", "either"] = knob(
-        "raise", "GradCAM of places that raise (+dL/dF) the loss, lower it (-dL/dF), or do either"
-    )
-    views: Literal["first", "both"] = knob("first", "fit the map of the first view, or of both")
-    target: Literal["softmax", "probability", "standardized", "top"] = knob(
-        "probability", "GradCAM map to distribution"
-    )
-    top_fraction: float = knob(0.25, "share of the places that the target top holds")
+    sign: Literal["raise", "lower"] = knob("raise", "GradCAM of places that raise the loss (+dL/dF) or lower it")
+    target: Literal["softmax", "probability"] = knob("probability", "GradCAM map to distribution")
     axis: Literal["all", "row"] = knob("all", "distributions over all places, or one for each row of the map")
     temperature: float = knob(1.0, "temperature of the target (below 1 sharpens)")
     prediction_temperature: float = knob(1.0, "temperature of the softmax over the branch's map")
-    fit: Literal["kl", "cosine", "regression"] = knob(
-        "kl", "divergence of distributions, or angle or squared distance of the maps themselves"
-    )
+    fit: Literal["kl", "regression"] = knob("kl", "divergence of distributions, or squared distance of the maps")
     detach_target: bool = knob(True, "no gradient through the target")
     stop_gradient: bool = knob(True, "the fit does not train the backbone")
-    normalization: Literal["none", "image", "batch"] = knob("none", "map normalisation (a - min) / max before the fit")
+    normalization: Literal["none", "batch"] = knob("none", "map normalisation (a - min) / max before the fit")
     projections: int = knob(32, "K, the number of 1x1 projections")
     branch_norm: Literal["batch", "none"] = knob("batch", "normalisation after the projections")
-    activation: Literal["relu", "none"] = knob("relu", "of the K maps before they are combined")
-    combine: Literal["max", "mean", "softmax", "linear"] = knob(
-        "max", "how K maps become one; softmax: mean weighted by it; linear: learned weights, none negative"
-    )
+    combine: Literal["max", "linear"] = knob("max", "how K maps become one; linear: learned weights, none negative")
     reduction: Literal["mean", "sum"] = knob("mean", "fit loss over images (and rows)")
     weight: float = knob(1.0, "weight of the fit in the total loss")
     warmup_epochs: float = knob(0.0, "epochs over which the weight rises from 0")
     train_pool: Literal["gap", "rationale"] = knob("gap", "pooling in the objective's own loss")
-    pool: Literal["mean", "max", "gem"] = knob("mean", "pooling of the weighted places (gem: generalised mean)")
-    pool_exponent: float = knob(3.0, "exponent of gem (1: mean; large: max)")
-    pool_power: float = knob(1.0, "exponent of the map before pooling (above 1 sharpens, below flattens)")
-    pool_floor: float = knob(0.0, "share of global average pooling mixed into the map")
-    pool_invert: bool = knob(False, "pool where the map is low: its maximum minus the map")
+    pool: Literal["mean", "gem"] = knob("mean", "pooling of the weighted places (gem: generalised mean, exponent 3)")
 
 
 @dataclass(frozen=True)
@@ -229,14 +214,9 @@ RATIONALE_PRESETS: dict[str, dict[str, Any]] = {
         "combine": "max",
         "reduction": "sum",
         "weight": 0.01,
-        "views": "first",
         "fit": "kl",
-        "activation": "relu",
         "train_pool": "gap",
         "pool": "mean",
-        "pool_power": 1.0,
-        "pool_floor": 0.0,
-        "pool_invert": False,
     },
 }
 # What a run on the built-in demo set uses unless told otherwise: minutes on two cores, offline. timm's smallest ResNet

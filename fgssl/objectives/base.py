@@ -40,7 +40,6 @@ class Objective(nn.Module):
         projector: Pooled map (N, C) to projection (N, D).
         predictor: Projection to a prediction (N, D) of the other view's; None in objectives without one.
         pool: Of the maps before the projector; None is global average pooling.
-        both_maps: Whether feature_maps[1] is wanted even where it trains nothing by itself.
         update_target: Whether the next forward moves a momentum encoder: once a step that is taken in parts.
         progress: Share of the run that is done, 0 to 1, for what follows a schedule.
         needs_keys: Whether GradCAM of the loss of a single picture needs a sample of keys as negatives.
@@ -53,7 +52,7 @@ class Objective(nn.Module):
         self.backbone = backbone
         self.config = config
         self.pool: Pooling | None = None
-        self.both_maps, self.update_target, self.progress = False, True, 0.0
+        self.update_target, self.progress = True, 0.0
         self.projector = self.build_projector(backbone.channels, config)
         self.predictor = self.build_predictor(config)
 

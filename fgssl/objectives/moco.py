@@ -58,20 +58,15 @@ class MoCo(MomentumObjective, KeyQueue):
         query = project(feature_map, self.projector, self.pool)  # (N, D)
         self.follow()
         with torch.no_grad():
-            key_map = self.key_backbone(views[1])
-        # with `both_maps` the loss has a gradient for the key's map, which ends there: the key encoder learns nothing
-        key_map.requires_grad_(self.both_maps)
-        with torch.set_grad_enabled(self.both_maps and torch.is_grad_enabled()):
-            key = project(key_map, self.key_projector, self.pool)  # (N, D)
+            key = project(self.key_backbone(views[1]), self.key_projector, self.pool)  # (N, D)
         negatives, owners = self.queue, self.queue_index
         if not self.config.batch_negatives:
             negatives, owners = negatives.clone(), owners.clone()
         if self.training:
-            self._enqueue(gather(key.detach()), gather(index))
+            self._enqueue(gather(key), gather(index))
         own = index[:, None] == owners  # (N, K)
         loss, positive = info_nce(query, key, negatives, own, temperature=self.temperature)
-        maps = (feature_map, key_map) if self.both_maps else (feature_map,)
-        return ObjectiveOutput(loss, maps, {"positive_similarity": positive})
+        return ObjectiveOutput(loss, (feature_map,), {"positive_similarity": positive})
 
     def chance_level(self) -> float:
         """log of the number of candidates, among them the positive, which with batch negatives is in the queue."""

@@ -15,7 +15,7 @@ from fgssl.errors import TrainingFault
 from fgssl.evaluation.metrics import effective_rank, relative_std
 from fgssl.objectives import OBJECTIVES, Objective
 from fgssl.objectives.base import gather, is_distributed
-from fgssl.rationale.rationale import RationaleHead, fit_rationale
+from fgssl.rationale import RationaleHead, fit_rationale
 from fgssl.training.plan import Plan
 
 FAULT_REMEDY = "states saved before it are kept; lower --lr or use --mixed-precision no, and start again"
@@ -62,8 +62,7 @@ class PretrainModel(nn.Module):
         total, zero = output.loss, output.loss.detach() * 0
         fit, entropy = zero, zero
         if self.encoder.rationale is not None:
-            maps = output.feature_maps if self.config.rationale.views == "both" else output.feature_maps[:1]
-            fitted = fit_rationale(self.encoder.rationale, output.loss, maps, self.config.rationale)
+            fitted = fit_rationale(self.encoder.rationale, output.loss, output.feature_maps[0])
             total = total + fit_weight * fitted.loss
             fit, entropy = fitted.loss.detach(), fitted.target_entropy
         similarity = output.metrics.get("positive_similarity", zero)
@@ -84,7 +83,6 @@ def build_model(plan: Plan) -> PretrainModel:
     objective = OBJECTIVES[config.objective.name](backbone, config.objective)
     head = RationaleHead(plan.backbone.channels, config.rationale) if config.rationale.enabled else None
     encoder = Encoder(plan.backbone, head, projector=objective.projector, predictor=objective.predictor, config=config)
-    objective.both_maps = head is not None and config.rationale.views == "both"
     if head is not None and config.rationale.train_pool == "rationale":
         objective.pool = encoder.objective_pool
     model = PretrainModel(objective, encoder, config)

@@ -23,7 +23,7 @@ from torch.nn import functional
 from fgssl.config.schema import ViewsConfig
 from fgssl.encoder import POOLS, Encoder, Pool
 from fgssl.evaluation.embed import embed, evaluation_view
-from fgssl.rationale.second_look import centre_prior, cut_windows, window_centres, window_share
+from fgssl.rationale import centre_prior, cut_windows, window_centres, window_share
 from fgssl.runs.encoder_file import load_encoder
 
 SIZE, LARGE, C = 64, 143, 288  # the runs' input, 64 / sqrt(0.2) rounded, and the channels of their map
@@ -35,7 +35,7 @@ def encoder() -> Encoder:
     """Of the run with a rationale, whose map is sharpened: after six steps all its windows would be in the middle."""
     encoder = load_encoder(str(finished_run()[0]))
     assert encoder.rationale is not None
-    encoder.rationale.config = dataclasses.replace(encoder.rationale.config, pool_power=60.0)
+    encoder.rationale.register_forward_hook(lambda head, given, maps: (maps / maps.amax((1, 2), keepdim=True)).pow(60))
     return encoder
 
 

@@ -23,7 +23,7 @@ from fgssl.encoder import MAP_POOLS, Encoder
 from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import embed
 from fgssl.objectives import MoCo
-from fgssl.rationale.rationale import RationaleHead
+from fgssl.rationale import RationaleHead
 from fgssl.runs.encoder_file import load_encoder, save_encoder
 
 

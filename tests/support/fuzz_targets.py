@@ -31,7 +31,7 @@ from fgssl.evaluation.embed import Embeddings, embed
 from fgssl.evaluation.feature_file import is_feature_file, read_features, save_features
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 from fgssl.objectives import MoCo
-from fgssl.rationale.rationale import RationaleHead
+from fgssl.rationale import RationaleHead
 from fgssl.runs.encoder_file import data_of, load_encoder, save_encoder
 from fgssl.runs.folder import truncate_metrics
 from fgssl.runs.resume_state import load_state, random_state, save_state

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fgssl.config.schema import RationaleConfig
-from fgssl.rationale.rationale import RationaleHead, gradcam, rationale_loss
+from fgssl.rationale import RationaleHead, gradcam, rationale_loss
 from fgssl.runtime.files import atomic_path
 from fgssl.training.model import PretrainModel, StepOutput, build_model
 from fgssl.training.plan import Plan

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from fgssl import rationale
 from fgssl.config.schema import RationaleConfig
 from fgssl.encoder import Encoder
 from fgssl.objectives.queue import info_nce
-from fgssl.rationale import second_look as zoom
-from fgssl.rationale.rationale import RationaleHead, attention_map, attention_pool, gradcam, pool_places
+from fgssl.rationale import RationaleHead, attention_map, attention_pool, gradcam, pool_places
 
 MapOf = Callable[[Tensor, Tensor], Tensor]  # feature map (N, C, H, W) and images (N, 3, S, S) -> (N, H, W), sum 1
 
@@ -26,7 +25,7 @@ def uniform(feature_map: Tensor, images: Tensor) -> Tensor:
 def centre_prior(feature_map: Tensor, images: Tensor) -> Tensor:
     """A Gaussian around the middle, the same for every image."""
     height, width = feature_map.shape[2:]
-    return zoom.centre_prior(height, width, device=feature_map.device).expand(len(feature_map), -1, -1)
+    return rationale.centre_prior(height, width, device=feature_map.device).expand(len(feature_map), -1, -1)
 
 
 def feature_norm(feature_map: Tensor, images: Tensor) -> Tensor:
@@ -79,22 +78,21 @@ def random_branch(channels: int, example: Tensor, seed: int) -> RationaleHead:
 
 
 class BranchMap:
-    """The test-time map of a branch, shaped as its config says."""
+    """The test-time map of a branch."""
 
-    def __init__(self, head: RationaleHead, config: RationaleConfig | None = None) -> None:
-        self.head, self.config = head, config or head.config
+    def __init__(self, head: RationaleHead) -> None:
+        self.head = head
 
     def __call__(self, feature_map: Tensor, images: Tensor) -> Tensor:
-        return attention_map(self.head, feature_map, self.config)
+        return attention_map(self.head, feature_map)
 
 
 def pool_by(feature_map: Tensor, weights: Tensor | None, config: RationaleConfig | None = None) -> Tensor:
     """l2-normalised embedding (N, C), by the config's way to pool."""
-    config = config or RationaleConfig(pool="mean")
-    return attention_pool(feature_map, weights, pool=config.pool, exponent=config.pool_exponent)
+    return attention_pool(feature_map, weights, pool="mean" if config is None else config.pool)
 
 
-GEM = dataclasses.replace(RationaleConfig(), pool="gem", pool_exponent=3.0)
+GEM = RationaleConfig(pool="gem")
 
 
 def _share(maps: Tensor) -> Tensor:

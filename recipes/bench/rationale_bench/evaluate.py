@@ -16,7 +16,7 @@ from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder
 from fgssl.evaluation.embed import evaluation_view, image_batches
 from fgssl.evaluation.metrics import energy_inside, entropy_relative_to_uniform, pointing_hit
-from fgssl.rationale.rationale import RationaleHead
+from fgssl.rationale import RationaleHead
 from fgssl.runtime.reporting import Reporter
 from rationale_bench.controls import (
     GEM,
@@ -97,7 +97,7 @@ def judge_encoder(
     for branch, head in heads.items():
         for pooling, sets in {"rationale": (), **poolings}.items():
             config = pooling_config(head.config, sets)
-            map_of, main = BranchMap(head, config), pooling == "rationale"
+            map_of, main = BranchMap(head), pooling == "rationale"
             named[branch, pooling] = map_of
             ways.append(Pooled(branch, pooling, map_of, config, False, main))
             ways.append(Pooled(branch, f"concat {pooling}" if not main else "concat", map_of, config, True, main))

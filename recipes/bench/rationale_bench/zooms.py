@@ -14,7 +14,7 @@ from fgssl.data.cache.build import open_pixels
 from fgssl.data.images import ImageSet
 from fgssl.encoder import RATIONALE_WEIGHT, Encoder
 from fgssl.evaluation.embed import evaluation_view, image_batches
-from fgssl.rationale.second_look import cut_windows, window_centres, window_share
+from fgssl.rationale import cut_windows, window_centres, window_share
 from fgssl.runtime.reporting import Reporter
 from rationale_bench.judging import pooling_row
 from rationale_bench.slices import Slice
