@@ -11,7 +11,7 @@ from test_rationale import C, H, N, W, cams, randn, rationale, trained_head
 from torch import Tensor, nn
 
 from fgssl.config.resolve import RETIRED, config_from_flat, load_config
-from fgssl.config.schema import RATIONALE_PRESETS, RationaleConfig, flatten
+from fgssl.config.schema import RATIONALE_PRESETS, flatten
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
 from fgssl.objectives.base import project
