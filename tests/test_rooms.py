@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, str] = {
     # pictures
     "views": "config",
     "data": "config errors runtime views",
-    "drawing": "errors",
+    "drawing": "errors runtime",
     "check": "config data errors",
     # models: objectives do not know the rationale, neither knows the other
     "backbones": "errors runtime",

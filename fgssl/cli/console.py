@@ -18,10 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from fgssl.data.sources.names import printable
 from fgssl.runtime.launch import may_speak
 from fgssl.runtime.progress_events import listen
 from fgssl.runtime.reporting import Reporter, StepReport
+from fgssl.runtime.text import shown
 
 
 class SafeConsole(Console):
@@ -34,7 +34,7 @@ class SafeConsole(Console):
 
 def harmless(text: str) -> str:
     """Text without characters that a terminal obeys; lines stay lines."""
-    return text if text.isprintable() else "\n".join(map(printable, text.split("\n")))
+    return text if text.isprintable() else "\n".join(map(shown, text.split("\n")))
 
 
 # emoji=False: a file named :bird:.jpg keeps its name

@@ -9,7 +9,19 @@ import typer
 
 from fgssl.cli.console import evaluation_reporter, out, print_json, print_table
 from fgssl.cli.early import check_paths
-from fgssl.cli.subject import Batch, Cache, Checkpoint, Data, Device, Json, PoolOption, Split, name_faults, opened
+from fgssl.cli.subject import (
+    Batch,
+    Cache,
+    Checkpoint,
+    Data,
+    Device,
+    Json,
+    Overwrite,
+    PoolOption,
+    Split,
+    name_faults,
+    opened,
+)
 
 if TYPE_CHECKING:
     from fgssl.data.images import ImageSet
@@ -25,13 +37,17 @@ def embed(
     batch_size: Batch = None,
     device: Device = None,
     cache: Cache = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: features, labels, paths.")] = Path(
-        "features.safetensors"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="File to write: features, labels, paths. [features.safetensors; with --stats none]"
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
     stats: Annotated[
         bool,
         typer.Option(
-            "--stats", help="Also print signals that need no labels: effective rank, uniformity, alignment, whether "
+            "--stats", help="Print signals that need no labels: effective rank, uniformity, alignment, whether "
             "two views have the same neighbours. Of a features.safetensors in place of CHECKPOINT: the first two."
         ),
     ] = False,
@@ -39,32 +55,37 @@ def embed(
 ) -> None:  # fmt: skip
     """Write the features of a split or folder to one file. A safetensors file."""
     check_paths(checkpoint, data, cache)
-    from fgssl.evaluation.feature_file import check_output, is_feature_file, save_features
+    from fgssl.evaluation.feature_file import FEATURES, is_feature_file, save_features
     from fgssl.evaluation.subject import open_split
     from fgssl.runs.encoder_file import identity
+    from fgssl.runtime.files import check_output
 
     if stats and is_feature_file(checkpoint):
         _file_stats(checkpoint, json_output=json_output)
         return
-    check_output(output)
+    target = output or (None if stats else Path("features.safetensors"))
+    if target is not None:
+        check_output(target, kind=FEATURES, inputs=(*checkpoint.split("+"), data), overwrite=overwrite)
     with opened(checkpoint, data=data, pool=pool, batch_size=batch_size, device=device, cache=cache) as subject:
         images = open_split(subject.data, split, "test")
         found = subject.embed(images)
         name_faults(subject, found)
         signals = _stats(subject, images, found) if stats else None
-        save_features(
-            output, found, source=images.source, split=images.split, pool=subject.pool,
-            checkpoint=checkpoint, encoder=identity(subject.encoder),
-        )  # fmt: skip
+        if target is not None:
+            save_features(
+                target, found, source=images.source, split=images.split, pool=subject.pool,
+                checkpoint=checkpoint, encoder=identity(subject.encoder),
+            )  # fmt: skip
     count, width = found.features.shape
     if json_output:
         told = {} if signals is None else {"stats": signals}
-        print_json({"output": str(output), "images": count, "width": width, "pool": subject.pool,
+        print_json({"output": target and str(target), "images": count, "width": width, "pool": subject.pool,
                     "labels": found.labels is not None, "unreadable": len(found.faults), **told})  # fmt: skip
         return
     if signals is not None:
         _print_stats(signals, f"{images.source} [{images.split}] by {checkpoint} ({subject.pool})")
-    out.print(f"{output}: {count} x {width} features ({subject.pool})", markup=False, soft_wrap=True)
+    if target is not None:
+        out.print(f"{target}: {count} x {width} features ({subject.pool})", markup=False, soft_wrap=True)
 
 
 def _stats(subject: Subject, images: ImageSet, found: Embeddings) -> dict[str, float]:

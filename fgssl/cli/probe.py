@@ -12,7 +12,19 @@ import typer
 from fgssl.cli.console import cell, evaluation_reporter, out, print_json, print_table
 from fgssl.cli.early import check_paths
 from fgssl.cli.numbers import fractions, whole_numbers
-from fgssl.cli.subject import Batch, Cache, Checkpoint, Data, Device, Json, PoolOption, Split, name_faults, opened
+from fgssl.cli.subject import (
+    Batch,
+    Cache,
+    Checkpoint,
+    Data,
+    Device,
+    Json,
+    Overwrite,
+    PoolOption,
+    Split,
+    name_faults,
+    opened,
+)
 
 if TYPE_CHECKING:
     from fgssl.data.images import ImageSet
@@ -61,6 +73,7 @@ def probe(
             f"images. [{DEFAULT_LISTS} where labels are drawn]"
         ),
     ] = None,
+    overwrite: Overwrite = False,
     json_output: Json = False,
 ) -> None:  # fmt: skip
     """Classify by frozen features. Fitted on the train split, scored on the test split."""
@@ -70,8 +83,8 @@ def probe(
     if protocol == "fewshot" and (shares != (1.0,) or output is not None):
         raise typer.BadParameter("fewshot draws its own labels and has no lists or tables", param_hint="--labels")
     check_paths(checkpoint, data, cache)
+    from fgssl.evaluation.probing.files import check_probe_folder
     from fgssl.evaluation.probing.run import ProbeOptions
-    from fgssl.runtime.files import check_folder
 
     options = ProbeOptions(protocol, shares, tries, seed, epochs, k, temperature)
     lists = output or (DEFAULT_LISTS if min(shares) < 1 else None)
@@ -81,7 +94,7 @@ def probe(
             found = {"checkpoint": checkpoint, **_few_shot(source, images, shot_counts, ways or None, episodes, seed)}
         else:
             if lists is not None:
-                check_folder(lists)
+                check_probe_folder(lists, inputs=(*checkpoint.split("+"), train or "", data), overwrite=overwrite)
             splits = _splits(source, data, split, train, seed)
             found = _linear(source, splits, options, lists, checkpoint)
     if json_output:

@@ -9,7 +9,7 @@ import typer
 
 from fgssl.cli.console import err, evaluation_reporter, out, print_json, print_table
 from fgssl.cli.early import check_paths, check_pictures
-from fgssl.cli.subject import Batch, Cache, Checkpoint, Data, Device, Json, PoolOption
+from fgssl.cli.subject import Batch, Cache, Checkpoint, Data, Device, Json, Overwrite, PoolOption
 
 if TYPE_CHECKING:
     from fgssl.evaluation.retrieval.scored import Scored
@@ -42,6 +42,7 @@ def retrieve(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Picture of queries and hits to write (.png, .jpg).")
     ] = None,
+    overwrite: Overwrite = False,
     pool: PoolOption = None,
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Scratch memory for scores, as 512M or 2G. [from the machine]")
@@ -53,8 +54,14 @@ def retrieve(
     json_output: Json = False,
 ) -> None:
     """Score nearest neighbours, or find images like --query. Do they share a class? The search needs no labels."""
+    from fgssl.drawing import PICTURE
+    from fgssl.runtime.files import check_output
+
     check_paths(checkpoint, data, cache)
     check_pictures(query or ())
+    if query and output is not None:
+        inputs = (*query, *checkpoint.split("+"), data, gallery)
+        check_output(output, kind=PICTURE, inputs=inputs, overwrite=overwrite)
     from fgssl.runtime.machine import parse_bytes
 
     options: dict[str, Any] = {"pool": pool, "batch_size": batch_size, "device": device, "cache": cache}
@@ -134,11 +141,9 @@ def _look_up(
     options: Any,
     reporter: Any,
 ) -> Lookup:
-    from fgssl.drawing import check_picture_path, save_png
+    from fgssl.drawing import save_png
     from fgssl.evaluation.retrieval.search import draw_lookup, look_up
 
-    if output is not None:
-        check_picture_path(output)
     found = look_up(
         checkpoint,
         queries,

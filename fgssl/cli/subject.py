@@ -50,6 +50,9 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [best 
 Cache = Annotated[
     str | None, typer.Option(help="Decoded pictures and galleries: auto, off, or a folder.", metavar="auto|off|PATH")
 ]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an output that fgssl did not write; never an input.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

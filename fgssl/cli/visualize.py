@@ -10,6 +10,7 @@ import typer
 from fgssl.cli.console import err, evaluation_reporter, out, print_json
 from fgssl.cli.early import check_checkpoint, check_pictures
 from fgssl.cli.pretrain import RUNS
+from fgssl.cli.subject import Overwrite
 
 
 def visualize(
@@ -20,6 +21,7 @@ def visualize(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="PNG to write. [IMAGE-rationale.png in the current folder]")
     ] = None,
+    overwrite: Overwrite = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps. [best at hand]")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the path and the map sizes as JSON.")] = False,
 ) -> None:
@@ -31,12 +33,13 @@ def visualize(
     check_checkpoint(source)
     target = output or Path(f"{images[0].stem}-rationale.png")
 
-    from fgssl.drawing import check_picture_path, save_png
+    from fgssl.drawing import PICTURE, save_png
     from fgssl.evaluation.explain import visualize as draw
     from fgssl.runs.encoder_file import load_encoder
+    from fgssl.runtime.files import check_output
     from fgssl.runtime.machine import resolve_device
 
-    check_picture_path(target)
+    check_output(target, kind=PICTURE, inputs=(*images, source), overwrite=overwrite)
     if checkpoint is None:
         err.print(f"checkpoint: {source} (newest in {RUNS}/)", markup=False, soft_wrap=True)
     reporter = evaluation_reporter()

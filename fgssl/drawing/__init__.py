@@ -15,13 +15,14 @@ from fgssl.drawing.figures import (
 )
 from fgssl.drawing.maps import colormap, colour_bar, heat, is_flat, overlay
 from fgssl.drawing.projections import Map
-from fgssl.drawing.save import check_picture_path, save_png
+from fgssl.drawing.save import PICTURE, save_png
 from fgssl.drawing.sheets import contact_sheet, sheet
 from fgssl.drawing.windows import Window, outlined
 
 __all__ = [
     "GREEN",
     "GREY",
+    "PICTURE",
     "RED",
     "ExplainRow",
     "Key",
@@ -31,7 +32,6 @@ __all__ = [
     "Panel",
     "SearchRow",
     "Window",
-    "check_picture_path",
     "colormap",
     "colour_bar",
     "contact_sheet",

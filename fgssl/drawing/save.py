@@ -8,11 +8,13 @@ import os
 import secrets
 from pathlib import Path
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from fgssl.errors import FgsslError
+from fgssl.runtime.files import OutputKind, check_output
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_SOFTWARE = "fgssl"  # in the Exif of every picture: how one of ours is known
 
 
 def save_png(image: Image.Image, path: str | os.PathLike[str]) -> Path:
@@ -29,7 +31,8 @@ def save_png(image: Image.Image, path: str | os.PathLike[str]) -> Path:
         FgsslError: The suffix is another, the picture is too large for the format, the folder is missing or not
             writable, the disk is full. Nothing is left behind.
     """
-    target = check_picture_path(path)
+    target = Path(path)
+    check_output(target, kind=PICTURE, overwrite=True)
     content = _encoded(image, target)
     temporary = target.parent / f".fgssl-{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
@@ -46,40 +49,26 @@ def save_png(image: Image.Image, path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def check_picture_path(path: str | os.PathLike[str]) -> Path:
-    """Refuses, before hours of work, a path that `save_png` would refuse for its suffix or its folder.
-
-    Raises:
-        FgsslError: As `save_png`.
-    """
-    target = Path(path)
-    _format(target)
-    if target.is_dir():
-        raise FgsslError(f"cannot write a picture to {target}: it is a folder", "name a file in it, such as sheet.png")
-    if not target.parent.is_dir():
-        raise FgsslError(f"cannot write {target}: there is no folder {target.parent}", "create it first")
-    if not os.access(target.parent, os.W_OK):
-        raise FgsslError(f"cannot write {target}: Permission denied", "name a file in a folder you can write to")
-    return target
-
-
-def _format(target: Path) -> str:
+def _is_own(path: Path) -> bool:
     try:
-        return _FORMATS[target.suffix.lower()]
-    except KeyError:
-        raise FgsslError(
-            f"cannot write a picture to {target}: its suffix is {target.suffix or 'missing'!r}",
-            f"end the name in {', '.join(sorted(_FORMATS))}",
-        ) from None
+        with Image.open(path) as picture:
+            return bool(picture.getexif().get(ExifTags.Base.Software) == _SOFTWARE)
+    except Exception:  # whatever a damaged file makes Pillow raise: it is none of ours
+        return False
+
+
+PICTURE = OutputKind("a picture", tuple(_FORMATS), _is_own)
 
 
 def _encoded(image: Image.Image, target: Path) -> bytes:
     buffer = io.BytesIO()
-    kind = _format(target)
+    kind = _FORMATS[target.suffix.lower()]
     options = {"JPEG": {"quality": 93, "subsampling": 0}, "WEBP": {"quality": 93}}.get(kind, {})
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = _SOFTWARE
     ready = image if kind == "PNG" else image.convert("RGB")
     try:
-        ready.save(buffer, kind, **options)
+        ready.save(buffer, kind, exif=exif, **options)
     except (OSError, ValueError, KeyError) as error:  # JPEG and WebP have a largest side
         size = f"{image.width}x{image.height}"
         raise FgsslError(

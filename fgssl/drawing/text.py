@@ -13,6 +13,8 @@ from functools import lru_cache
 
 from PIL import ImageFont
 
+from fgssl.runtime.text import shown
+
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _SPELLED = {
@@ -123,7 +125,7 @@ def fit_lines(text: str, face: Font, width: int, *, lines: int = 1) -> list[str]
     The middle goes because both ends of a file name tell something: the class in front, the number behind.
 
     Args:
-        text: Any text; characters the font lacks are escaped first.
+        text: Any text; line breaks and characters that the font lacks are escaped first.
         face: The font to measure with.
         width: Pixels a line may take.
         lines: The most lines to return.
@@ -131,7 +133,7 @@ def fit_lines(text: str, face: Font, width: int, *, lines: int = 1) -> list[str]
     Returns:
         The lines; none for an empty text, or where not even the ellipsis fits.
     """
-    text = printable(text).strip("\n")
+    text = printable(shown(text))
     if not text.strip():
         return []
     if len(text) <= _LONGEST:

@@ -24,7 +24,7 @@ from fgssl import __version__
 from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import Embeddings
 from fgssl.evaluation.features import check_features, check_labels
-from fgssl.runtime.files import atomic_path, make_folder
+from fgssl.runtime.files import OutputKind, atomic_path
 
 FORMAT = "fgssl-features-1"
 _SHAPE_REMEDY = "give a safetensors file with `features` (N, D) and, to be scored, `labels` (N,)"
@@ -130,11 +130,15 @@ def _from_anywhere(name: str) -> str:
     return os.path.abspath(name) if os.path.exists(name) else name
 
 
-def check_output(path: Path) -> None:
-    """Refuses, before hours of embedding, a path that `save_features` could not write. Raises FgsslError."""
-    if path.is_dir():
-        raise FgsslError(f"output '{path}' is a folder", "name a file in it, such as features.safetensors")
-    make_folder(path.parent)
+def _is_own(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
+FEATURES = OutputKind("features", (".safetensors", ""), _is_own, makes_folder=True)
 
 
 def save_features(path: Path, embeddings: Embeddings, **told: str) -> None:

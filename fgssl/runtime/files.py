@@ -1,13 +1,15 @@
-"""Files appear whole or not at all: write beside, flush to disk, rename."""
+"""Files appear whole or not at all: write beside, flush to disk, rename. And only where nothing of the user is lost."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from fgssl.errors import FgsslError
 
@@ -25,7 +27,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     make_folder(path.parent)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".fgssl-", suffix=path.suffix)
         os.close(handle)
     except OSError as error:
         raise not_writable(path, error) from error
@@ -61,6 +63,95 @@ def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+Inputs = Iterable[str | Path | None]
+
+
+class OutputKind(NamedTuple):
+    """What a verb writes to a file that the user names.
+
+    Attributes:
+        noun: As in "cannot write NOUN to".
+        suffixes: Those a name may end in, the usual one first; "" for none.
+        is_own: Whether the content of a file is of this kind and was written by fgssl.
+        makes_folder: Whether folders that are missing above the file are made.
+    """
+
+    noun: str
+    suffixes: tuple[str, ...]
+    is_own: Callable[[Path], bool]
+    makes_folder: bool = False
+
+
+def check_output(
+    path: Path, *, kind: OutputKind, inputs: Iterable[str | Path | None] = (), overwrite: bool = False
+) -> None:
+    """Decides for every verb, before its long work, whether a file may be written.
+
+    What is there already is replaced only where fgssl wrote it, as the same kind of file. `overwrite` replaces other
+    regular files and links, too, but never an input, a folder, a device or a pipe. A link is not followed: `overwrite`
+    puts the file in the place of the link, and what the link points to stays.
+
+    Args:
+        path: As the user wrote it.
+        kind: What is to be written.
+        inputs: What the verb reads: files, or folders, in which no foreign file may be replaced; what is no path
+            (None, a preset) is passed over.
+        overwrite: Whether the user has asked for it.
+
+    Raises:
+        FgsslError: it may not or cannot be written.
+    """
+    if os.path.isdir(path):
+        raise FgsslError(f"output '{path}' is a folder", f"name a file in it, such as result{kind.suffixes[0]}")
+    if path.suffix.lower() not in kind.suffixes:
+        raise FgsslError(
+            f"cannot write {kind.noun} to '{path}': its suffix is {path.suffix or 'missing'!r}",
+            f"end the name in {', '.join(filter(None, kind.suffixes))}",
+        )
+    if kind.makes_folder:
+        make_folder(path.parent)
+    elif not os.path.isdir(path.parent):
+        raise FgsslError(f"cannot write '{path}': there is no folder {path.parent}", "create it first")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        present = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise not_writable(path, error) from error
+    _check_replaced(path, present, kind, inputs, overwrite=overwrite)
+
+
+def _check_replaced(path: Path, mode: int, kind: OutputKind, inputs: Inputs, *, overwrite: bool) -> None:
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        raise FgsslError(f"output '{path}' is a device or a pipe", f"name a file: {kind.noun} is written whole")
+    own = stat.S_ISREG(mode) and kind.is_own(path)
+    for name in inputs:
+        place = os.path.expanduser(os.fspath(name or ""))
+        if _same(path, place) or (not own and os.path.isdir(place) and _is_below(path, place)):
+            raise FgsslError(f"output '{path}' is an input, of '{name}'", "choose another --output")
+    if overwrite or own:
+        return
+    if stat.S_ISLNK(mode):
+        raise FgsslError(f"output '{path}' is a link", "name the file itself, or replace the link by --overwrite")
+    raise FgsslError(
+        f"output '{path}' exists and is not {kind.noun} that fgssl wrote",
+        "choose another --output, or replace it by --overwrite",
+    )
+
+
+def _same(path: Path, other: str) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:  # one of them is not there
+        return False
+
+
+def _is_below(path: Path, folder: str) -> bool:
+    return Path(os.path.realpath(folder)) in Path(os.path.realpath(path.parent), path.name).parents
 
 
 def check_folder(path: Path, *, option: str = "--output") -> None:

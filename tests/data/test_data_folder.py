@@ -17,9 +17,9 @@ from PIL import Image
 from fgssl.config.schema import DataConfig
 from fgssl.data import available_splits, default_split, load_images
 from fgssl.data.images import Concatenated, ImageSet, Subset
-from fgssl.data.sources.names import printable
 from fgssl.data.sources.packed import PackedNames
 from fgssl.errors import FgsslError, UnreadableImage
+from fgssl.runtime.text import shown
 
 
 def put(root: Path, *names: str) -> Path:
@@ -304,11 +304,11 @@ def test_packed_names_hold_what_went_in(items: list[bytes]) -> None:
 
 @given(st.binary(max_size=30))
 def test_printable_names(raw: bytes) -> None:
-    text = printable(raw)
-    assert text == printable(os.fsdecode(raw)) and text.encode("utf-8").decode() == text
+    text = shown(raw)
+    assert text == shown(os.fsdecode(raw)) and text.encode("utf-8").decode() == text
     assert not any(character in text for character in "\n\r\t\x1b\x7f\u202e")
     plain = "Žluťoučký kůň 👩‍👧 ok.jpg"
-    assert printable(plain) == plain and printable("lone \ud800") == "lone \\ud800"
+    assert shown(plain) == plain and shown("lone \ud800") == "lone \\ud800"
 
 
 def test_a_million_names_stay_small() -> None:

@@ -18,8 +18,8 @@ from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
 from fgssl.data.cache.build import PixelStore, Shrunk
 from fgssl.data.decoding.decode import decode_image
-from fgssl.data.sources.names import printable
 from fgssl.errors import UnreadableImage
+from fgssl.runtime.text import shown
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +43,13 @@ def test_a_run_over_all_kinds_ends_well_and_names_each_unreadable_one(zoo: Path,
     listed = json.loads((run / "summary.json").read_text())["unreadable"]
     assert len(listed) == len(UNREADABLE)
     for name, (_, reason) in UNREADABLE.items():
-        shown = printable(name)
-        (text,) = (line for line in listed if f"/{shown}: " in line)
+        visible = shown(name)
+        (text,) = (line for line in listed if f"/{visible}: " in line)
         assert reason in text
         for place in (" ".join(listed), outcome.err, outcome.out):
-            assert f"{shown}: " in place, name
+            assert f"{visible}: " in place, name
     assert f"{len(UNREADABLE)} unreadable" in outcome.out
-    # names cannot steer the terminal: no escape code, no bell, markup shown as it is
+    # names cannot steer the terminal: no escape code, no bell, markup visible as it is
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", outcome.err + outcome.out)
     assert r"[red]ma[bold]\x1b[31mrkup\x07<b>.jpg" in outcome.out
 
@@ -59,15 +59,15 @@ def test_data_check_tells_beforehand_what_a_run_would_say(zoo: Path) -> None:
     report = outcome.json()
     assert outcome.code == 0 and outcome.out.isascii()
     found = {entry["image"].removeprefix(f"{zoo}/"): entry["reason"] for entry in report["unreadable"]}
-    assert found.keys() == {printable(name) for name in UNREADABLE}
-    assert all(reason in found[printable(name)] for name, (_, reason) in UNREADABLE.items())
+    assert found.keys() == {shown(name) for name in UNREADABLE}
+    assert all(reason in found[shown(name)] for name, (_, reason) in UNREADABLE.items())
     assert report["splits"][0]["animated"] == 3 and report["splits"][0]["width"]["min"] == 1
-    shown = fgssl("data", "check", zoo)
-    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", shown.err + shown.out)
+    visible = fgssl("data", "check", zoo)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", visible.err + visible.out)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*UNREADABLE, *READABLE], ids=printable)
+@pytest.mark.parametrize("name", [*UNREADABLE, *READABLE], ids=shown)
 def test_a_run_with_one_of_each_kind(name: str | bytes, tmp_path: Path) -> None:
     make_photos(tmp_path / "set", 12, classes=0)
     write = UNREADABLE[name][0] if name in UNREADABLE else READABLE[name]
@@ -77,7 +77,7 @@ def test_a_run_with_one_of_each_kind(name: str | bytes, tmp_path: Path) -> None:
     assert outcome.json()["train_images"] == 13 and len(outcome.json()["unreadable"]) == (name in UNREADABLE)
 
 
-@pytest.mark.parametrize("name", READABLE, ids=printable)
+@pytest.mark.parametrize("name", READABLE, ids=shown)
 def test_unusual_pictures_become_small_rgb_pixels(name: str | bytes, zoo: Path) -> None:
     path = os.fsdecode(os.path.join(os.fsencode(zoo), os.fsencode(name)))
     images = load_images(DataConfig(source=str(zoo)), "all")

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fgssl import drawing
-from fgssl.drawing import bands, maps, save, text
+from fgssl.drawing import bands, maps, text
 from fgssl.errors import FgsslError
+from fgssl.runtime.files import check_output
 
 LIGHT = np.array([0.2126, 0.7152, 0.0722])  # Rec. 709: another definition of light than the code's
 
@@ -338,7 +339,7 @@ def test_a_path_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path: 
     before = sorted(tmp_path.rglob("*"))
     for call in (
         lambda: drawing.save_png(photograph(), tmp_path / name),
-        lambda: save.check_picture_path(tmp_path / name),
+        lambda: check_output(tmp_path / name, kind=drawing.PICTURE),
     ):
         with pytest.raises(FgsslError) as caught:
             call()

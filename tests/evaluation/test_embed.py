@@ -83,7 +83,7 @@ def test_a_failure_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("fgssl.evaluation.feature_file.save_file", full)
-    assert "No space left" in fgssl("embed", plain_run(), "--output", path).error()
+    assert "No space left" in fgssl("embed", plain_run(), "--output", path, "--overwrite").error()
     assert path.read_text() == "former" and len(list(tmp_path.iterdir())) == 1
 
 

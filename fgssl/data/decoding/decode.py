@@ -14,8 +14,8 @@ from typing import IO, NamedTuple, TypeVar
 from PIL import Image, UnidentifiedImageError
 
 from fgssl.data.decoding.modes import to_rgb
-from fgssl.data.sources.names import printable
 from fgssl.errors import FgsslError, UnreadableImage
+from fgssl.runtime.text import shown
 
 MAX_PIXELS = 178_956_970
 """Larger images are refused before they are decoded: a small file can unpack to many gigabytes (Pillow's own limit)."""
@@ -95,9 +95,9 @@ def require_files(paths: Sequence[Path]) -> None:
     """Raises FgsslError for the first of the pictures somebody named that is not there, or is a folder."""
     for path in paths:
         if not os.path.lexists(path):
-            raise FgsslError(f"no such file: {printable(os.fspath(path))}", "check the path")
+            raise FgsslError(f"no such file: {shown(os.fspath(path))}", "check the path")
         if path.is_dir():
-            raise FgsslError(f"{printable(os.fspath(path))} is a folder, not a picture", "name pictures in it")
+            raise FgsslError(f"{shown(os.fspath(path))} is a folder, not a picture", "name pictures in it")
 
 
 def examine_image(data: EncodedImage, min_side: int | None = None, *, name: str | None = None) -> Examined:
@@ -119,7 +119,7 @@ def _read(data: EncodedImage, name: str | None, use: Callable[[IO[bytes], int], 
         if isinstance(data, bytes):
             name = name or f"image of {len(data)} bytes"
             return use(io.BytesIO(data), len(data))
-        name = name or printable(os.fspath(data))
+        name = name or shown(os.fspath(data))
         status = os.stat(data)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
             raise _Refused("is a folder, not a file" if stat.S_ISDIR(status.st_mode) else "is not a regular file")
@@ -209,7 +209,7 @@ def _reason(error: Exception, data: object) -> str:
         return "does not fit into memory"
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read ({error.strerror})"
-    words = printable(str(error)) or type(error).__name__
+    words = shown(str(error)) or type(error).__name__
     if "truncated" in words or "Truncated" in words:
         return f"is cut off ({words})"
     return f"is damaged ({words})"

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fgssl.data.sources.names import printable
 from fgssl.data.sources.textlist import sorted_classes
 from fgssl.errors import FgsslError
+from fgssl.runtime.text import shown
 
 LABEL_NAMES = ("label", "labels", "target", "variant", "cls", "fine_label", "class", "category")
 """Column names taken for classes, in this order, where no column is typed as one."""
@@ -95,7 +95,7 @@ def read_labels(splits: dict[str, datasets.Dataset], column: str) -> Labels:
     if isinstance(feature, datasets.ClassLabel) and feature.names:
         for name, values in complete.items():
             ids[name] = values.to_numpy().astype(np.int64)
-        return Labels(ids, tuple(printable(text) for text in feature.names))
+        return Labels(ids, tuple(shown(text) for text in feature.names))
     encoded = {name: values.dictionary_encode().combine_chunks() for name, values in complete.items()}
     texts = {name: [str(value) for value in values.dictionary.to_pylist()] for name, values in encoded.items()}
     names = sorted_classes({text for distinct in texts.values() for text in distinct})
@@ -103,7 +103,7 @@ def read_labels(splits: dict[str, datasets.Dataset], column: str) -> Labels:
     for name, values in encoded.items():
         order = np.array([number[text] for text in texts[name]], dtype=np.int64)
         ids[name] = order[values.indices.to_numpy()]
-    return Labels(ids, tuple(printable(text) for text in names))
+    return Labels(ids, tuple(shown(text) for text in names))
 
 
 def _column(split: datasets.Dataset, column: str) -> pa.ChunkedArray:
@@ -141,4 +141,4 @@ def _kind(feature: Any) -> str:
 
 
 def _shown(features: datasets.Features) -> str:
-    return ", ".join(printable(str(name)) for name in features) or "none"
+    return ", ".join(shown(str(name)) for name in features) or "none"

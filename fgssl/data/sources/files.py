@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgssl.data.decoding.decode import Examined, decode_image, examine_image
-from fgssl.data.sources.names import printable
 from fgssl.data.sources.packed import PackedNames
 from fgssl.runtime.progress_events import Told
+from fgssl.runtime.text import shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,7 +62,7 @@ class FileImages:
         return os.fsdecode(os.path.join(self._root, self._names[index]))
 
     def identifier(self, index: int) -> str:
-        return printable(os.path.normpath(os.path.join(self._shown, self._names[index])))
+        return shown(os.path.normpath(os.path.join(self._shown, self._names[index])))
 
     def load(self, index: int, min_side: int | None = None) -> Image:
         return decode_image(self.path(index), min_side, name=self.identifier(index))

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from fgssl.data.sources.files import FileImages
 from fgssl.data.sources.listing import FolderKey, WalkReport, folder_key, holds_image, lies_flat, scan, walk_images
-from fgssl.data.sources.names import printable
 from fgssl.data.sources.packed import PackedNames
 from fgssl.errors import FgsslError
+from fgssl.runtime.text import shown
 
 SPLIT_NAMES = frozenset(["train", "training", "test", "testing", "val", "valid", "validation", "dev"])
 """Folder names taken for splits, in any case."""
@@ -61,11 +61,11 @@ class FolderSource:
             return self._list(next(folder for folder in self._folders if folder.name == split))
         except OSError as error:  # a folder went away, or was closed, since its splits were found
             raise FgsslError(
-                f"cannot list {self._source} ({error.strerror}: {printable(str(error.filename))})", "check the folder"
+                f"cannot list {self._source} ({error.strerror}: {shown(str(error.filename))})", "check the folder"
             ) from error
 
     def _list(self, chosen: SplitFolder) -> FileImages:
-        report = WalkReport(printable(chosen.path))
+        report = WalkReport(shown(chosen.path))
         classes = self._classes()
         own = _class_folders(chosen.path)
         if classes is None or own is None:
@@ -74,10 +74,10 @@ class FolderSource:
         else:
             ids: list[NDArray[np.int64]] = []
             names = PackedNames(_walk_classes(chosen.path, own, classes, ids, report))
-            labels, class_names = np.concatenate([np.empty(0, np.int64), *ids]), tuple(map(printable, classes))
+            labels, class_names = np.concatenate([np.empty(0, np.int64), *ids]), tuple(map(shown, classes))
         report.told.end(report.met)
         if not len(names):
-            raise _no_image(self._source if len(self._folders) == 1 else printable(chosen.path), report)
+            raise _no_image(self._source if len(self._folders) == 1 else shown(chosen.path), report)
         return FileImages(
             self._source,
             chosen.name,
@@ -127,11 +127,11 @@ def _find_splits(source: str, folder: bytes) -> tuple[SplitFolder, ...]:
             key = folder_key(folder)
         except OSError as error:
             raise FgsslError(
-                f"cannot list the folder {printable(folder)} ({error.strerror})", "check its permissions"
+                f"cannot list the folder {shown(folder)} ({error.strerror})", "check its permissions"
             ) from error
-        named = [name for name in filled or () if printable(name).lower() in SPLIT_NAMES]
+        named = [name for name in filled or () if shown(name).lower() in SPLIT_NAMES]
         if named and (len(named) > 1 or named == filled):
-            return tuple(SplitFolder(printable(name), os.path.join(folder, name)) for name in named)
+            return tuple(SplitFolder(shown(name), os.path.join(folder, name)) for name in named)
         if filled is None or len(filled) != 1 or key in seen:
             if filled == []:
                 report = WalkReport()
@@ -142,13 +142,13 @@ def _find_splits(source: str, folder: bytes) -> tuple[SplitFolder, ...]:
         folder = os.path.join(folder, filled[0])
 
 
-def _no_image(shown: str, report: WalkReport) -> FgsslError:
+def _no_image(named: str, report: WalkReport) -> FgsslError:
     if report.skipped and not report.others:
-        return FgsslError(f"no image could be reached in {shown} ({report.skipped[0]})", "check its permissions")
+        return FgsslError(f"no image could be reached in {named} ({report.skipped[0]})", "check its permissions")
     if not report.others:
-        return FgsslError(f"the folder {shown} is empty", "give a folder with images")
+        return FgsslError(f"the folder {named} is empty", "give a folder with images")
     total = sum(report.others.values())
     return FgsslError(
-        f"no image among the {total} files in {shown} ({report.kinds()})",
+        f"no image among the {total} files in {named} ({report.kinds()})",
         "give a folder with .jpg, .png, .webp, .tif or similar files",
     )

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from fgssl.data.sources.names import printable
 from fgssl.runtime.progress_events import Told
+from fgssl.runtime.text import shown
 
 EXTENSIONS = frozenset(
     b".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .apng .tif .tiff .ppm .pgm .pbm .pnm .mpo .avif .avifs"
@@ -51,7 +51,7 @@ class WalkReport:
         """Notes a path that was passed over."""
         self.skipped_count += 1
         if len(self.skipped) < _MAX_NOTED:
-            self.skipped.append(f"{printable(path)}: {reason}")
+            self.skipped.append(f"{shown(path)}: {reason}")
 
     def kinds(self) -> str:
         """The other files in words, most frequent first: "12 .txt, 3 without extension"."""
@@ -92,7 +92,7 @@ def scan(folder: bytes, report: WalkReport | None = None) -> FolderEntries:
             elif kind == "folder":
                 folders.append((entry.is_symlink(), name))
             elif kind == "other" and report is not None:
-                report.others[printable(os.path.splitext(name)[1].lower())] += 1
+                report.others[shown(os.path.splitext(name)[1].lower())] += 1
             elif kind == "special" and report is not None:
                 report.skip(os.path.join(folder, name), "not a regular file")
     if report is not None:

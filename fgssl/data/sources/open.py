@@ -8,10 +8,10 @@ import os
 import re
 from typing import TYPE_CHECKING, Protocol
 
-from fgssl.data.sources.names import printable
 from fgssl.data.sources.presets import PRESETS
 from fgssl.data.sources.shards import is_saved_table, parquet_files
 from fgssl.errors import FgsslError
+from fgssl.runtime.text import shown
 
 if TYPE_CHECKING:
     from fgssl.config.schema import DataConfig
@@ -104,19 +104,19 @@ def _open_file(data: DataConfig, path: str) -> Source:
         from fgssl.data.sources.parquet import ParquetSource
 
         return ParquetSource(data, path)
-    shown = printable(data.source)
+    named = shown(data.source)
     if not os.path.exists(path):
-        raise FgsslError(f"{shown} is a link to something that does not exist", "repair the link")
+        raise FgsslError(f"{named} is a link to something that does not exist", "repair the link")
     if kind in _ARCHIVES:
-        raise FgsslError(f"{shown} is an archive", "unpack it and give the folder")
+        raise FgsslError(f"{named} is an archive", "unpack it and give the folder")
     raise FgsslError(
-        f"{shown} is a file, not a set of images",
+        f"{named} is a file, not a set of images",
         "give a folder, a .txt list of paths, a .parquet file, a preset or a hub id",
     )
 
 
 def _unknown(source: str) -> FgsslError:
-    shown = printable(source)
+    named = shown(source)
     if not source:
         return FgsslError("the data source is empty", f"give a folder, a hub id or a preset: {_presets()}")
     parent = os.path.dirname(os.path.expanduser(source)) or "."
@@ -126,12 +126,12 @@ def _unknown(source: str) -> FgsslError:
         beside = []
     near = difflib.get_close_matches(source.lower(), ("demo", *PRESETS), n=1)
     near += [
-        printable(os.path.join(os.path.dirname(source), name))
+        shown(os.path.join(os.path.dirname(source), name))
         for name in difflib.get_close_matches(os.path.basename(source.rstrip("/")), beside, n=2)
     ]
     hint = f"did you mean {' or '.join(near)}? Otherwise give" if near else "give"
     return FgsslError(
-        f"no such folder or file: {shown}, and it is not a preset or a hub id",
+        f"no such folder or file: {named}, and it is not a preset or a hub id",
         f"{hint} a path, a hub id owner/name, or a preset: {_presets()}",
     )
 

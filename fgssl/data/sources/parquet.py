@@ -8,11 +8,11 @@ from typing import TypeVar
 import datasets
 
 from fgssl.config.schema import DataConfig
-from fgssl.data.sources.names import printable
 from fgssl.data.sources.quiet import quiet_datasets
 from fgssl.data.sources.shards import shards_by_split
 from fgssl.data.sources.table import TableImages, table_images
 from fgssl.errors import FgsslError
+from fgssl.runtime.text import shown
 
 _Result = TypeVar("_Result")
 
@@ -75,6 +75,6 @@ def _readable(read: Callable[[], _Result], source: str) -> _Result:
         cause = error.__cause__ or error
         lines = str(cause).strip().splitlines()
         raise FgsslError(
-            f"cannot read the table {source} ({printable(lines[0]) if lines else type(cause).__name__})",
+            f"cannot read the table {source} ({shown(lines[0]) if lines else type(cause).__name__})",
             "check that it is complete parquet, or a folder written by save_to_disk, with one set of columns",
         ) from error

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from fgssl.config.schema import DataConfig
 from fgssl.data.decoding.decode import Examined, decode_image, examine_image
 from fgssl.data.sources.columns import find_image_column, find_label_column, read_labels
-from fgssl.data.sources.names import printable
 from fgssl.errors import FgsslError, UnreadableImage
+from fgssl.runtime.text import shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,7 +70,7 @@ class TableImages:
         except IndexError:
             raise
         except Exception as error:  # the table's file was cut off or has vanished
-            reason = f"its row cannot be read ({printable(str(error))})"
+            reason = f"its row cannot be read ({shown(str(error))})"
             raise UnreadableImage(f"unreadable image {name}: {reason}", "load the data set anew") from error
         content = None if stored is None else stored["bytes"] if stored["bytes"] is not None else stored["path"]
         if content is None:

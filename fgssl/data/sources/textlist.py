@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgssl.data.sources.files import FileImages
-from fgssl.data.sources.names import printable
 from fgssl.data.sources.packed import PackedNames
 from fgssl.errors import FgsslError
+from fgssl.runtime.text import shown
 
 _EXAMPLE = "write one image path a line, optionally followed by a tab and a label"
 
@@ -72,10 +72,10 @@ class ListSource:
         for line in lines:
             if b"\t" not in line:
                 raise FgsslError(
-                    f"the list {self._source} has labels, but none on the line {printable(line)!r}",
+                    f"the list {self._source} has labels, but none on the line {shown(line)!r}",
                     "give every line a label (a tab before it) or none",
                 )
-        texts = [printable(line.split(b"\t", 1)[1].strip()) for line in lines]
+        texts = [shown(line.split(b"\t", 1)[1].strip()) for line in lines]
         names = sorted_classes(set(texts))
         number = {name: index for index, name in enumerate(names)}
         return np.fromiter((number[text] for text in texts), dtype=np.int64, count=len(texts)), names

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from pathlib import Path
@@ -15,8 +13,10 @@ from fgssl.evaluation.embed import Embeddings
 from fgssl.evaluation.probing.label_shares import Share, Trial
 from fgssl.evaluation.probing.run import ProbeReport
 from fgssl.evaluation.probing.scores import Confusion
-from fgssl.runtime.files import write_text
+from fgssl.runtime.files import Inputs, OutputKind, check_folder, check_output, write_text
+from fgssl.runtime.text import csv_text, json_text
 
+TABLES = ("probe.json", "per_class.csv", "confusions.csv")
 METRICS = ("top1", "top5", "mean_per_class")
 
 
@@ -59,6 +59,25 @@ def class_names(report: ProbeReport) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} ({place})" for place, name in enumerate(names)]
 
 
+def _is_own(path: Path) -> bool:
+    """All files of a probe are known by the document beside them."""
+    try:
+        found = json.loads(path.with_name("probe.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"checkpoint", "protocol", "results"} <= found.keys()
+
+
+_PROBE_FILE = OutputKind("a file of a probe", (".json", ".csv", ".txt"), _is_own)
+
+
+def check_probe_folder(folder: Path, *, inputs: Inputs = (), overwrite: bool = False) -> None:
+    """Makes the folder and refuses, before the work, to lose files in it that no probe wrote. Raises FgsslError."""
+    check_folder(folder)
+    for path in (*(folder / name for name in TABLES), *folder.glob("labels-*-seed*.txt")):
+        check_output(path, kind=_PROBE_FILE, inputs=inputs, overwrite=overwrite)
+
+
 def write_probe(folder: Path, document: dict[str, Any], report: ProbeReport) -> list[Path]:
     """probe.json, per_class.csv, confusions.csv, and one list of labelled images a try; each file appears whole.
 
@@ -70,11 +89,8 @@ def write_probe(folder: Path, document: dict[str, Any], report: ProbeReport) -> 
     Raises:
         FgsslError: the folder cannot be written.
     """
-    texts = {
-        "probe.json": json.dumps(document, indent=2) + "\n",
-        "per_class.csv": _per_class_table(report),
-        "confusions.csv": _confusion_table(report),
-    }
+    tables = (json_text(document) + "\n", _per_class_table(report), _confusion_table(report))
+    texts = dict(zip(TABLES, tables, strict=True))
     for share in report.shares:
         for trial in share.trials:
             texts[list_name(trial)] = _image_list(trial, report.train, class_names(report))
@@ -100,7 +116,7 @@ def _per_class_table(report: ProbeReport) -> str:
     for place, name in enumerate(names):
         values = [_number(float(share.per_class()[place])) for share in report.shares]
         table.append([name, images[place], *("" if value is None else f"{value:.2f}" for value in values)])
-    return _csv(table)
+    return csv_text(table)
 
 
 def _confusion_table(report: ProbeReport) -> str:
@@ -109,7 +125,7 @@ def _confusion_table(report: ProbeReport) -> str:
     for share in report.shares:
         pairs = _confusions(share, report)
         table += [[f"{share.fraction:g}", names[pair.label], names[pair.predicted], pair.images] for pair in pairs]
-    return _csv(table)
+    return csv_text(table)
 
 
 def _confusions(share: Share, report: ProbeReport) -> tuple[Confusion, ...]:
@@ -123,9 +139,3 @@ def _counts(labels: Tensor, classes: int) -> list[int]:
 def _number(value: float) -> float | None:
     """JSON has no NaN."""
     return None if math.isnan(value) else value
-
-
-def _csv(rows: list[list[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

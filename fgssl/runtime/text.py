@@ -1,0 +1,75 @@
+"""Foreign text on its way out: names of files and classes, words from the hub, what a file says of itself.
+
+Inside fgssl a name is what it is, so that it can be opened and compared. It is made safe where it leaves, by the door:
+
+    terminal, log, message     shown(name)
+    spreadsheet                csv_text(rows), whose strings no spreadsheet takes for a formula
+    JSON                       json_text(value): the true name, in ASCII
+    picture                    fgssl.drawing.text: `shown`, in the characters that the font has
+
+A new door (a page) gets its function here, on top of `shown`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+# the joiner and the variant selector belong to emoji and to scripts that join; after a plain letter they only hide
+_GLUE = re.compile("(?<=[^\x00-\x7f\u200d])[\u200d\ufe0f]|\ufe0f(?=\u20e3)")
+# letters and marks that count as printable and show nothing
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # noqa: RUF001  the wide ones count in East Asian spreadsheets
+
+
+def shown(name: str | bytes | os.PathLike[str]) -> str:
+    """Any text as one line that a terminal only shows: no control, no bidirectional, no invisible character.
+
+    Those, line breaks and bytes that are not UTF-8 become backslash escapes; every ordinary name stays as it is,
+    emoji and spaces included. What is shown already stays, too. Markup of a terminal library is not looked at: who
+    prints, prints it as plain text.
+
+    Args:
+        name: Text, or a file name as bytes or as `os.fsdecode` gives it.
+    """
+    text = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else os.fspath(name)
+    if text.isascii() and text.isprintable():
+        return text
+    kept = {match.start() for match in _GLUE.finditer(text)}
+    return "".join(c if place in kept else _visible(c) for place, c in enumerate(text))
+
+
+def _visible(character: str) -> str:
+    if character.isprintable() and not _UNSEEN.match(character):
+        return character
+    if "\udc80" <= character <= "\udcff":  # how Python holds a byte that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV. Strings are shown, and quoted by ' where a spreadsheet would run them; numbers stay numbers."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([_cell(value) if isinstance(value, str) else value for value in row] for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: str) -> str:
+    text = shown(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def json_text(value: Any) -> str:
+    r"""A JSON document that holds names as they are: what is not ASCII, or no character at all, as \u escapes.
+
+    A byte that is not UTF-8 is a lone surrogate there, which Python and JavaScript read back as it was.
+    """
+    return json.dumps(value, indent=2)
