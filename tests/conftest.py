@@ -17,6 +17,9 @@ from pictures import ArrayImages, make_picture
 _CACHE = tempfile.mkdtemp(prefix="fgssl-test-cache-")
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ["FGSSL_CACHE"] = _CACHE
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the session's folder
+    os.environ["FGSSL_TEST_WORKPLACE"] = tempfile.mkdtemp(prefix="fgssl tests 🐦 ")
+    atexit.register(shutil.rmtree, os.environ["FGSSL_TEST_WORKPLACE"], ignore_errors=True)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads only wait for each other
 

@@ -19,7 +19,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from hub_server import HubServer, Repository, serve
+from hub_server import HubServer, Repository, parquet, serve
 from PIL import Image
 
 from fgssl.config.schema import DataConfig
@@ -62,12 +62,6 @@ def table(reds: list[int], feature: Any = None, **columns: list[Any]) -> dataset
     for name, values in columns.items():
         features[name] = feature or datasets.Value("string" if isinstance(values[0], str) else "int64")
     return datasets.Dataset.from_dict(rows, features=features)
-
-
-def parquet(rows: datasets.Dataset) -> bytes:
-    stream = io.BytesIO()
-    rows.to_parquet(stream)
-    return stream.getvalue()
 
 
 BIRDS = datasets.ClassLabel(names=["wren", "jay", "owl"])

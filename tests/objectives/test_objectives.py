@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from running import TINY, fgssl, photos, workplace
+from run_results import assert_equal_encoders, metrics
+from running import TINY, fgssl, photos, shared
 from safetensors.torch import load_file
-from test_moco import BATCH, CHANNELS, TinyBackbone, unit, views
-from test_pretrain import assert_equal_encoders, metrics, stopped_run
+from stopping import stopped_run
+from tiny_moco import BATCH, CHANNELS, TinyBackbone, unit, views
 from torch import Tensor, nn
 
 from fgssl.config.resolve import load_config
@@ -368,13 +368,14 @@ def test_settings_of_another_objective_are_refused_by_name() -> None:
 # ---- whole runs
 
 
-@functools.cache
 def run_of(name: str) -> Path:
     """Six steps with rationale, LARS for BYOL."""
-    run = workplace() / f"run of {name}"
-    outcome = fgssl("pretrain", "--data", photos(), *TINY, *options_of(name), "--output", run)
-    assert outcome.code == 0, outcome.err
-    return run
+
+    def make(run: Path) -> None:
+        outcome = fgssl("pretrain", "--data", photos(), *TINY, *options_of(name), "--output", run)
+        assert outcome.code == 0, outcome.err
+
+    return shared(f"run of {name}", make)
 
 
 def options_of(name: str) -> tuple[str, ...]:

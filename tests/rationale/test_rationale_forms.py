@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_moco import build as build_moco
-from test_moco import step as moco_step
-from test_rationale import C, H, N, W, cams, randn, rationale, trained_head
+from rationale_cases import C, H, N, W, cams, randn, rationale, trained_head
+from tiny_moco import build as build_moco
+from tiny_moco import step as moco_step
 from torch import Tensor, nn
 
 from fgssl.config.resolve import RETIRED, config_from_flat, load_config

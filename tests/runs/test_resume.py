@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
@@ -17,8 +16,9 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from running import SHORT, TINY, fgssl, photos, workplace
-from test_pretrain import after_step, assert_equal_encoders, metrics, start_run, stopped_run
+from run_results import assert_equal_encoders, metrics
+from running import SHORT, TINY, fgssl, photos
+from stopping import after_step, start_run, stopped_run
 
 from fgssl.config.resolve import AS_BEGUN, load_config
 from fgssl.config.resumed import as_begun, changed, with_changes
@@ -246,15 +246,10 @@ def test_without_kernel_locks_the_named_process_decides(tmp_path: Path, monkeypa
 # ---- other settings
 
 
-@functools.cache
-def stopped_once() -> Path:
-    return stopped_run(workplace() / "stopped")
-
-
 @pytest.fixture
 def stopped(tmp_path: Path) -> Path:
     """A run of its own for each test, stopped after 3 of 6 steps."""
-    return Path(shutil.copytree(stopped_once(), tmp_path / "run"))
+    return stopped_run(tmp_path / "run")
 
 
 def test_settings_that_make_another_run_are_shown_and_refused(stopped: Path) -> None:

@@ -15,10 +15,9 @@ import datasets
 import numpy as np
 import pytest
 import timm
-from hub_server import HubServer, Repository, serve
+from hub_server import HubServer, Repository, parquet, serve
 from PIL import Image
 from safetensors.torch import save
-from test_data_hub import parquet
 
 from fgssl.cli import console
 from fgssl.config.schema import DataConfig

@@ -13,8 +13,9 @@ from unittest import mock
 
 import pytest
 import torch
-from running import fgssl, photos, workplace
+from running import fgssl, photos
 from safetensors.torch import load_file
+from two_processes import OPTIONS, ROOT, launched
 
 from fgssl.runtime.launch import launch, may_speak
 from fgssl.runtime.machine import resolve_device
@@ -22,45 +23,6 @@ from fgssl.runtime.reporting import Reporter
 from fgssl.training.agreement import time_limit
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
-ROOT = Path(__file__).parents[2]
-# no BatchNorm anywhere: its statistics are those of a process's share
-OPTIONS = (
-    "--backbone", "convnext_zepto_rms", "--no-pretrained", "--image-size", "64", "--batch-size", "8", "--workers", "0",
-    "--mixed-precision", "no", "--device", "cpu", "--max-steps", "20", "--epochs", "20", "--quiet",
-    "--set", "training.log_every=1", "--set", "training.evaluate=false", "--set", "rationale.branch_norm=none",
-    "--set", "training.signals_every=0",
-)  # fmt: skip
-# what each process does, beside what the command line does: `act(rank, step)` is called after each step
-PROGRAM = """
-import os, signal, sys, time, torch
-from fgssl.cli import main
-from fgssl.training.model import LogWindow
-from fgssl.training.loop import Trainer
-rank = int(os.environ["RANK"])
-add, train = LogWindow.add, Trainer.train
-def after(self, step, output, **times):
-    output = act(step, output) or output
-    add(self, step, output, **times)
-def keep(self, *arguments):
-    done = train(self, *arguments)
-    torch.save(self.model.state_dict(), self.output.parent / f"rank{rank}.pt")
-    return done
-LogWindow.add, Trainer.train = after, keep
-def act(step, output):
-"""
-
-
-def command(act: str, *arguments: object) -> list[str]:
-    return [sys.executable, "-c", PROGRAM + f"    {act}\nmain()", *map(str, arguments)]
-
-
-def launched(act: str, output: Path, *more: str) -> subprocess.Popen[str]:
-    """A launcher of two processes as a process of its own; what it says goes to stderr."""
-    words = command(act, "pretrain", "--data", photos(), *OPTIONS, *more, "--output", output)
-    code = f"import sys\nfrom fgssl.runtime.launch import launch\nend = launch({words!r}, 2)\n"
-    code += "print('problem:', end.problem, file=sys.stderr)\nsys.exit(end.code)"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def rows(run: Path) -> list[dict[str, float]]:
@@ -68,11 +30,11 @@ def rows(run: Path) -> list[dict[str, float]]:
 
 
 def test_two_processes_see_and_learn_what_one_does(tmp_path: Path) -> None:
-    assert fgssl("pretrain", "--data", photos(), *OPTIONS, "--output", workplace() / "alone").code == 0
+    assert fgssl("pretrain", "--data", photos(), *OPTIONS, "--output", tmp_path / "alone").code == 0
     process = launched("pass", tmp_path / "run")
     _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
-    one, two = rows(workplace() / "alone"), rows(tmp_path / "run")
+    one, two = rows(tmp_path / "alone"), rows(tmp_path / "run")
     assert len(one) == len(two) == 20
     for name in ("loss", "fit", "target_entropy", "positive_similarity", "effective_rank"):
         assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=1e-4, abs=1e-4), name

@@ -11,8 +11,8 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from test_processes import launched
 from torch.distributed import TCPStore
+from two_processes import launched
 
 from fgssl.runtime.hang import Pulse, PulseReporter, Sign, verdict
 from fgssl.runtime.reporting import Reporter, StepReport

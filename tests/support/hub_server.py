@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import threading
 import time
@@ -11,8 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+if TYPE_CHECKING:
+    import datasets
 
 
 @dataclass
@@ -197,3 +201,10 @@ def _entries(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
         oid = hashlib.sha1(content).hexdigest()
         entries[path] = {"type": "file", "path": path, "oid": oid, "size": len(content)}
     return entries
+
+
+def parquet(rows: datasets.Dataset) -> bytes:
+    """The rows as the bytes of a parquet file."""
+    stream = io.BytesIO()
+    rows.to_parquet(stream)
+    return stream.getvalue()

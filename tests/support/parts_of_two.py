@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 import torch.distributed
-from test_memory_saving import tiny_trainer
+from tiny_trainer import tiny_trainer
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""The command line inside the test's own process, and a few tiny runs made once and shared by the tests."""
+"""The command line inside the test's own process, and a few tiny runs made once and shared by the tests of all
+xdist workers."""
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ import json
 import os
 import signal
 import sys
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+from filelock import FileLock
 from pictures import make_picture
 
 from fgssl.cli import main
@@ -82,45 +84,62 @@ def make_photos(folder: Path, count: int, *, classes: int = 3, seed: int = 0) ->
     return folder
 
 
-@functools.cache
 def workplace() -> Path:
-    """A folder for the whole session, with a space and a bird in its name, as users have them."""
-    holder = tempfile.TemporaryDirectory(prefix="fgssl tests 🐦 ")
-    _kept.append(holder)
-    return Path(holder.name)
+    """A folder for the whole session and all its processes, with a space and a bird in its name, as users have them."""
+    return Path(os.environ["FGSSL_TEST_WORKPLACE"])
 
 
-_kept: list[tempfile.TemporaryDirectory[str]] = []
+def shared(name: str, make: Callable[[Path], object]) -> Path:
+    """The folder `name` of the workplace, filled by `make` the first time that any process of the session asks.
+
+    Nobody may change it: tests that write into a run copy it first.
+    """
+    folder, done = workplace() / name, workplace() / f"{name}.done"
+    with FileLock(workplace() / f"{name}.lock"):
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
 
 
 @functools.cache
 def photos() -> Path:
     """24 training and 12 test pictures in 3 classes."""
-    make_photos(workplace() / "photos" / "train", 24)
-    make_photos(workplace() / "photos" / "test", 12, seed=100)
-    return workplace() / "photos"
+
+    def make(folder: Path) -> None:
+        make_photos(folder / "train", 24)
+        make_photos(folder / "test", 12, seed=100)
+
+    return shared("photos", make)
 
 
 @functools.cache
 def flat_photos() -> Path:
     """12 pictures without labels."""
-    return make_photos(workplace() / "flat", 12, classes=0, seed=200)
+    return shared("flat", lambda folder: make_photos(folder, 12, classes=0, seed=200))
 
 
 @functools.cache
 def finished_run() -> tuple[Path, Outcome]:
     """A whole run of 6 steps on `photos()`, with its output."""
-    run = workplace() / "run"
-    outcome = fgssl("pretrain", "--data", photos(), *EVALUATED, "--output", run)
-    assert outcome.code == 0, outcome.err
-    return run, outcome
+    said = workplace() / "run.json"
+
+    def make(run: Path) -> None:
+        outcome = fgssl("pretrain", "--data", photos(), *EVALUATED, "--output", run)
+        assert outcome.code == 0, outcome.err
+        said.write_text(json.dumps(outcome))
+
+    run = shared("run", make)
+    return run, Outcome(*json.loads(said.read_text()))
 
 
 @functools.cache
 def plain_run() -> Path:
     """A run of 2 steps without rationale on `flat_photos()`."""
-    run = workplace() / "plain"
-    options = ("--max-steps", "2", "--no-rationale", "--output", run)
-    outcome = fgssl("pretrain", "--data", flat_photos(), *EVALUATED, *options)
-    assert outcome.code == 0, outcome.err
-    return run
+
+    def make(run: Path) -> None:
+        options = ("--max-steps", "2", "--no-rationale", "--output", run)
+        outcome = fgssl("pretrain", "--data", flat_photos(), *EVALUATED, *options)
+        assert outcome.code == 0, outcome.err
+
+    return shared("plain", make)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from run_results import assert_equal_encoders, metrics
 from running import BACKBONE, TINY, fgssl, photos
 from safetensors.torch import load_file
-from test_pretrain import assert_equal_encoders, metrics, stopped_run
+from stopping import stopped_run
 
 from fgssl.backbones import Backbone, build_backbone, freeze_backbone, layer_groups
 from fgssl.config.resolve import load_config

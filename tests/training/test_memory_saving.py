@@ -13,27 +13,11 @@ from unittest import mock
 import pytest
 import torch
 from running import BACKBONE, TINY, fgssl, flat_photos
+from tiny_trainer import tiny_trainer
 
 from fgssl.backbones import build_backbone
-from fgssl.config.resolve import load_config
 from fgssl.errors import FgsslError
 from fgssl.runtime.machine import peak_memory
-from fgssl.runtime.reporting import Reporter
-from fgssl.training.loop import Trainer
-from fgssl.training.plan import make_plan
-from fgssl.training.pretrain import build_trainer
-
-
-def tiny_trainer(folder: Path, *, world: int = 1, **settings: object) -> Trainer:
-    flags = {
-        "data.source": str(flat_photos()), "backbone.name": BACKBONE, "backbone.pretrained": False,
-        "backbone.image_size": 64, "training.batch_size": 8, "training.workers": 0, "training.device": "cpu",
-        "training.mixed_precision": "no", "training.evaluate": False, "optimizer.name": "sgd", "optimizer.lr": 0.1,
-        **settings,
-    }  # fmt: skip
-    trainer = build_trainer(make_plan(load_config(flags=flags), world=world), folder, Reporter())
-    trainer.model.train()
-    return trainer
 
 
 def test_a_step_in_parts_averages_their_gradients_and_moves_the_key_encoder_once(tmp_path):

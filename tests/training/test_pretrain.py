@@ -7,12 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -20,8 +16,10 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from run_results import assert_equal_encoders, metrics
 from running import BACKBONE, EVALUATED, SHORT, TINY, fgssl, finished_run, make_photos, photos, plain_run
 from safetensors.torch import load_file
+from stopping import after_step, start_run, stopped_run
 
 from fgssl.config.resolve import load_config
 from fgssl.config.schema import flatten
@@ -29,38 +27,7 @@ from fgssl.runs.folder import write_config
 from fgssl.training.model import LogWindow, StepOutput
 from fgssl.training.plan import make_plan
 
-CLOCK = (
-    "images_per_second",
-    "wait_share",
-    "seconds_left",
-    "peak_memory_gb",
-)  # the only measured values that may differ between equal runs
 FILES = {"config.yaml", "encoder.safetensors", "metrics.jsonl", "overview.png", "summary.json", "views.png"}
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
-
-
-def assert_equal_encoders(first: Path, second: Path) -> None:
-    ours, theirs = load_file(first / "encoder.safetensors"), load_file(second / "encoder.safetensors")
-    assert ours.keys() == theirs.keys()
-    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
-
-
-@contextmanager
-def after_step(number: int, action: Callable[[], object]) -> Iterator[None]:
-    """Calls `action` when the step is done, before anything is logged or saved."""
-    original = LogWindow.add
-
-    def add(self: LogWindow, step: int, output: StepOutput, **times: float) -> None:
-        original(self, step, output, **times)
-        if step == number:
-            action()
-
-    with mock.patch.object(LogWindow, "add", add):
-        yield
 
 
 # ---- what a run leaves
@@ -173,16 +140,6 @@ def test_two_precisions_in_one_process(tmp_path: Path) -> None:
 
 
 # ---- stops
-
-
-def stopped_run(output: Path, options: tuple[str, ...] = TINY, *, step: int = 3, number: int = signal.SIGTERM) -> Path:
-    """A run stopped by a signal after a step, in the middle of a line of metrics and at the end of an epoch."""
-    with after_step(step, lambda: os.kill(os.getpid(), number)):
-        outcome = fgssl("pretrain", "--data", photos(), *options, "--output", output)
-    assert outcome.code == 128 + number
-    assert f"after step {step}; state saved" in outcome.err and "fgssl pretrain --resume" in outcome.err
-    assert outcome.out == ""
-    return output
 
 
 @pytest.mark.parametrize(("step", "number"), [(3, signal.SIGTERM), (4, signal.SIGINT)])
@@ -304,15 +261,6 @@ def test_signals_to_the_whole_process_group_save_the_state(tmp_path: Path) -> No
         (state,) = (run / "resume").glob("*.pt")
         assert f"after step {int(state.stem)};" in err
         assert metrics(run)[-1]["step"] == int(state.stem)
-
-
-def start_run(output: Path) -> subprocess.Popen[str]:
-    """A run too long to end by itself, in a process group of its own."""
-    command = [sys.executable, "-m", "fgssl", "pretrain", "--data", str(photos()), *SHORT, "--max-steps", "100000"]
-    command += ["--epochs", "100000", "--workers", "1", "--set", "training.log_every=1", "--output", str(output)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, env=environment)
 
 
 # ---- faults

@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 from pictures import ArrayImages
 from running import TINY, fgssl, flat_photos, photos
-from test_pretrain import after_step
+from stopping import after_step
 
 from fgssl.config.schema import TrainingConfig
 from fgssl.data.cache.build import PixelStore, Shrunk

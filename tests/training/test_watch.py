@@ -15,7 +15,7 @@ import pytest
 import torch
 from running import SHORT, TINY, fgssl, photos
 from safetensors.torch import load_file
-from test_pretrain import after_step
+from stopping import after_step
 
 from fgssl.config.schema import OptimizerConfig
 from fgssl.errors import TrainingFault
