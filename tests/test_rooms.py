@@ -23,7 +23,8 @@ PACKAGE = ROOT / "fgssl"
 MAY_IMPORT: dict[str, str] = {
     # ground: known to everyone
     "errors": "",
-    "config": "errors",
+    "registry": "",
+    "config": "errors registry",
     "runtime": "errors",
     # pictures
     "views": "config",
@@ -32,7 +33,7 @@ MAY_IMPORT: dict[str, str] = {
     "check": "config data errors",
     # models: objectives do not know the rationale, neither knows the other
     "backbones": "errors runtime",
-    "objectives": "backbones config",
+    "objectives": "backbones config errors registry",
     "rationale": "config",
     "encoder": "backbones config errors objectives rationale",
     # the one bridge between training and evaluation

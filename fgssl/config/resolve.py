@@ -19,15 +19,16 @@ import yaml
 from fgssl.config.schema import (
     DATA_PROFILES,
     DEMO_PROFILE,
-    OBJECTIVE_SETTINGS,
     RATIONALE_PRESETS,
     VIEW_PRESETS,
     ObjectiveConfig,
     PretrainConfig,
     flatten,
     interval,
+    optional_settings,
 )
 from fgssl.errors import FgsslError
+from fgssl.registry import OBJECTIVES
 
 MAX_RECIPE_BYTES = 1_000_000
 AS_BEGUN = "as it began"  # origin of what a resumed run keeps open, although a new one would fill it in
@@ -89,13 +90,20 @@ def config_from_flat(flat: Mapping[str, Any], origin: str = "saved run") -> Reso
 
 
 def _assemble(given: dict[str, tuple[Any, str]]) -> Resolved:
-    defaults = flatten(PretrainConfig())
+    asked, _ = given.get("objective.name", (ObjectiveConfig.name, ""))
+    objective = _coerce("objective.name", asked, Literal[tuple(OBJECTIVES)])
+    settings = ObjectiveConfig
+    if any(key.startswith("objective.") for key in given):  # only then, as this imports it, and torch with it
+        settings = OBJECTIVES[objective].settings
+    hints = {**_hints(PretrainConfig), **_hints(settings, "objective.")}
+    defaults = flatten(PretrainConfig(objective=settings()))
     given = {k: value for k, value in given.items() if k not in RETIRED or not _was_default(k, value[0])}
     for key in given:
         if key not in defaults:
+            if key.startswith("objective.") and (owners := _owners(key.removeprefix("objective."))):
+                raise _no_such_setting(objective, [key], owners)
             near = _nearest(key, defaults)
             raise FgsslError(f"unknown setting '{key}'", f"did you mean '{near}'?" if near else "see --dry-run")
-    hints = _hints(PretrainConfig)
     values = {k: (_coerce(k, v, hints[k]), origin) for k, (v, origin) in given.items()}
 
     def chosen(key: str) -> Any:
@@ -143,7 +151,11 @@ def build(flat: Mapping[str, Any]) -> PretrainConfig:
     sections = {}
     for item in fields(PretrainConfig):
         start = f"{item.name}."
-        sections[item.name] = hints[item.name](**{k[len(start) :]: v for k, v in flat.items() if k.startswith(start)})
+        values = {k[len(start) :]: v for k, v in flat.items() if k.startswith(start)}
+        section = hints[item.name]
+        if not values.keys() <= section.__dataclass_fields__.keys():  # an objective's own settings
+            section = OBJECTIVES[values["name"]].settings
+        sections[item.name] = section(**values)
     return PretrainConfig(**sections)
 
 
@@ -314,14 +326,21 @@ def _reject_contradictions(config: PretrainConfig) -> None:
 def _reject_foreign_settings(config: ObjectiveConfig) -> None:
     """Settings that the chosen objective does not have."""
     plain = ObjectiveConfig()
-    foreign = [
-        key
-        for key, owners in OBJECTIVE_SETTINGS.items()
-        if config.name not in owners and getattr(config, key) != getattr(plain, key)
-    ]
+    asked = [key for key in optional_settings() if getattr(config, key) != getattr(plain, key)]
+    foreign = [key for key in asked if key not in OBJECTIVES[config.name].uses]
     if foreign:
-        owners = OBJECTIVE_SETTINGS[foreign[0]]
-        raise FgsslError(
-            f"the objective {config.name} has no {', '.join(f'objective.{key}' for key in foreign)}",
-            f"leave it out, or use --objective {' or '.join(owners)}",
-        )
+        raise _no_such_setting(config.name, [f"objective.{key}" for key in foreign], _owners(foreign[0]))
+
+
+def _owners(key: str) -> list[str]:
+    """The objectives that have a setting."""
+    shared = key in ObjectiveConfig.__dataclass_fields__
+    has = {name: item.uses if shared else item.settings.__dataclass_fields__ for name, item in OBJECTIVES.items()}
+    return [name for name, settings in has.items() if key in settings]
+
+
+def _no_such_setting(objective: str, keys: Sequence[str], owners: Sequence[str]) -> FgsslError:
+    return FgsslError(
+        f"the objective {objective} has no {', '.join(keys)}",
+        f"leave it out, or use --objective {' or '.join(owners)}",
+    )

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 
 def knob(default: Any, text: str) -> Any:
     """A dataclass field with its one-line description (shown by --dry-run and the docs)."""
     return field(default=default, metadata={"help": text})
+
+
+def filled(value: T | None) -> T:
+    """A setting that the plan of a run has filled in."""
+    if value is None:
+        raise TypeError("a setting was left open")
+    return value
 
 
 @dataclass(frozen=True)
@@ -65,9 +74,12 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The self-supervised objective; what one has no use for stays None (`OBJECTIVE_SETTINGS`)."""
+    """The self-supervised objective, and what several have; an objective's own settings are declared in its file.
 
-    name: Literal["mocov2", "byol", "simsiam", "simclr"] = knob("mocov2", "self-supervised objective")
+    What the chosen one has no use for stays as it is here, and is refused where it was asked for (its `uses`).
+    """
+
+    name: str = knob("mocov2", "self-supervised objective")
     projector_hidden: int | None = knob(None, "hidden width of the projector (default: by objective and map)")
     projector_dim: int | None = knob(None, "width of the projection (default: by objective)")
     predictor_hidden: int | None = knob(
@@ -89,16 +101,9 @@ class ObjectiveConfig:
     )
 
 
-# Settings that only some objectives have; others refuse them.
-OBJECTIVE_SETTINGS: dict[str, tuple[str, ...]] = {
-    "predictor_hidden": ("byol", "simsiam"),
-    "temperature": ("mocov2", "simclr"),
-    "momentum": ("mocov2", "byol"),
-    "momentum_end": ("mocov2", "byol"),
-    "queue_size": ("mocov2",),
-    "batch_negatives": ("mocov2",),
-    "key_norm": ("mocov2", "byol"),
-}
+def optional_settings() -> tuple[str, ...]:
+    """The names in `ObjectiveConfig` that only some objectives have."""
+    return tuple(item.name for item in fields(ObjectiveConfig))[3:]
 
 
 @dataclass(frozen=True)

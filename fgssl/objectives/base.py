@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fgssl.backbones import Backbone, GivenMap
-from fgssl.config.schema import ObjectiveConfig
+from fgssl.config.defaults import Draft, Recommended, RunFacts
+from fgssl.config.schema import ObjectiveConfig, filled
 
 Pooling = Callable[[Tensor], Tensor]  # (N, C, H, W) -> (N, C)
 
@@ -23,28 +23,39 @@ class ObjectiveOutput(NamedTuple):
     """
 
     loss: Tensor  # scalar, mean over the images of this process
-    feature_maps: tuple[
-        Tensor, ...
-    ]  # each (N, C, H, W), of the views the loss has a gradient for, the first view first
+    feature_maps: tuple[Tensor, ...]  # each (N, C, H, W), of the views that the loss has a gradient for, in order
     metrics: dict[str, Tensor]  # detached scalars to log
 
 
 class Objective(nn.Module):
     """Base class: owns the trained backbone and its heads; knows nothing of the rationale.
 
+    A new objective is one file in `fgssl/objectives/methods/`, named as the objective, with a class like this:
+
+        @OBJECTIVES.register("name")
+        class Name(Objective): ...
+
     Args:
         backbone: The encoder to train, or a stand-in where it is frozen and the views are its feature maps.
         config: Objective settings with every derived value filled in.
 
     Attributes:
+        settings: `ObjectiveConfig`, or a frozen dataclass derived from it with settings of this objective alone.
+        uses: The optional settings of `ObjectiveConfig` that it has; the others are refused.
+        paper: Optimiser on trained weights.
+        step_forwards: Work of a step on an image, in forward passes; a backward pass counts as two.
+        needs_keys: Whether GradCAM of the loss of a single picture needs a sample of keys as negatives.
         projector: Pooled map (N, C) to projection (N, D).
         predictor: Projection to a prediction (N, D) of the other view's; None in objectives without one.
         pool: Of the maps before the projector; None is global average pooling.
         update_target: Whether the next forward moves a momentum encoder: once a step that is taken in parts.
         progress: Share of the run that is done, 0 to 1, for what follows a schedule.
-        needs_keys: Whether GradCAM of the loss of a single picture needs a sample of keys as negatives.
     """
 
+    settings: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig
+    uses: ClassVar[tuple[str, ...]] = ()
+    paper: ClassVar[Recommended] = Recommended("sgd", 0.03, 128, 1e-4, 0.0)
+    step_forwards: ClassVar[int] = 6
     needs_keys: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone | GivenMap, config: ObjectiveConfig) -> None:
@@ -55,6 +66,12 @@ class Objective(nn.Module):
         self.update_target, self.progress = True, 0.0
         self.projector = self.build_projector(backbone.channels, config)
         self.predictor = self.build_predictor(config)
+
+    @classmethod
+    def derive(cls, draft: Draft, run: RunFacts) -> None:
+        """Fill in what was left open; a subclass fills in its own before it calls this."""
+        draft.derive("objective.projector_hidden", run.channels, "the map's channels")
+        draft.derive("objective.projector_dim", 256, "paper")
 
     def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
         """One step.
@@ -67,13 +84,16 @@ class Objective(nn.Module):
 
     @classmethod
     def build_projector(cls, channels: int, config: ObjectiveConfig) -> nn.Sequential:
-        """A new projector: of a run about to start, or of an encoder file about to be read."""
-        raise NotImplementedError
+        """A new projector, of a run about to start or of an encoder file about to be read: two layers, no BatchNorm."""
+        return build_mlp([channels, config.projector_hidden or channels, filled(config.projector_dim)], norm=False)
 
     @classmethod
     def build_predictor(cls, config: ObjectiveConfig) -> nn.Sequential | None:
-        """A new predictor, for objectives that have one."""
-        return None
+        """Where `predictor_hidden` is used: linear, BatchNorm, ReLU, linear, from projection to projection."""
+        if "predictor_hidden" not in cls.uses:
+            return None
+        width = filled(config.projector_dim)
+        return build_mlp([width, filled(config.predictor_hidden), width], norm=True)
 
     @staticmethod
     def picture_loss(anchor: Tensor, positive: Tensor, keys: Tensor | None, config: ObjectiveConfig) -> Tensor:
@@ -130,17 +150,6 @@ def build_mlp(widths: list[int], *, norm: bool, norm_last: bool = False) -> nn.S
     return nn.Sequential(*layers)
 
 
-def build_two_layers(config: ObjectiveConfig) -> nn.Sequential:
-    """Linear, BatchNorm, ReLU, linear, from projection to projection: the predictor of BYOL and SimSiam."""
-    assert config.predictor_hidden is not None and config.projector_dim is not None
-    return build_mlp([config.projector_dim, config.predictor_hidden, config.projector_dim], norm=True)
-
-
-def pool_map(feature_map: Tensor, pool: Pooling | None = None) -> Tensor:
-    """Pooling (None: global average): (N, C, H, W) -> (N, C)."""
-    return feature_map.mean((2, 3)) if pool is None else pool(feature_map)
-
-
 def project(
     feature_map: Tensor, projector: nn.Module, pool: Pooling | None = None, predictor: nn.Module | None = None
 ) -> Tensor:
@@ -149,43 +158,6 @@ def project(
     return functional.normalize((out if predictor is None else predictor(out)).float(), dim=1)
 
 
-def is_distributed() -> bool:
-    """Whether there are other processes to talk to."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def gather(tensor: Tensor) -> Tensor:
-    """A detached (N, ...) tensor of every process, in the order the images have in the global batch.
-
-    Processes take every world-th image (`StepSampler`), so the stacked shares are interleaved.
-    """
-    if not is_distributed():
-        return tensor
-    world = torch.distributed.get_world_size()
-    shares = [torch.empty_like(tensor) for _ in range(world)]
-    torch.distributed.all_gather(shares, tensor.contiguous())
-    return torch.stack(shares, 1).flatten(0, 1)
-
-
-def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """As `gather`, with the gradient of every process's loss for this process's share.
-
-    Distributed training averages the gradients of the processes: with this sum below them it is the gradient of the
-    mean of their losses, as if one process had computed it.
-    """
-    if not is_distributed():
-        return tensor
-    gathered: Tensor = _Gather.apply(tensor)
-    return gathered
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return gather(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0].contiguous()
-        torch.distributed.all_reduce(gradient)
-        return gradient[torch.distributed.get_rank() :: torch.distributed.get_world_size()]
+def pool_map(feature_map: Tensor, pool: Pooling | None = None) -> Tensor:
+    """Pooling (None: global average): (N, C, H, W) -> (N, C)."""
+    return feature_map.mean((2, 3)) if pool is None else pool(feature_map)

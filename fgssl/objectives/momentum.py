@@ -4,29 +4,46 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgssl.backbones import Backbone, GivenMap
-from fgssl.config.schema import ObjectiveConfig
-from fgssl.objectives.base import Objective, is_distributed, project
+from fgssl.config.defaults import Draft, RunFacts
+from fgssl.config.schema import ObjectiveConfig, filled
+from fgssl.objectives.base import Objective, project
+from fgssl.objectives.gather import is_distributed
 
 
 class MomentumObjective(Objective):
     """Base class: backbone and projector with a frozen copy that follows them.
 
-    Args:
-        backbone: The trained encoder; a copy becomes the key encoder.
-        config: `momentum` and `momentum_end` must be filled in.
+    Attributes:
+        longest_average: Steps that the momentum averages over at most, as in the paper.
+        momentum_rises: Whether the momentum rises to 1 over the run.
     """
+
+    uses: ClassVar[tuple[str, ...]] = ("momentum", "momentum_end", "key_norm")
+    longest_average: ClassVar[float] = 1000.0
+    momentum_rises: ClassVar[bool] = False
+
+    @classmethod
+    def derive(cls, draft: Draft, run: RunFacts) -> None:
+        """The paper's 0.999 averages over a fifth of its 4,600 steps on CUB; shorter runs need a quicker average."""
+        horizon = min(cls.longest_average, max(10.0, run.total_steps / 5))
+        reason = f"averages over a fifth of the run, at most {cls.longest_average:,.0f} steps"
+        draft.derive("objective.momentum", round(1 - 1 / horizon, 5), reason)
+        if cls.momentum_rises:
+            draft.derive("objective.momentum_end", 1.0, "paper")
+        draft.derive("objective.momentum_end", draft["objective.momentum"], "no rise")
+        super().derive(draft, run)
 
     def __init__(self, backbone: Backbone | GivenMap, config: ObjectiveConfig) -> None:
         super().__init__(backbone, config)
-        assert config.momentum is not None
-        self.momentum = config.momentum
-        self.momentum_end = config.momentum if config.momentum_end is None else config.momentum_end
+        self.momentum = filled(config.momentum)
+        self.momentum_end = self.momentum if config.momentum_end is None else config.momentum_end
         self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.train()  # a new module is in train mode, but the key encoder's norms must not be
@@ -63,17 +80,13 @@ class MomentumObjective(Objective):
 @torch.no_grad()
 def update_momentum(source: nn.Module, target: nn.Module, momentum: float, *, buffers: bool = False) -> None:
     """target <- momentum * target + (1 - momentum) * source, in place, parameters and optionally float buffers."""
-    _lerp(list(target.parameters()), list(source.parameters()), 1 - momentum)
+    pairs: list[tuple[Tensor, Tensor]] = list(zip(target.parameters(), source.parameters(), strict=True))
     if buffers:
-        pairs = [(t, s) for t, s in zip(target.buffers(), source.buffers(), strict=True) if t.is_floating_point()]
+        floats = [(t, s) for t, s in zip(target.buffers(), source.buffers(), strict=True) if t.is_floating_point()]
         # each process has seen its own images: the average keeps the key encoders of all processes equal
-        sources = [_process_mean(s) for _, s in pairs]
-        _lerp([t for t, _ in pairs], sources, 1 - momentum)
-
-
-def _lerp(targets: list[Tensor], sources: list[Tensor], weight: float) -> None:
-    if targets:
-        torch._foreach_lerp_(targets, sources, weight)
+        pairs += [(t, _process_mean(s)) for t, s in floats]
+    if pairs:
+        torch._foreach_lerp_([t for t, _ in pairs], [s for _, s in pairs], 1 - momentum)
 
 
 def _process_mean(buffer: Tensor) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fgssl.config.defaults import Draft, RunFacts
 from fgssl.config.schema import ObjectiveConfig
 from fgssl.objectives.base import Objective
 
@@ -13,10 +16,18 @@ from fgssl.objectives.base import Objective
 class KeyQueue(Objective):
     """An objective that keeps keys: MoCo as its negatives, others as a sample for the encoder file."""
 
+    uses: ClassVar[tuple[str, ...]] = ("temperature",)
     needs_keys = True
     queue: Tensor
     queue_index: Tensor
     queue_pointer: Tensor
+
+    @classmethod
+    def derive(cls, draft: Draft, run: RunFacts) -> None:
+        """grocery, resnet18, 64 px, 4 epochs, one seed: test -> train rank-1 14.2 with 0.1 against 13.2 with 0.2."""
+        reason = "paper" if run.started else "learns faster from scratch"
+        draft.derive("objective.temperature", 0.2 if run.started else 0.1, reason)
+        super().derive(draft, run)
 
     def start_queue(self, size: int, width: int) -> None:
         """A ring of `size` random unit keys, which belong to no image."""

@@ -14,7 +14,7 @@ from fgssl.encoder import Encoder
 from fgssl.errors import TrainingFault
 from fgssl.evaluation.metrics import effective_rank, relative_std
 from fgssl.objectives import OBJECTIVES, Objective
-from fgssl.objectives.base import gather, is_distributed
+from fgssl.objectives.gather import gather, is_distributed
 from fgssl.rationale import RationaleHead, fit_rationale
 from fgssl.training.plan import Plan
 

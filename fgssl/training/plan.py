@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import torch
 
 from fgssl.backbones import Backbone, InitialWeights
-from fgssl.config.defaults import STEP_FORWARDS, derive_objective
+from fgssl.config.defaults import Draft, RunFacts, derive_objective
 from fgssl.config.resolve import Resolved, build
-from fgssl.config.schema import PretrainConfig, flatten
+from fgssl.config.schema import DataConfig, PretrainConfig, flatten
 from fgssl.data import PRESETS, available_splits, default_split, load_images
 from fgssl.data.cache.map_store import entry_bytes
 from fgssl.data.images import ImageSet
 from fgssl.errors import FgsslError
+from fgssl.objectives import OBJECTIVES
 from fgssl.runtime.machine import automatic_workers, feeds_itself, resolve_device, resolve_precision
 from fgssl.training.initialization import derive_optimizer, start_backbone, starts_trained
 
@@ -91,52 +92,44 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True, 
     Raises:
         FgsslError: for anything the run would stumble over.
     """
-    values, origins = dict(flatten(resolved.config)), dict(resolved.origins)
-
-    def derive(key: str, value: Any, reason: str) -> None:
-        if values[key] is None:
-            values[key], origins[key] = value, f"derived: {reason}"
-
-    device = resolve_device(values["training.device"])
-    train, test = _open_splits(resolved.config, derive) if splits is None else splits
+    draft = Draft(flatten(resolved.config), resolved.origins)
+    device = resolve_device(draft["training.device"])
+    train, test = _open_splits(resolved.config.data, draft) if splits is None else splits
     for key in ("data.source", "backbone.init"):  # remembered by the encoder file and by a resumed run
-        if values[key] is not None and _is_local(values[key]):
-            values[key] = os.path.abspath(os.path.expanduser(values[key]))
-    _fit_batch(values, derive, len(train), world)
-    steps_per_epoch = len(train) // values["training.batch_size"]
-    total_steps = min(values["training.epochs"] * steps_per_epoch, values["training.max_steps"] or 2**62)
+        if draft[key] is not None and _is_local(draft[key]):
+            draft.values[key] = os.path.abspath(os.path.expanduser(draft[key]))
+    _fit_batch(draft, len(train), world)
+    steps_per_epoch = len(train) // draft["training.batch_size"]
+    total_steps = min(draft["training.epochs"] * steps_per_epoch, draft["training.max_steps"] or 2**62)
 
-    torch.manual_seed(values["training.seed"])  # the random init of the model is part of the seed
-    backbone, initial = start_backbone(values, origins, derive, load_weights=load_weights)
-    sizes = {"channels": backbone.channels, "images": len(train), "total_steps": total_steps}
-    derive_objective(values, derive, **sizes, started=starts_trained(values))
-    derive_optimizer(values, derive, backbone)
+    torch.manual_seed(draft["training.seed"])  # the random init of the model is part of the seed
+    backbone, initial = start_backbone(draft, load_weights=load_weights)
+    derive_objective(draft, RunFacts(backbone.channels, len(train), total_steps, starts_trained(draft)))
+    derive_optimizer(draft, backbone)
     if backbone.frozen:
-        derive("training.signals_every", total_steps, "a frozen backbone's never change")
-    _derive_signals(values, derive, len(train))
-    derive("training.device", str(device), "best at hand")
-    values["training.device"] = str(device)  # in full, where `auto` was asked for
+        draft.derive("training.signals_every", total_steps, "a frozen backbone's never change")
+    _derive_signals(draft, len(train))
+    draft.derive("training.device", str(device), "best at hand")
+    draft.values["training.device"] = str(device)  # in full, where `auto` was asked for
     unless = "; none once the cache is built" if feeds_itself(device) else ""
-    derive("training.workers", automatic_workers(device, world), f"cores of this machine{unless}")
-    _derive_precision(values, origins, backbone, device)
-    return Plan(build(values), origins, train, test, backbone, device, steps_per_epoch, total_steps, initial)
+    draft.derive("training.workers", automatic_workers(device, world), f"cores of this machine{unless}")
+    _derive_precision(draft, backbone, device)
+    config = build(draft.values)
+    return Plan(config, draft.origins, train, test, backbone, device, steps_per_epoch, total_steps, initial)
 
 
-def _derive_precision(
-    values: dict[str, Any], origins: dict[str, str], backbone: Backbone, device: torch.device
-) -> None:
+def _derive_precision(draft: Draft, backbone: Backbone, device: torch.device) -> None:
     """bf16 where the machine gains by it and the backbone is known good in it; asked for, it is as asked."""
-    key = "training.mixed_precision"
-    precision, reason = resolve_precision(values[key], device)
-    if values[key] != "auto":
+    asked = draft["training.mixed_precision"]
+    precision, reason = resolve_precision(asked, device)
+    if asked != "auto":
         return
     if precision == "bf16" and not backbone.good_in_bf16:
         precision, reason = "no", f"{backbone.name} is not known to be good in bf16"
-    values[key], origins[key] = precision, f"derived: {reason}"
+    draft.decide("training.mixed_precision", precision, reason)
 
 
-def _open_splits(config: PretrainConfig, derive: Any) -> tuple[ImageSet, ImageSet | None]:
-    data = config.data
+def _open_splits(data: DataConfig, draft: Draft) -> tuple[ImageSet, ImageSet | None]:
     train_split, test_split = default_split(data, "train"), default_split(data, "test")
     if train_split is None:
         raise FgsslError(
@@ -148,9 +141,9 @@ def _open_splits(config: PretrainConfig, derive: Any) -> tuple[ImageSet, ImageSe
         raise FgsslError(
             f"'{data.source}' holds one image in its split {train_split}", "self-supervised training needs at least 2"
         )
-    derive("data.train_split", train_split, "the source's own")
+    draft.derive("data.train_split", train_split, "the source's own")
     if test_split is not None:
-        derive("data.test_split", test_split, "the source's own")
+        draft.derive("data.test_split", test_split, "the source's own")
     return train, None if test_split is None else load_images(data, test_split)
 
 
@@ -179,8 +172,8 @@ def derived_batch(images: int, *, parts: int = 1) -> tuple[int, str]:
     return batch, f"leaves out {images % batch} of {images} images an epoch"
 
 
-def _fit_batch(values: dict[str, Any], derive: Any, images: int, world: int) -> None:
-    batch, accumulate = values["training.batch_size"], values["training.accumulate"]
+def _fit_batch(draft: Draft, images: int, world: int) -> None:
+    batch, accumulate = draft["training.batch_size"], draft["training.accumulate"]
     if batch is None:
         if accumulate > 1 and 2 * world * accumulate > images:
             raise FgsslError(
@@ -188,7 +181,7 @@ def _fit_batch(values: dict[str, Any], derive: Any, images: int, world: int) -> 
                 f"use at most {images // (2 * world)}",
             )
         batch, why = derived_batch(images, parts=world * accumulate)
-        derive("training.batch_size", batch, why)
+        draft.derive("training.batch_size", batch, why)
     if batch > images:
         raise FgsslError(f"--batch-size {batch} is larger than the data ({images} images)", f"use at most {images}")
     parts = world * accumulate
@@ -204,12 +197,14 @@ def _fit_batch(values: dict[str, Any], derive: Any, images: int, world: int) -> 
         )
 
 
-def _derive_signals(values: dict[str, Any], derive: Any, images: int) -> None:
+def _derive_signals(draft: Draft, images: int) -> None:
     """Two forward passes of the sample, as seldom as keeps them within their share, at a line of the log."""
-    steps = 2 * min(SIGNAL_IMAGES, images) / (STEP_FORWARDS[values["objective.name"]] * values["training.batch_size"])
-    log_every = values["training.log_every"]
+    forwards = OBJECTIVES[draft["objective.name"]].step_forwards
+    steps = 2 * min(SIGNAL_IMAGES, images) / (forwards * draft["training.batch_size"])
+    log_every = draft["training.log_every"]
     every = -(-math.ceil(steps / SIGNAL_SHARE) // log_every) * log_every
-    derive("training.signals_every", every, f"{100 * SIGNAL_SHARE:g} % of the run's work; also after the last step")
+    reason = f"{100 * SIGNAL_SHARE:g} % of the run's work; also after the last step"
+    draft.derive("training.signals_every", every, reason)
 
 
 def describe(plan: Plan) -> dict[str, dict[str, Any]]:

@@ -17,14 +17,14 @@ from tiny_moco import BATCH, CHANNELS, TinyBackbone, unit, views
 from torch import Tensor, nn
 
 from fgssl.config.resolve import load_config
-from fgssl.config.schema import OBJECTIVE_SETTINGS, ObjectiveConfig, OptimizerConfig
+from fgssl.config.schema import ObjectiveConfig, OptimizerConfig, optional_settings
 from fgssl.errors import FgsslError
-from fgssl.objectives import BYOL, OBJECTIVES, SimCLR, SimSiam
+from fgssl.objectives import OBJECTIVES
 from fgssl.objectives.base import Objective
-from fgssl.objectives.byol import prediction_loss
+from fgssl.objectives.methods.byol import BYOL, prediction_loss
+from fgssl.objectives.methods.simclr import SimCLR, nt_xent
+from fgssl.objectives.methods.simsiam import SimSiam, negative_cosine
 from fgssl.objectives.momentum import update_momentum
-from fgssl.objectives.simclr import nt_xent
-from fgssl.objectives.simsiam import negative_cosine
 from fgssl.runs.encoder_file import load_encoder
 from fgssl.training.optimizer import build_optimizer
 from fgssl.training.plan import make_plan
@@ -315,9 +315,9 @@ def plan_of(name: str, **settings: object) -> object:
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_an_objective_has_its_own_settings_and_no_others(name: str) -> None:
     plan = plan_of(name)
-    for key, owners in OBJECTIVE_SETTINGS.items():
+    for key in optional_settings():
         value = getattr(plan.config.objective, key)
-        if name in owners:
+        if key in OBJECTIVES[name].uses:
             assert value is not None, key
         elif getattr(ObjectiveConfig(), key) is None:
             assert value is None and plan.origins[f"objective.{key}"] == f"derived: {name} has none"
@@ -340,20 +340,16 @@ def test_on_trained_weights_each_has_the_optimiser_of_its_paper(name: str, expec
 
 
 def test_widths_are_the_papers_for_2048_channels() -> None:
-    from fgssl.config.defaults import derive_objective
+    from fgssl.config.defaults import Draft, RunFacts, derive_objective
 
     for name, widths in (("byol", (4096, 256, 4096)), ("simsiam", (2048, 2048, 512)), ("simclr", (2048, 128, None))):
         values: dict[str, object] = {f"objective.{key}": None for key in ObjectiveConfig.__dataclass_fields__}
-        values |= {"objective.name": name, "training.batch_size": 128}
-
-        def derive(key: str, value: object, reason: str, values: dict[str, object] = values) -> None:
-            values[key] = value if values[key] is None else values[key]
-
-        derive_objective(values, derive, channels=2048, images=5994, total_steps=4600, started=True)
+        draft = Draft(values | {"objective.name": name, "training.batch_size": 128}, {})
+        derive_objective(draft, RunFacts(channels=2048, images=5994, total_steps=4600, started=True))
         keys = ("projector_hidden", "projector_dim", "predictor_hidden")
-        assert tuple(values[f"objective.{key}"] for key in keys) == widths
+        assert tuple(draft[f"objective.{key}"] for key in keys) == widths
         if name == "byol":
-            assert (values["objective.momentum"], values["objective.momentum_end"]) == (0.996, 1.0)
+            assert (draft["objective.momentum"], draft["objective.momentum_end"]) == (0.996, 1.0)
 
 
 def test_settings_of_another_objective_are_refused_by_name() -> None:

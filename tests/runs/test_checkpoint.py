@@ -22,7 +22,7 @@ from fgssl.data import load_images
 from fgssl.encoder import MAP_POOLS, Encoder
 from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import embed
-from fgssl.objectives import MoCo
+from fgssl.objectives.methods.mocov2 import MoCo
 from fgssl.rationale import RationaleHead
 from fgssl.runs.encoder_file import load_encoder, save_encoder
 

@@ -30,7 +30,7 @@ from fgssl.encoder import Encoder
 from fgssl.evaluation.embed import Embeddings, embed
 from fgssl.evaluation.feature_file import is_feature_file, read_features, save_features
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
-from fgssl.objectives import MoCo
+from fgssl.objectives.methods.mocov2 import MoCo
 from fgssl.rationale import RationaleHead
 from fgssl.runs.encoder_file import data_of, load_encoder, save_encoder
 from fgssl.runs.folder import truncate_metrics

@@ -9,38 +9,37 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fgssl.backbones import Backbone, GivenMap
-from fgssl.config.schema import ObjectiveConfig
-from fgssl.objectives.base import ObjectiveOutput, build_mlp, gather, gather_with_gradient, project
+from fgssl.config.defaults import Draft, Recommended, RunFacts
+from fgssl.config.schema import ObjectiveConfig, filled
+from fgssl.objectives.base import ObjectiveOutput, project
+from fgssl.objectives.gather import gather, gather_with_gradient
 from fgssl.objectives.queue import KeyQueue, info_nce
+from fgssl.registry import OBJECTIVES
 
 KEYS = 512  # newest projections, for GradCAM of single pictures; the loss does not use them
 
 
+@OBJECTIVES.register("simclr")
 class SimCLR(KeyQueue):
-    """SimCLR with a two-layer projector.
+    """SimCLR with a two-layer projector (section 2.1: 2048-2048-128) without BatchNorm, by which images leak."""
 
-    Args:
-        backbone: The encoder to train.
-        config: Widths and `temperature` must be filled in.
-    """
-
+    paper = Recommended("lars", 0.3, 256, 1e-6, 0.1)
     candidates: Tensor
+
+    @classmethod
+    def derive(cls, draft: Draft, run: RunFacts) -> None:
+        """The paper's width."""
+        draft.derive("objective.projector_dim", 128, "paper")
+        super().derive(draft, run)
 
     def __init__(self, backbone: Backbone | GivenMap, config: ObjectiveConfig) -> None:
         super().__init__(backbone, config)
-        assert config.temperature is not None and config.projector_dim is not None
-        self.temperature = config.temperature
-        self.start_queue(KEYS, config.projector_dim)
+        self.temperature = filled(config.temperature)
+        self.start_queue(KEYS, filled(config.projector_dim))
         self.register_buffer("candidates", torch.zeros((), dtype=torch.int64))  # of the newest step
-
-    @classmethod
-    def build_projector(cls, channels: int, config: ObjectiveConfig) -> nn.Sequential:
-        """Two linear layers (Chen et al., section 2.1; 2048-2048-128); no BatchNorm, by which images leak."""
-        assert config.projector_dim is not None
-        return build_mlp([channels, config.projector_hidden or channels, config.projector_dim], norm=False)
 
     def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
         """NT-Xent of both views of this process's images, among both views of all processes' images."""

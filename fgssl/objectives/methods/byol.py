@@ -12,29 +12,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fgssl.config.schema import ObjectiveConfig
-from fgssl.objectives.base import ObjectiveOutput, build_mlp, build_two_layers, project
+from fgssl.config.defaults import Draft, Recommended, RunFacts
+from fgssl.config.schema import ObjectiveConfig, filled
+from fgssl.objectives.base import ObjectiveOutput, build_mlp, project
 from fgssl.objectives.momentum import MomentumObjective
+from fgssl.registry import OBJECTIVES
 
 
+@OBJECTIVES.register("byol")
 class BYOL(MomentumObjective):
-    """BYOL with projector, predictor and a target whose momentum rises over the run.
+    """BYOL with projector, predictor and a target whose momentum rises over the run."""
 
-    Args:
-        backbone: The online encoder; a frozen copy becomes the target.
-        config: Widths, `momentum` and `momentum_end` must be filled in.
-    """
+    uses = (*MomentumObjective.uses, "predictor_hidden")
+    paper = Recommended("lars", 0.3, 256, 1.5e-6, 0.1)
+    step_forwards = 8
+    longest_average, momentum_rises = 250.0, True
+
+    @classmethod
+    def derive(cls, draft: Draft, run: RunFacts) -> None:
+        """Widths of the paper for ResNet-50 (2048-4096-256, 256-4096-256), in proportion."""
+        draft.derive("objective.projector_hidden", 2 * run.channels, "twice the map's channels")
+        draft.derive("objective.predictor_hidden", draft["objective.projector_hidden"], "the projector's")
+        super().derive(draft, run)
 
     @classmethod
     def build_projector(cls, channels: int, config: ObjectiveConfig) -> nn.Sequential:
-        """Linear, BatchNorm, ReLU, linear (ResNet-50: 2048-4096-256)."""
-        assert config.projector_hidden is not None and config.projector_dim is not None
-        return build_mlp([channels, config.projector_hidden, config.projector_dim], norm=True)
-
-    @classmethod
-    def build_predictor(cls, config: ObjectiveConfig) -> nn.Sequential:
-        """Linear, BatchNorm, ReLU, linear (256-4096-256)."""
-        return build_two_layers(config)
+        """Linear, BatchNorm, ReLU, linear."""
+        return build_mlp([channels, filled(config.projector_hidden), filled(config.projector_dim)], norm=True)
 
     def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
         """Prediction of each view's target from the other view, both counted (Grill et al., equation 2)."""

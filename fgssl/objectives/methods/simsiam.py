@@ -10,29 +10,32 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fgssl.config.schema import ObjectiveConfig
-from fgssl.objectives.base import Objective, ObjectiveOutput, build_mlp, build_two_layers, pool_map
+from fgssl.config.defaults import Draft, Recommended, RunFacts
+from fgssl.config.schema import ObjectiveConfig, filled
+from fgssl.objectives.base import Objective, ObjectiveOutput, build_mlp, pool_map
+from fgssl.registry import OBJECTIVES
 
 
+@OBJECTIVES.register("simsiam")
 class SimSiam(Objective):
-    """SimSiam with a three-layer projector and a predictor with a bottleneck.
+    """SimSiam with a three-layer projector and a predictor with a bottleneck."""
 
-    Args:
-        backbone: The encoder to train.
-        config: Widths must be filled in.
-    """
+    uses = ("predictor_hidden",)
+    paper = Recommended("sgd", 0.05, 256, 1e-4, 0.0)
+
+    @classmethod
+    def derive(cls, draft: Draft, run: RunFacts) -> None:
+        """Widths of the paper for ResNet-50 (2048-2048-2048, 2048-512-2048), in proportion."""
+        draft.derive("objective.projector_dim", run.channels, "the map's channels")
+        narrow = max(1, draft["objective.projector_dim"] // 4)
+        draft.derive("objective.predictor_hidden", narrow, "a quarter of its input")
+        super().derive(draft, run)
 
     @classmethod
     def build_projector(cls, channels: int, config: ObjectiveConfig) -> nn.Sequential:
-        """Three linear layers, BatchNorm after each (ResNet-50: all 2048 wide)."""
-        assert config.projector_hidden is not None and config.projector_dim is not None
-        hidden = config.projector_hidden
-        return build_mlp([channels, hidden, hidden, config.projector_dim], norm=True, norm_last=True)
-
-    @classmethod
-    def build_predictor(cls, config: ObjectiveConfig) -> nn.Sequential:
-        """Linear, BatchNorm, ReLU, linear, narrow in the middle (2048-512-2048)."""
-        return build_two_layers(config)
+        """Three linear layers, BatchNorm after each."""
+        hidden = filled(config.projector_hidden)
+        return build_mlp([channels, hidden, hidden, filled(config.projector_dim)], norm=True, norm_last=True)
 
     def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
         """Mean of both views' negative cosines to the other's projection (Chen and He, equation 2)."""

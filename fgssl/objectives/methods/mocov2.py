@@ -23,34 +23,49 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fgssl.backbones import Backbone, GivenMap
-from fgssl.config.schema import ObjectiveConfig
-from fgssl.objectives.base import ObjectiveOutput, build_mlp, gather, project
+from fgssl.config.defaults import Draft, Recommended, RunFacts
+from fgssl.config.schema import ObjectiveConfig, filled
+from fgssl.errors import FgsslError
+from fgssl.objectives.base import ObjectiveOutput, project
+from fgssl.objectives.gather import gather
 from fgssl.objectives.momentum import MomentumObjective
 from fgssl.objectives.queue import KeyQueue, info_nce
+from fgssl.registry import OBJECTIVES
+
+LARGEST_QUEUE = 65_536
 
 
+@OBJECTIVES.register("mocov2")
 class MoCo(MomentumObjective, KeyQueue):
-    """MoCo v2 with a data-sized ring buffer of keys.
+    """MoCo v2 with a data-sized ring buffer of keys and a two-layer projector (section 4: 2048-2048-256)."""
 
-    Args:
-        backbone: The query encoder; a frozen copy becomes the key encoder.
-        config: `momentum`, `temperature` and `queue_size` must be filled in.
-    """
+    uses = (*MomentumObjective.uses, *KeyQueue.uses, "queue_size", "batch_negatives")
+    paper = Recommended("sgd", 0.03, 128, 1e-4, 0.0)
+    step_forwards = 4
+
+    @classmethod
+    def derive(cls, draft: Draft, run: RunFacts) -> None:
+        """Queue and negatives: from scratch of the same step, as older keys are told by their age."""
+        batch, asked = draft["training.batch_size"], draft["objective.queue_size"]
+        if asked is not None and asked < batch:
+            raise FgsslError(
+                f"objective.queue_size {asked} is smaller than the batch of {batch}",
+                "make the queue at least one batch long, or leave it out",
+            )
+        if draft["objective.batch_negatives"] is False or run.started:
+            half = max(batch, min(LARGEST_QUEUE, run.images // 2))
+            draft.derive("objective.queue_size", half, "half an epoch of keys")
+        draft.derive("objective.queue_size", batch, "one batch, from scratch: older keys are told by their age")
+        draft.derive("objective.batch_negatives", not run.started, "paper" if run.started else "from scratch")
+        super().derive(draft, run)
 
     def __init__(self, backbone: Backbone | GivenMap, config: ObjectiveConfig) -> None:
         super().__init__(backbone, config)
-        assert config.queue_size is not None and config.temperature is not None and config.projector_dim is not None
-        self.temperature = config.temperature
-        self.start_queue(config.queue_size, config.projector_dim)
-
-    @classmethod
-    def build_projector(cls, channels: int, config: ObjectiveConfig) -> nn.Sequential:
-        """Two linear layers, no BatchNorm (paper section 4: 2048-2048-256)."""
-        assert config.projector_dim is not None
-        return build_mlp([channels, config.projector_hidden or channels, config.projector_dim], norm=False)
+        self.temperature = filled(config.temperature)
+        self.start_queue(filled(config.queue_size), filled(config.projector_dim))
 
     def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
         """InfoNCE of view 0 (query) against view 1 (key) and the queue, which takes in the batch's keys."""

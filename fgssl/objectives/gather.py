@@ -1,0 +1,40 @@
+"""Tensors of all processes of a run, in the order that the images have in the global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """Whether there are other processes to talk to."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """A (N, ...) tensor of every process, without gradient: (world * N, ...)."""
+    if not is_distributed():
+        return tensor
+    shares = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(shares, tensor.detach().contiguous())
+    return _interleaved(shares)
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """As `gather`, with the gradient of every process's loss for this process's share.
+
+    Distributed training averages the gradients of the processes: with this sum below them it is the gradient of the
+    mean of their losses, as if one process had computed it.
+    """
+    if not is_distributed():
+        return tensor
+    from torch.distributed.nn.functional import all_gather  # not in builds of torch without processes
+
+    return _interleaved(all_gather(tensor.contiguous()))  # type: ignore[no-untyped-call]
+
+
+def _interleaved(shares: Sequence[Tensor]) -> Tensor:
+    """Processes take every world-th image (`StepSampler`)."""
+    return torch.stack(list(shares), 1).flatten(0, 1)
