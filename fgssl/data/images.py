@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fgssl.data.decoding.decode import Examined, decode_image, examine_image
 from fgssl.errors import FgsslError
+from fgssl.runtime.text import shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from fgssl.data.decoding.decode import Examined
+
+class Remark(NamedTuple):
+    """One thing about a source that its user should hear."""
+
+    level: Literal["warning", "note"]
+    text: str
 
 
 @runtime_checkable
@@ -26,19 +33,27 @@ class ImageSet(Protocol):
         split: The split these images are from ("train"; "all" where the source has no splits).
         labels: Class of every image (N,), or None where there are none. Ids agree between the splits of a source.
         class_names: Name of every class id, or None where there are no labels.
+        unlabelled: Why there are no labels, in words: "the column 'label' is missing in 1 of 48 rows".
+        remarks: What the source was taken for and what of it was left out, for the user to hear once.
     """
 
     source: str
     split: str
     labels: NDArray[np.int64] | None  # (N,)
     class_names: tuple[str, ...] | None
+    unlabelled: str
+    remarks: tuple[Remark, ...]
 
     def __len__(self) -> int:
         """Number of images."""
         ...
 
+    def name(self, index: int) -> str:
+        """The name of one image for results and look-ups: its true path (see `os.fsdecode`), or "cub[train]#17"."""
+        ...
+
     def identifier(self, index: int) -> str:
-        """A printable name of one image for messages and results: its path, or "cub[train]#17"."""
+        """The same in printable characters, for messages."""
         ...
 
     def load(self, index: int, min_side: int | None = None) -> Image:
@@ -63,7 +78,57 @@ class ImageSet(Protocol):
         ...
 
 
-class Subset:
+class BaseImages:
+    """What most image sets share; a set of its own adds `__len__`, `name`, `load`, `examine` and `fingerprint`."""
+
+    source = ""
+    split = "all"
+    labels: NDArray[np.int64] | None = None
+    class_names: tuple[str, ...] | None = None
+    unlabelled = ""
+    remarks: tuple[Remark, ...] = ()
+
+    def name(self, index: int) -> str:
+        return f"{self.source}[{self.split}]#{index}"
+
+    def identifier(self, index: int) -> str:
+        return shown(self.name(index))
+
+
+class EncodedImages(BaseImages):
+    """The decoding half of an `ImageSet` whose images are stored as files or bytes."""
+
+    def content(self, index: int) -> bytes | str:
+        """The encoded image, or the path of its file."""
+        raise NotImplementedError
+
+    def load(self, index: int, min_side: int | None = None) -> Image:
+        return decode_image(self.content(index), min_side, name=self.identifier(index))
+
+    def examine(self, index: int, min_side: int | None = None) -> Examined:
+        return examine_image(self.content(index), min_side, name=self.identifier(index))
+
+
+class _Indirect(BaseImages):
+    """Images of other sets: what a set of its own adds is where each of them is."""
+
+    def _locate(self, index: int) -> tuple[ImageSet, int]:
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        images, inner = self._locate(index)
+        return images.name(inner)
+
+    def load(self, index: int, min_side: int | None = None) -> Image:
+        images, inner = self._locate(index)
+        return images.load(inner, min_side)
+
+    def examine(self, index: int, min_side: int | None = None) -> Examined:
+        images, inner = self._locate(index)
+        return images.examine(inner, min_side)
+
+
+class Subset(_Indirect):
     """Some images of a set, in a given order.
 
     Args:
@@ -75,32 +140,22 @@ class Subset:
         chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
         if len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(images)):
             raise IndexError(f"indices outside 0..{len(images) - 1}")
-        self._images = images
-        self._indices = chosen
-        self.source = images.source
-        self.split = images.split
+        self._images, self._indices = images, chosen
+        self.source, self.split, self.class_names = images.source, images.split, images.class_names
+        self.unlabelled, self.remarks = images.unlabelled, images.remarks
         self.labels = None if images.labels is None else images.labels[chosen]
-        self.class_names = images.class_names
 
     def __len__(self) -> int:
         return len(self._indices)
 
-    def identifier(self, index: int) -> str:
-        return self._images.identifier(int(self._indices[index]))
-
-    def load(self, index: int, min_side: int | None = None) -> Image:
-        return self._images.load(int(self._indices[index]), min_side)
-
-    def examine(self, index: int, min_side: int | None = None) -> Examined:
-        return self._images.examine(int(self._indices[index]), min_side)
+    def _locate(self, index: int) -> tuple[ImageSet, int]:
+        return self._images, int(self._indices[index])
 
     def fingerprint(self) -> str:
-        digest = hashlib.blake2b(self._images.fingerprint().encode(), digest_size=16)
-        digest.update(self._indices.tobytes())
-        return digest.hexdigest()
+        return _digest(self._images.fingerprint().encode() + self._indices.tobytes())
 
 
-class Concatenated:
+class Concatenated(_Indirect):
     """Several sets one after the other, for instance train and validation of one source.
 
     Labels are kept where every part has them and all parts name the same classes.
@@ -117,10 +172,13 @@ class Concatenated:
         self.source = parts[0].source
         self.split = "+".join(part.split for part in parts)
         labels = [part.labels for part in parts if part.labels is not None]
-        same_classes = len({part.class_names for part in parts}) == 1
-        labelled = len(labels) == len(parts) and same_classes
+        same = len({part.class_names for part in parts}) == 1
+        labelled = len(labels) == len(parts) and same
         self.labels = np.concatenate(labels) if labelled else None
         self.class_names = parts[0].class_names if labelled else None
+        reasons = [f"{part.split}: {part.unlabelled}" for part in parts if part.unlabelled]
+        self.unlabelled = "; ".join(reasons) or ("" if labelled else "its splits name different classes")
+        self.remarks = tuple(dict.fromkeys(remark for part in parts for remark in part.remarks))
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -131,18 +189,9 @@ class Concatenated:
         part = int(np.searchsorted(self._ends, index, side="right"))
         return self._parts[part], index - (int(self._ends[part - 1]) if part else 0)
 
-    def identifier(self, index: int) -> str:
-        part, inner = self._locate(index)
-        return part.identifier(inner)
-
-    def load(self, index: int, min_side: int | None = None) -> Image:
-        part, inner = self._locate(index)
-        return part.load(inner, min_side)
-
-    def examine(self, index: int, min_side: int | None = None) -> Examined:
-        part, inner = self._locate(index)
-        return part.examine(inner, min_side)
-
     def fingerprint(self) -> str:
-        joined = "\n".join(part.fingerprint() for part in self._parts)
-        return hashlib.blake2b(joined.encode(), digest_size=16).hexdigest()
+        return _digest("\n".join(part.fingerprint() for part in self._parts).encode())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

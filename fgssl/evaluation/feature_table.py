@@ -10,7 +10,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from fgssl.data.images import ImageSet
+from fgssl.data.images import BaseImages, ImageSet
 from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.evaluation.embed import Embeddings
 from fgssl.evaluation.feature_file import FeatureFile, is_feature_file, read_features
@@ -82,7 +82,7 @@ class FeatureTable:
         return Embeddings(self.features[rows], labels, names, images.class_names, np.arange(len(rows)), ())
 
 
-class FeatureImages:
+class FeatureImages(BaseImages):
     """The images that a file of features tells of, as a split without pixels.
 
     Args:
@@ -99,7 +99,7 @@ class FeatureImages:
     def __len__(self) -> int:
         return len(self._names)
 
-    def identifier(self, index: int) -> str:
+    def name(self, index: int) -> str:
         """The image's name."""
         return self._names[index]
 

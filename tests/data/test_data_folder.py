@@ -17,7 +17,7 @@ from PIL import Image
 from fgssl.config.schema import DataConfig
 from fgssl.data import available_splits, default_split, load_images
 from fgssl.data.images import Concatenated, ImageSet, Subset
-from fgssl.data.sources.packed import PackedNames
+from fgssl.data.sources.files import PackedNames
 from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.runtime.text import shown
 

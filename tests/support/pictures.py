@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from fgssl.data.decoding.decode import Examined
+from fgssl.data.images import BaseImages
 from fgssl.errors import UnreadableImage
 
 
@@ -19,10 +20,10 @@ def make_picture(seed: int, width: int, height: int) -> Image.Image:
     return Image.fromarray(np.clip(smooth + rng.integers(-12, 13, smooth.shape), 0, 255).astype(np.uint8))
 
 
-class ArrayImages:
+class ArrayImages(BaseImages):
     """An `ImageSet` in memory; the images in `broken` are unreadable."""
 
-    source, split, labels, class_names = "memory", "all", None, None
+    source = "memory"
 
     def __init__(self, pictures: list[Image.Image], broken: tuple[int, ...] = ()) -> None:
         self.pictures, self.broken = pictures, broken
@@ -31,7 +32,7 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def identifier(self, index: int) -> str:
+    def name(self, index: int) -> str:
         return f"memory#{index}"
 
     def load(self, index: int, min_side: int | None = None) -> Image.Image:

@@ -28,6 +28,7 @@ from fgssl.data.decoding.decode import Examined
 from fgssl.data.demo.bird import Drawing, Nuisance, draw_nuisance, paint
 from fgssl.data.demo.paper import IMAGE_SIZE
 from fgssl.data.demo.parts import BEAKS, CROWNS, WINGS, Traits
+from fgssl.data.images import BaseImages
 from fgssl.errors import FgsslError
 
 __all__ = ["CLASS_NAMES", "CLASS_TRAITS", "IMAGE_SIZE", "SIZES", "SPLITS", "DemoMasks", "DemoSet"]
@@ -50,7 +51,7 @@ class DemoMasks(NamedTuple):
     parts: npt.NDArray[np.bool_]  # (IMAGE_SIZE, IMAGE_SIZE), a subset of `object`
 
 
-class DemoSet:
+class DemoSet(BaseImages):
     """One split of the demo set, drawn when asked for; an `ImageSet` with masks.
 
     Image i is a pure function of (seed, split, i): a smaller set is the beginning of a larger one.
@@ -86,10 +87,6 @@ class DemoSet:
 
     def __len__(self) -> int:
         return self._size
-
-    def identifier(self, index: int) -> str:
-        """The name of image `index` in messages and results, such as "demo[train]#17"."""
-        return f"{self.source}[{self.split}]#{index}"
 
     def load(self, index: int, min_side: int | None = None) -> Image.Image:
         """Draw image `index`, RGB of IMAGE_SIZE x IMAGE_SIZE pixels; `min_side` saves nothing here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import datasets
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fgssl.data.sources.textlist import sorted_classes
+from fgssl.data.sources.files import sorted_classes
 from fgssl.errors import FgsslError
 from fgssl.runtime.text import shown
 
@@ -18,19 +19,35 @@ LABEL_NAMES = ("label", "labels", "target", "variant", "cls", "fine_label", "cla
 
 _IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "picture", "photo")
 
+Features = Mapping[str, Any]
+"""The columns of a table and their types."""
+
+
+class Column(NamedTuple):
+    """The column that was taken, and those that could have been."""
+
+    name: str
+    others: tuple[str, ...] = ()
+
+    def remark(self, what: str, option: str) -> str:
+        """In words, which was taken of several; "" where there was one."""
+        others = ", ".join(map(shown, self.others))
+        return f"the column {self.name!r} is taken for the {what}, not {others} ({option}=NAME)" if others else ""
+
 
 class Labels(NamedTuple):
     """Class ids of each split and the names they share."""
 
-    ids: dict[str, NDArray[np.int64] | None]  # per split: (N,), or None where that split has no labels
+    ids: dict[str, NDArray[np.int64]]  # per split that has them all: (N,)
+    lacking: dict[str, str]  # per other split: why it has none
     class_names: tuple[str, ...]
 
 
-def find_image_column(features: datasets.Features, wanted: str | None, *, source: str) -> str:
+def find_image_column(features: Features, wanted: str | None, *, source: str) -> Column:
     """The column of the images: the wanted one, else the first of type Image, else encoded bytes by name.
 
     Args:
-        features: The table's columns and their types.
+        features: The table's columns.
         wanted: The column the user names, if any.
         source: The source as the user wrote it, for messages.
 
@@ -44,21 +61,20 @@ def find_image_column(features: datasets.Features, wanted: str | None, *, source
                 f"column {wanted!r} of {source} holds no images (it is {_kind(features[wanted])})",
                 f"name the image column, one of: {_shown(features)}",
             )
-        return wanted
-    for name, feature in features.items():
-        if isinstance(feature, datasets.Image):
-            return str(name)
-    encoded = [name for name in features if _holds_bytes(features[name])]
-    for name in (*_IMAGE_NAMES, *(name for name in encoded if isinstance(features[name], dict))):
-        if name in encoded:
-            return str(name)
+        return Column(wanted)
+    typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    encoded = [name for name, feature in features.items() if _holds_bytes(feature)]
+    named = [name for name in _IMAGE_NAMES if name in encoded]
+    found = typed or named or [name for name in encoded if isinstance(features[name], dict)]
+    if found:
+        return Column(found[0], tuple(found[1:]))
     raise FgsslError(
         f"no image column in {source} (its columns: {_shown(features)})",
         "name it with --set data.image_column=NAME, or choose another data set or --set data.subset=NAME",
     )
 
 
-def find_label_column(features: datasets.Features, wanted: str | None, *, source: str) -> str | None:
+def find_label_column(features: Features, wanted: str | None, *, source: str) -> Column | None:
     """The column of the classes: the wanted one, else the first ClassLabel, else one of `LABEL_NAMES`; may be None.
 
     Raises:
@@ -71,54 +87,97 @@ def find_label_column(features: datasets.Features, wanted: str | None, *, source
                 f"column {wanted!r} of {source} holds no classes (it is {_kind(features[wanted])})",
                 f"name a column of classes, whole numbers or text, one of: {_shown(features)}",
             )
-        return wanted
-    for name, feature in features.items():
-        if isinstance(feature, datasets.ClassLabel):
-            return str(name)
-    return next((name for name in LABEL_NAMES if name in features and _holds_classes(features[name])), None)
+        return Column(wanted)
+    typed = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    named = [name for name in LABEL_NAMES if name in features and _holds_classes(features[name])]
+    found = list(dict.fromkeys((*typed, *named)))
+    return Column(found[0], tuple(found[1:])) if found else None
 
 
-def read_labels(splits: dict[str, datasets.Dataset], column: str) -> Labels:
-    """Class ids of every split, in one mapping.
+def read_labels(splits: Mapping[str, Sequence[datasets.Dataset]], column: str, *, source: str) -> Labels:
+    """Class ids of every split, in one mapping; classes of different tables are matched by their names.
 
-    A ClassLabel keeps its ids and names. Numbers and text become ids in the order of the sorted distinct values of all
-    splits. A split in which any label is missing (null, or -1 as hub data sets mark it) counts as unlabelled.
+    ClassLabels that agree keep their ids and names. Numbers and text become ids in the order of the sorted distinct
+    values. A split in which any label is missing (null, or -1 as hub data sets mark it) counts as unlabelled.
 
     Args:
-        splits: The splits of one source; those without the column count as unlabelled.
+        splits: The tables of each split of one source, in order.
         column: The column of the classes.
+        source: The source as the user wrote it, for messages.
+
+    Raises:
+        FgsslError: Numbers in one table and names in another, or a number that a ClassLabel has no name for.
     """
-    raw = {name: _column(split, column) for name, split in splits.items() if column in split.features}
-    complete = {name: values for name, values in raw.items() if len(values) and not _missing(values)}
-    feature = next(split.features[column] for split in splits.values() if column in split.features)
-    ids: dict[str, NDArray[np.int64] | None] = dict.fromkeys(splits)
-    if isinstance(feature, datasets.ClassLabel) and feature.names:
-        for name, values in complete.items():
-            ids[name] = values.to_numpy().astype(np.int64)
-        return Labels(ids, tuple(shown(text) for text in feature.names))
-    encoded = {name: values.dictionary_encode().combine_chunks() for name, values in complete.items()}
-    texts = {name: [str(value) for value in values.dictionary.to_pylist()] for name, values in encoded.items()}
-    names = sorted_classes({text for distinct in texts.values() for text in distinct})
+    lacking = {name: _lacking(tables, column) for name, tables in splits.items()}
+    parts = {name: [_Part(table, column, source) for table in splits[name]] for name in splits if not lacking[name]}
+    every = [part for found in parts.values() for part in found]
+    names = _class_names(every, column, source)
     number = {text: index for index, text in enumerate(names)}
-    for name, values in encoded.items():
-        order = np.array([number[text] for text in texts[name]], dtype=np.int64)
-        ids[name] = order[values.indices.to_numpy()]
-    return Labels(ids, tuple(shown(text) for text in names))
+    ids = {
+        name: np.concatenate([part.codes(number) for part in found]) if found else np.empty(0, np.int64)
+        for name, found in parts.items()
+    }
+    reasons = {name: reason for name, reason in lacking.items() if reason}
+    return Labels(ids, reasons, tuple(shown(text) for text in names))
 
 
-def _column(split: datasets.Dataset, column: str) -> pa.ChunkedArray:
-    table = split.select_columns([column]).with_format("arrow")[:]
-    values = table.column(column)
+class _Part:
+    """The labels of one table as distinct texts and their places."""
+
+    def __init__(self, table: datasets.Dataset, column: str, source: str) -> None:
+        feature = table.features[column]
+        encoded = _values(table, column).dictionary_encode().combine_chunks()
+        distinct = encoded.dictionary.to_pylist()
+        self.listed: tuple[str, ...] = tuple(getattr(feature, "names", None) or ())  # of a ClassLabel
+        self.bare = not self.listed and pa.types.is_integer(encoded.dictionary.type)
+        if self.listed and not all(0 <= value < len(self.listed) for value in distinct):
+            raise FgsslError(
+                f"column {column!r} of {source} holds {max(distinct)}, and has {len(self.listed)} class names",
+                "name another column with --set data.label_column=NAME, or save the table with all its names",
+            )
+        self.texts = [self.listed[value] if self.listed else str(value) for value in distinct]
+        self._places: NDArray[np.int64] = encoded.indices.to_numpy()
+
+    def codes(self, number: Mapping[str, int]) -> NDArray[np.int64]:
+        """Class ids of the rows (N,)."""
+        of_text = np.array([number[text] for text in self.texts], dtype=np.int64)
+        return of_text[self._places]
+
+
+def _class_names(parts: Sequence[_Part], column: str, source: str) -> tuple[str, ...]:
+    """All classes of all tables: those of the longest ClassLabel first, in its order."""
+    lists = sorted((part.listed for part in parts if part.listed), key=len, reverse=True)
+    listed = dict.fromkeys(text for names in lists for text in names)
+    named = listed.keys() | {text for part in parts if not part.bare for text in part.texts}
+    bare = {text for part in parts if part.bare for text in part.texts}
+    if named and bare - named:
+        raise FgsslError(
+            f"column {column!r} of {source} holds names in one split and numbers ({min(bare - named)}) in another",
+            "they cannot be matched: save the column alike in all splits, as text or as one ClassLabel",
+        )
+    return (*listed, *sorted_classes((named | bare) - listed.keys()))
+
+
+def _lacking(tables: Sequence[datasets.Dataset], column: str) -> str:
+    """Why a split has no labels; "" where it has them all."""
+    if not all(column in table.features for table in tables):
+        return f"it has no column {column!r}"
+    rows = sum(map(len, tables))
+    missing = sum(_missing(_values(table, column)) for table in tables)
+    return f"the column {column!r} is missing (null or -1) in {missing} of {rows} rows" if missing else ""
+
+
+def _values(table: datasets.Dataset, column: str) -> pa.ChunkedArray:
+    values = table.select_columns([column]).with_format("arrow")[:].column(column)
     return pa.chunked_array([values]) if isinstance(values, pa.Array) else values
 
 
-def _missing(values: pa.ChunkedArray) -> bool:
-    if values.null_count:
-        return True
-    return pa.types.is_integer(values.type) and bool((values.to_numpy() == -1).any())
+def _missing(values: pa.ChunkedArray) -> int:
+    absent = int((values.drop_null().to_numpy() == -1).sum()) if pa.types.is_integer(values.type) else 0
+    return int(values.null_count) + absent
 
 
-def _check_exists(features: datasets.Features, wanted: str, *, option: str, source: str) -> None:
+def _check_exists(features: Features, wanted: str, *, option: str, source: str) -> None:
     if wanted not in features:
         raise FgsslError(f"{source} has no column {wanted!r} ({option})", f"its columns are: {_shown(features)}")
 
@@ -140,5 +199,5 @@ def _kind(feature: Any) -> str:
     return str(feature.dtype) if isinstance(feature, datasets.Value) else type(feature).__name__
 
 
-def _shown(features: datasets.Features) -> str:
+def _shown(features: Features) -> str:
     return ", ".join(shown(str(name)) for name in features) or "none"

@@ -1,26 +1,52 @@
-"""Images that are files on disk, whatever named them: a folder or a list."""
+"""Images that are files on disk: named by a folder's listing, or by a text file of one path a line."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING
+from array import array
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fgssl.data.decoding.decode import Examined, decode_image, examine_image
-from fgssl.data.sources.packed import PackedNames
+from fgssl.data.images import EncodedImages, Remark
+from fgssl.errors import FgsslError
 from fgssl.runtime.progress_events import Told
 from fgssl.runtime.text import shown
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 TELL_EVERY = 1024  # files
+_EXAMPLE = "write one image path a line, optionally followed by a tab and a label"
 
 
-class FileImages:
+class PackedNames:
+    """A read-only sequence of byte strings held in one buffer.
+
+    A Python list of a million paths costs some 120 MB and is copied page by page into every forked worker, because
+    reading an object writes its reference count. One buffer and its offsets are shared and pickle as two blocks.
+
+    Args:
+        names: The byte strings, in order; consumed once.
+    """
+
+    def __init__(self, names: Iterable[bytes] = ()) -> None:
+        self._buffer = bytearray()
+        ends = array("q", [0])  # 8 bytes each, where a Python int takes 36
+        for name in names:
+            self._buffer += name
+            ends.append(len(self._buffer))
+        self._ends = np.array(ends, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> bytes:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} outside 0..{len(self) - 1}")
+        return bytes(self._buffer[self._ends[index] : self._ends[index + 1]])
+
+
+class FileImages(EncodedImages):
     """An `ImageSet` of files below (or beside) one folder.
 
     Args:
@@ -30,6 +56,7 @@ class FileImages:
         names: Paths relative to the folder; absolute paths stay as they are.
         labels: Class ids (N,), or None.
         class_names: Name of every class id, or None.
+        unlabelled: See `ImageSet`, as `remarks`.
         skipped: "path: reason" of what the listing passed over, for reports.
     """
 
@@ -42,13 +69,12 @@ class FileImages:
         names: PackedNames,
         labels: NDArray[np.int64] | None = None,
         class_names: tuple[str, ...] | None = None,
+        unlabelled: str = "",
+        remarks: tuple[Remark, ...] = (),
         skipped: tuple[str, ...] = (),
     ) -> None:
-        self.source = source
-        self.split = split
-        self.labels = labels
-        self.class_names = class_names
-        self.skipped = skipped
+        self.source, self.split, self.labels, self.class_names = source, split, labels, class_names
+        self.unlabelled, self.remarks, self.skipped = unlabelled, remarks, skipped
         self._shown = folder
         self._root = os.path.abspath(folder)  # a worker or a test may change the current folder
         self._names = names
@@ -61,14 +87,10 @@ class FileImages:
         """Absolute path of one image, usable with `open` (odd bytes surrogate-escaped)."""
         return os.fsdecode(os.path.join(self._root, self._names[index]))
 
-    def identifier(self, index: int) -> str:
-        return shown(os.path.normpath(os.path.join(self._shown, self._names[index])))
+    content = path
 
-    def load(self, index: int, min_side: int | None = None) -> Image:
-        return decode_image(self.path(index), min_side, name=self.identifier(index))
-
-    def examine(self, index: int, min_side: int | None = None) -> Examined:
-        return examine_image(self.path(index), min_side, name=self.identifier(index))
+    def name(self, index: int) -> str:
+        return os.fsdecode(os.path.normpath(os.path.join(self._shown, self._names[index])))
 
     def fingerprint(self) -> str:
         """Hash of relative paths, sizes and times of change; one `stat` a file the first time."""
@@ -88,3 +110,69 @@ class FileImages:
             told.end(len(self))
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+
+class ListSource:
+    """Images named by a text file: a path a line, relative to its folder or absolute, then maybe a tab and a label.
+
+    Blank lines and lines that start with # do not count. Either every line has a label or none has. A path that does
+    not exist is reported when it is read, as any other unreadable image.
+
+    Args:
+        source: The source as the user wrote it.
+        path: The text file.
+    """
+
+    def __init__(self, source: str, path: str) -> None:
+        self._source, self._path = source, path
+
+    def splits(self) -> tuple[str, ...]:
+        return ("all",)
+
+    def load(self, split: str) -> FileImages:
+        """Raises FgsslError where the file is unreadable, no text, names no image, or has labels on some lines only."""
+        lines = [line for line in self._lines() if line and not line.startswith(b"#")]
+        if not lines:
+            raise FgsslError(f"the list {self._source} names no image", _EXAMPLE)
+        labels, class_names = self._labels(lines)
+        return FileImages(
+            self._source,
+            split,
+            folder=os.fsencode(os.path.dirname(self._path) or "."),
+            names=PackedNames(line.split(b"\t", 1)[0].rstrip() for line in lines),
+            labels=labels,
+            class_names=class_names,
+            unlabelled="" if labels is not None else "no line of the list has a tab and a label",
+        )
+
+    def _lines(self) -> list[bytes]:
+        try:
+            with open(self._path, "rb") as stream:
+                content = stream.read()
+        except OSError as error:
+            raise FgsslError(f"cannot read the list {self._source} ({error.strerror})", "check the file") from error
+        if b"\0" in content:
+            raise FgsslError(f"the list {self._source} is not a text file", _EXAMPLE)
+        return [line.strip() for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
+
+    def _labels(self, lines: list[bytes]) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
+        if not any(b"\t" in line for line in lines):
+            return None, None
+        for line in lines:
+            if b"\t" not in line:
+                raise FgsslError(
+                    f"the list {self._source} has labels, but none on the line {shown(line)!r}",
+                    "give every line a label (a tab before it) or none",
+                )
+        texts = [shown(line.split(b"\t", 1)[1].strip()) for line in lines]
+        names = sorted_classes(set(texts))
+        number = {name: index for index, name in enumerate(names)}
+        return np.array([number[text] for text in texts], np.int64), names
+
+
+def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names in order: as numbers where all are whole numbers ("2" before "10"), else as text."""
+    try:
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    except ValueError:
+        return tuple(sorted(names))

@@ -4,94 +4,217 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fgssl.data.sources.files import FileImages
-from fgssl.data.sources.listing import FolderKey, WalkReport, folder_key, holds_image, lies_flat, scan, walk_images
-from fgssl.data.sources.packed import PackedNames
+from fgssl.data.images import Remark
+from fgssl.data.sources.files import FileImages, PackedNames
+from fgssl.data.sources.listing import (
+    FolderKey,
+    WalkReport,
+    folder_key,
+    holds_images,
+    is_run_folder,
+    scan,
+    some,
+    split_of,
+    walk_images,
+)
 from fgssl.errors import FgsslError
 from fgssl.runtime.text import shown
 
-SPLIT_NAMES = frozenset(["train", "training", "test", "testing", "val", "valid", "validation", "dev"])
-"""Folder names taken for splits, in any case."""
+STRAY = 10  # pictures in class folders for each one beside them, from which on those beside are strays
+MOST_STRAYS = 1000
+MOST_WRAPPERS = 16  # folders around everything, one in the other
 
 
-class SplitFolder(NamedTuple):
+class Level(NamedTuple):
+    """What lies directly in a folder."""
+
+    path: bytes
+    pictures: list[bytes]
+    filled: list[bytes]  # subfolders with pictures in or below them
+    empty: list[bytes]
+
+    def inside(self, name: bytes) -> bytes:
+        """The path of one of them."""
+        return os.path.join(self.path, name)
+
+    def classes(self) -> list[bytes]:
+        """The subfolders that are classes: none where more than a few pictures lie beside them."""
+        wanted = STRAY * len(self.pictures)
+        if not self.pictures or not self.filled:
+            return self.filled
+        if len(self.pictures) > MOST_STRAYS:
+            return []
+        met = sum(1 for _ in islice((p for name in self.filled for p in walk_images(self.inside(name))), wanted))
+        return self.filled if met == wanted else []
+
+
+class Split(NamedTuple):
     """One split of a folder."""
 
     name: str
-    path: bytes
+    level: Level
+    classes: list[bytes]
 
 
 class FolderSource:
     """Finds the splits and classes of a folder.
 
-    - Split folders: two or more subfolders with images are named like splits, or the only ones with images are.
+    - Split folders: two or more subfolders with images are named like splits, or the only ones with images are, or one
+      is named like a test split or holds class folders. Whatever lies beside split folders is left out.
     - Classes are the first folder level of a split (or of the folder itself), however deep the files lie below it.
-    - Images that lie directly in the split's folder mean: no labels.
-    - A single folder around everything ("photos/", "dataset/dataset/") is a wrapper and is entered; a single class
-      over all splits tells nothing apart, so there are no labels then either.
+    - Images that lie directly in the split's folder mean: no labels; unless there are ten times as many in class
+      folders, which leaves them out.
+    - A single folder around everything ("photos/", "dataset/dataset/", "train/images/") is a wrapper and is entered;
+      a single class over all splits tells nothing apart, so there are no labels then either.
+    - Run folders of fgssl are passed over.
 
     Args:
         source: The source as the user wrote it.
         folder: Its path, as bytes.
+
+    Attributes:
+        remarks: See `ImageSet`.
     """
 
     def __init__(self, source: str, folder: bytes) -> None:
         self._source = source
-        self._root = folder
-        self._folders = _find_splits(source, folder)
+        self._report = WalkReport(shown(folder))
+        self.remarks: tuple[Remark, ...] = ()
+        if is_run_folder(folder):
+            raise FgsslError(f"{shown(folder)} is a run of fgssl, not a set of images", "give the photographs")
+        try:
+            levels = self._find_splits(folder)
+        except OSError as error:
+            raise FgsslError(
+                f"cannot list the folder {shown(folder)} ({error.strerror})", "check its permissions"
+            ) from error
+        self._splits = [Split(name, level, level.classes()) for name, level in levels]
+        # over all splits, so that an id means the same class in every one of them
+        found = sorted({name for split in self._splits for name in split.classes})
+        self._classes = found if len(found) > 1 else []
 
     def splits(self) -> tuple[str, ...]:
-        return tuple(split.name for split in self._folders)
+        return tuple(split.name for split in self._splits)
 
     def load(self, split: str) -> FileImages:
-        """Lists one split.
-
-        Args:
-            split: One of `splits()`.
-
-        Raises:
-            FgsslError: The split holds no image.
-        """
+        """Lists one of `splits()`. Raises FgsslError where it holds no image."""
+        chosen = next(found for found in self._splits if found.name == split)
         try:
-            return self._list(next(folder for folder in self._folders if folder.name == split))
+            return self._list(chosen)
         except OSError as error:  # a folder went away, or was closed, since its splits were found
             raise FgsslError(
                 f"cannot list {self._source} ({error.strerror}: {shown(str(error.filename))})", "check the folder"
             ) from error
 
-    def _list(self, chosen: SplitFolder) -> FileImages:
-        report = WalkReport(shown(chosen.path))
-        classes = self._classes()
-        own = _class_folders(chosen.path)
-        if classes is None or own is None:
-            names = PackedNames(walk_images(chosen.path, report))
-            labels, class_names = None, None
+    def _list(self, split: Split) -> FileImages:
+        folder, report = split.level.path, WalkReport(shown(split.level.path))
+        labels, class_names, unlabelled = None, None, self._unlabelled(split)
+        if unlabelled:
+            names = PackedNames(walk_images(folder, report))
         else:
             ids: list[NDArray[np.int64]] = []
-            names = PackedNames(_walk_classes(chosen.path, own, classes, ids, report))
-            labels, class_names = np.concatenate([np.empty(0, np.int64), *ids]), tuple(map(shown, classes))
+            names = PackedNames(_walk_classes(folder, split.classes, self._classes, ids, report))
+            labels, class_names = np.concatenate([np.empty(0, np.int64), *ids]), tuple(map(shown, self._classes))
         report.told.end(report.met)
         if not len(names):
-            raise _no_image(self._source if len(self._folders) == 1 else shown(chosen.path), report)
+            raise _no_image(self._source if len(self._splits) == 1 else shown(folder), report)
         return FileImages(
             self._source,
-            chosen.name,
-            folder=chosen.path,
+            split.name,
+            folder=folder,
             names=names,
             labels=labels,
             class_names=class_names,
+            unlabelled=unlabelled,
+            remarks=(*self.remarks, *self._remarks(split, report, labelled=not unlabelled)),
             skipped=tuple(report.skipped),
         )
 
-    def _classes(self) -> list[bytes] | None:
-        # over all splits, so that an id means the same class in every one of them
-        found = {name for split in self._folders for name in _class_folders(split.path) or ()}
-        return sorted(found) if len(found) > 1 else None
+    def _unlabelled(self, split: Split) -> str:
+        named, beside = shown(split.level.path), some(split.level.pictures)
+        if self._classes and split.classes:
+            return ""
+        if split.level.pictures and split.level.filled:
+            return f"pictures lie beside the class folders of {named}: {beside}"
+        if split.level.pictures:
+            return f"its pictures lie directly in {named}, not in class folders"
+        return f"a single class tells nothing apart, and {named} has one class folder: {some(split.classes)}"
+
+    def _remarks(self, split: Split, report: WalkReport, *, labelled: bool) -> Iterator[Remark]:
+        named, level = shown(split.level.path), split.level
+        runs = sorted({*self._report.runs, *report.runs})
+        if runs:
+            yield Remark("note", f"runs of fgssl are passed over, their pictures are no photographs: {some(runs)}")
+        if level.pictures and level.filled and labelled:
+            text = f"pictures beside the class folders of {named} are in no class and left out: {some(level.pictures)}"
+            yield Remark("warning", text)
+        elif level.pictures and level.filled:
+            text = f"pictures lie beside the folders of {named} ({some(level.pictures)}), so no folder is a class"
+            yield Remark("warning", f"{text}: all pictures are one set without labels")
+        if labelled and level.empty:
+            yield Remark("note", f"folders of {named} without pictures are no classes: {some(level.empty)}")
+
+    def _find_splits(self, folder: bytes) -> list[tuple[str, Level]]:
+        for _ in range(MOST_WRAPPERS):
+            level = self._level(folder)
+            named = {name: found for name in level.filled if (found := split_of(shown(name)))}
+            others = [name for name in level.filled if name not in named]
+            alone = len(named) == 1 and bool(others)
+            if alone and set(named.values()) <= {"train", "training"} and self._level(level.inside(*named)).pictures:
+                text = f"the folder {some(named)} of {shown(folder)} is taken for a class like {some(others)}"
+                self.remarks += (Remark("warning", f"{text}; where it is a split, give its own path"),)
+            elif named:
+                self._leave_out(level, others)
+                return self._unwrapped([(shown(name), self._level(level.inside(name))) for name in named])
+            if not level.filled and not level.pictures:
+                report = WalkReport()
+                list(walk_images(folder, report))
+                raise _no_image(self._source, report)
+            if level.pictures or len(level.filled) != 1:
+                break
+            folder = level.inside(level.filled[0])
+        return [("all", level)]
+
+    def _level(self, folder: bytes) -> Level:
+        entries = scan(folder, self._report)
+        filled = [name for name in entries.folders if holds_images(os.path.join(folder, name), self._report)]
+        return Level(folder, entries.images, filled, [name for name in entries.folders if name not in filled])
+
+    def _leave_out(self, level: Level, others: list[bytes]) -> None:
+        """Remarks on what lies beside split folders."""
+        for what, names in (("folders", others), ("pictures", level.pictures)):
+            if names:
+                text = f"{what} beside the split folders of {shown(level.path)} are in no split and left out"
+                self.remarks += (Remark("warning", f"{text}: {some(names)}"),)
+
+    def _unwrapped(self, splits: list[tuple[str, Level]]) -> list[tuple[str, Level]]:
+        """Splits without folders around all of their content: train/train/..., train/images/CLASS/..."""
+        for _ in range(MOST_WRAPPERS):
+            wrappers = [level.filled[0] for _, level in splits if len(level.filled) == 1 and not level.pictures]
+            inner = [
+                (name, self._level(level.inside(level.filled[0])))
+                if len(level.filled) == 1 and not level.pictures
+                else (name, level)
+                for name, level in splits
+            ]
+            own = [
+                after if split_of(shown(os.path.basename(after[1].path))) == split_of(before[0]) else before
+                for before, after in zip(splits, inner, strict=True)
+            ]
+            below = {name for _, level in inner for name in level.filled}
+            if own != splits:
+                splits = own
+            elif len(wrappers) == len(splits) and len(set(wrappers)) == 1 and len(below) > 1:
+                splits = inner
+            else:
+                break
+        return splits
 
 
 def _walk_classes(
@@ -112,41 +235,12 @@ def _walk_classes(
         ids.append(np.full(count, number[name], dtype=np.int64))
 
 
-def _class_folders(folder: bytes) -> list[bytes] | None:
-    """Subfolders with images, sorted; None where images lie directly in the folder."""
-    if lies_flat(folder):
-        return None
-    return sorted(name for name in scan(folder).folders if holds_image(os.path.join(folder, name)))
-
-
-def _find_splits(source: str, folder: bytes) -> tuple[SplitFolder, ...]:
-    seen: set[FolderKey] = set()
-    while True:
-        try:
-            filled = _class_folders(folder)
-            key = folder_key(folder)
-        except OSError as error:
-            raise FgsslError(
-                f"cannot list the folder {shown(folder)} ({error.strerror})", "check its permissions"
-            ) from error
-        named = [name for name in filled or () if shown(name).lower() in SPLIT_NAMES]
-        if named and (len(named) > 1 or named == filled):
-            return tuple(SplitFolder(shown(name), os.path.join(folder, name)) for name in named)
-        if filled is None or len(filled) != 1 or key in seen:
-            if filled == []:
-                report = WalkReport()
-                list(walk_images(folder, report))
-                raise _no_image(source, report)
-            return (SplitFolder("all", folder),)
-        seen.add(key)
-        folder = os.path.join(folder, filled[0])
-
-
 def _no_image(named: str, report: WalkReport) -> FgsslError:
     if report.skipped and not report.others:
         return FgsslError(f"no image could be reached in {named} ({report.skipped[0]})", "check its permissions")
     if not report.others:
-        return FgsslError(f"the folder {named} is empty", "give a folder with images")
+        runs = " but for runs of fgssl" if report.runs else ""
+        return FgsslError(f"the folder {named} is empty{runs}", "give a folder with images")
     total = sum(report.others.values())
     return FgsslError(
         f"no image among the {total} files in {named} ({report.kinds()})",

@@ -1,11 +1,14 @@
-"""Walks folders for image files: the same order on every file system, and nothing in a folder can break it."""
+"""Walks folders for image files and tables: the same order on every file system, and nothing in one can break it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from itertools import islice
+from typing import NamedTuple
 
 from fgssl.runtime.progress_events import Told
 from fgssl.runtime.text import shown
@@ -16,11 +19,19 @@ EXTENSIONS = frozenset(
 )
 """File extensions taken for images, in lower case. HEIC is listed so that it is named as unreadable, not overlooked."""
 
-_MAX_NOTED = 100
 TELL_EVERY = 1024  # entries of a folder
+_MAX_NOTED = 100
+_IGNORED = frozenset({b"__MACOSX", b"@eaDir"})
+_SPLIT_NAME = re.compile(
+    r"(train|training|test|testing|val|valid|validation|dev)([-_ .]?(sets?|splits?|images?|imgs?|data|folder|\d+))?",
+    re.IGNORECASE,
+)
+_SHARD_NAME = re.compile(r"(train|training|test|testing|val|valid|validation|dev)(?![a-z])", re.IGNORECASE)
+
+FolderKey = tuple[int, int]
+"""What a folder is, whatever path led to it: device and number."""
 
 
-@dataclass
 class WalkReport:
     """What a walk saw besides images.
 
@@ -30,17 +41,14 @@ class WalkReport:
     Attributes:
         others: Number of other files by extension ("" for none).
         skipped: "path: reason" of folders and special files that were passed over; the first hundred.
-        skipped_count: How many there were in all.
+        runs: Run folders of fgssl, whose pictures are no photographs.
     """
 
-    folder: str = "the folder"
-    others: Counter[str] = field(default_factory=Counter)
-    skipped: list[str] = field(default_factory=list)
-    skipped_count: int = 0
-
-    def __post_init__(self) -> None:
-        self.told = Told(f"listing {self.folder}")
-        self.met = 0
+    def __init__(self, folder: str = "the folder") -> None:
+        self.others: Counter[str] = Counter()
+        self.skipped: list[str] = []
+        self.runs: list[str] = []
+        self.told, self.met = Told(f"listing {folder}"), 0
 
     def meet(self, entries: int) -> None:
         """So many more files and folders were looked at."""
@@ -49,7 +57,6 @@ class WalkReport:
 
     def skip(self, path: bytes, reason: str) -> None:
         """Notes a path that was passed over."""
-        self.skipped_count += 1
         if len(self.skipped) < _MAX_NOTED:
             self.skipped.append(f"{shown(path)}: {reason}")
 
@@ -58,51 +65,61 @@ class WalkReport:
         return ", ".join(f"{count} {kind or 'without extension'}" for kind, count in self.others.most_common(5))
 
 
-@dataclass
-class FolderEntries:
+class FolderEntries(NamedTuple):
     """One folder: names of its image files and of its subfolders, both sorted by their bytes."""
 
     images: list[bytes]
     folders: list[bytes]
 
 
-def scan(folder: bytes, report: WalkReport | None = None) -> FolderEntries:
+def scan(folder: bytes, report: WalkReport | None = None, *, most: int | None = None) -> FolderEntries:
     """Lists one folder.
 
-    Hidden files, `__MACOSX` and thumbnail folders are left out. Links count as what they lead to; a broken link with
-    an image's name counts as an image, so that a run names it as unreadable rather than losing it in silence.
+    Hidden files, `__MACOSX` and thumbnail folders are left out, and all that is in a run folder of fgssl. Links count
+    as what they lead to; a broken link with an image's name counts as an image, so that a run names it as unreadable
+    rather than losing it in silence.
 
     Args:
         folder: Path as bytes.
         report: Where to note what is neither image nor folder.
+        most: Images after which to stop.
 
     Raises:
         OSError: The folder cannot be listed.
     """
+    report = report or WalkReport()
     images: list[bytes] = []
     folders: list[tuple[bool, bytes]] = []
+    if is_run_folder(folder):
+        report.runs.append(shown(folder))
+        return FolderEntries([], [])
     with os.scandir(folder) as entries:
         number = 0
         for number, entry in enumerate(entries, 1):
-            if number % TELL_EVERY == 0 and report is not None:
+            if number % TELL_EVERY == 0:
                 report.meet(TELL_EVERY)
             kind, name = _kind(entry), entry.name
             if kind == "image":
                 images.append(name)
+                if len(images) == most:
+                    break
             elif kind == "folder":
                 folders.append((entry.is_symlink(), name))
-            elif kind == "other" and report is not None:
+            elif kind == "other":
                 report.others[shown(os.path.splitext(name)[1].lower())] += 1
-            elif kind == "special" and report is not None:
+            elif kind == "special":
                 report.skip(os.path.join(folder, name), "not a regular file")
-    if report is not None:
-        report.meet(number % TELL_EVERY)
+    report.meet(number % TELL_EVERY)
     images.sort()
     folders.sort()  # real folders before links, so that content reached twice keeps its real place
     return FolderEntries(images, [name for _, name in folders])
 
 
-_IGNORED = frozenset({b"__MACOSX", b"@eaDir"})
+def is_run_folder(folder: bytes) -> bool:
+    """Whether `fgssl pretrain` wrote a folder: its settings, and its log, results or encoder."""
+    written = (b"metrics.jsonl", b"summary.json", b"encoder.safetensors")
+    there = os.path.lexists(os.path.join(folder, b"config.yaml"))
+    return there and any(os.path.lexists(os.path.join(folder, name)) for name in written)
 
 
 def _kind(entry: os.DirEntry[bytes]) -> str:
@@ -122,10 +139,6 @@ def _kind(entry: os.DirEntry[bytes]) -> str:
     return "image" if is_file or entry.is_symlink() else "special"
 
 
-FolderKey = tuple[int, int]
-"""What a folder is, whatever path led to it: device and number."""
-
-
 def folder_key(folder: bytes) -> FolderKey:
     """The key of a folder; raises OSError where it cannot be reached."""
     status = os.stat(folder)
@@ -133,7 +146,7 @@ def folder_key(folder: bytes) -> FolderKey:
 
 
 def walk_images(
-    root: bytes, report: WalkReport | None = None, *, seen: set[FolderKey] | None = None
+    root: bytes, report: WalkReport | None = None, *, seen: set[FolderKey] | None = None, most: int | None = None
 ) -> Iterator[bytes]:
     """All image files below a folder, as paths relative to it.
 
@@ -144,9 +157,7 @@ def walk_images(
         root: Folder to walk, as bytes.
         report: Where to note other files and folders that could not be listed.
         seen: Folders to leave out; those listed are added.
-
-    Yields:
-        Relative paths as bytes.
+        most: As of `scan`, for each folder: whoever asks for the first few does not wait for a million.
     """
     seen = set() if seen is None else seen
     waiting = [b""]
@@ -158,7 +169,7 @@ def walk_images(
             if key in seen:
                 continue
             seen.add(key)
-            entries = scan(folder, report)
+            entries = scan(folder, report, most=most)
         except OSError as error:
             if report is not None:
                 report.skip(folder, error.strerror or "cannot be listed")
@@ -168,30 +179,61 @@ def walk_images(
         waiting.extend(os.path.join(relative, name) for name in reversed(entries.folders))
 
 
-def lies_flat(folder: bytes) -> bool:
-    """Whether image files lie directly in a folder; stops at the first one. Raises OSError where it cannot look."""
-    with os.scandir(folder) as entries:
-        return any(_kind(entry) == "image" for entry in entries)
+def first_images(root: bytes, count: int) -> list[bytes]:
+    """Up to so many image files in and below a folder, found without listing it to its end."""
+    return list(islice(walk_images(root, most=count), count))
 
 
-def holds_image(root: bytes) -> bool:
-    """Whether there is any image file in or below a folder; stops at the first one, without sorting."""
-    seen: set[FolderKey] = set()
-    waiting = [root]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            key = folder_key(folder)
-            if key in seen:
-                continue
-            seen.add(key)
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    kind = _kind(entry)
-                    if kind == "image":
-                        return True
-                    if kind == "folder":
-                        waiting.append(os.path.join(folder, entry.name))
-        except OSError:
-            continue
-    return False
+def holds_images(root: bytes, report: WalkReport | None = None) -> bool:
+    """Whether there is any image file in or below a folder; stops at the first one."""
+    return any(True for _ in walk_images(root, report, most=1))
+
+
+def split_of(name: str) -> str | None:
+    """The split a folder's name tells of ("Train", "test2017", "val_images"), in lower case; None for other names."""
+    match = _SPLIT_NAME.fullmatch(name)
+    return match[1].lower() if match else None
+
+
+def is_saved_table(folder: str) -> bool:
+    """Whether `save_to_disk` of the `datasets` library wrote a folder."""
+    if os.path.isfile(os.path.join(folder, "dataset_dict.json")):
+        return True
+    return all(os.path.isfile(os.path.join(folder, name)) for name in ("state.json", "dataset_info.json"))
+
+
+def parquet_files(folder: str) -> list[str]:
+    """Parquet files in a folder and in the folders directly below it, sorted."""
+    found = []
+    waiting = [folder]
+    for path in waiting:
+        with contextlib.suppress(OSError):  # not ours to list
+            inside = [os.path.join(path, name) for name in sorted(os.listdir(path)) if not name.startswith(".")]
+            found += [file for file in inside if file.lower().endswith(".parquet")]
+            waiting += filter(os.path.isdir, inside if path == folder else ())
+    return found
+
+
+def shards_by_split(path: str) -> dict[str, list[str]]:
+    """The parquet files of each split.
+
+    Args:
+        path: A parquet file ("all", whatever its name), or a folder of shards.
+
+    Returns:
+        Split name -> files. A shard's split is what its name, or its folder's, begins with; "all" where neither does.
+    """
+    if os.path.isfile(path):
+        return {"all": [path]}
+    splits: dict[str, list[str]] = {}
+    for file in parquet_files(path):
+        steps = os.path.relpath(file, path).split(os.sep)
+        match = next((found for step in reversed(steps) if (found := _SHARD_NAME.match(step))), None)
+        splits.setdefault(match[1].lower() if match else "all", []).append(file)
+    return splits
+
+
+def some(names: Collection[bytes | str]) -> str:
+    """The first three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(shown, islice(names, 3))) + more

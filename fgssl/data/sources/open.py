@@ -8,8 +8,8 @@ import os
 import re
 from typing import TYPE_CHECKING, Protocol
 
+from fgssl.data.sources.listing import first_images, is_saved_table, parquet_files
 from fgssl.data.sources.presets import PRESETS
-from fgssl.data.sources.shards import is_saved_table, parquet_files
 from fgssl.errors import FgsslError
 from fgssl.runtime.text import shown
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fgssl.data.images import ImageSet
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*$")
+MOST_STRAYS = 32  # pictures beside parquet files (a cover, an example): with more they are the data
 _LISTS = (".txt", ".lst")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
@@ -81,27 +82,27 @@ def _is_hub_id(source: str) -> bool:
 
 def _open_folder(data: DataConfig, path: str) -> Source:
     if is_saved_table(path):
-        from fgssl.data.sources.parquet import SavedSource
+        from fgssl.data.sources.tables import SavedSource
 
         return SavedSource(data, path)
+    pictures = first_images(os.fsencode(path), MOST_STRAYS)
+    if len(pictures) < MOST_STRAYS and (shards := parquet_files(path)) and len(pictures) <= len(shards):
+        from fgssl.data.sources.tables import ParquetSource
+
+        return ParquetSource(data, path, strays=pictures)
     from fgssl.data.sources.folder import FolderSource
-    from fgssl.data.sources.listing import holds_image
 
-    if not holds_image(os.fsencode(path)) and parquet_files(path):
-        from fgssl.data.sources.parquet import ParquetSource
-
-        return ParquetSource(data, path)
     return FolderSource(data.source, os.fsencode(path))
 
 
 def _open_file(data: DataConfig, path: str) -> Source:
     kind = os.path.splitext(path)[1].lower()
     if kind in _LISTS:
-        from fgssl.data.sources.textlist import ListSource
+        from fgssl.data.sources.files import ListSource
 
         return ListSource(data.source, path)
     if kind == ".parquet":
-        from fgssl.data.sources.parquet import ParquetSource
+        from fgssl.data.sources.tables import ParquetSource
 
         return ParquetSource(data, path)
     named = shown(data.source)

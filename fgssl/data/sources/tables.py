@@ -1,0 +1,217 @@
+"""Images that are rows of tables, decoded on access: parquet files, and folders written by `save_to_disk`."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from fgssl.config.schema import DataConfig
+from fgssl.data.images import EncodedImages, Remark
+from fgssl.data.sources.columns import Labels, find_image_column, find_label_column, read_labels
+from fgssl.data.sources.listing import shards_by_split, some
+from fgssl.errors import FgsslError, UnreadableImage
+from fgssl.runtime.hub_progress import told_bars
+from fgssl.runtime.text import shown
+
+_Result = TypeVar("_Result")
+Tables = Mapping[str, Sequence[datasets.Dataset]]
+"""The tables of each split, in order: several where their columns have different types."""
+
+# what these say is either routine ("no metadata block in the card", a retried request) or comes again as our own error
+_TALKATIVE = ("datasets", "huggingface_hub")
+
+
+class TableImages(EncodedImages):
+    """An `ImageSet` of the rows of memory-mapped tables.
+
+    Args:
+        source: The source as the user wrote it.
+        split: The split's name.
+        tables: Their rows one after the other; only the image column is kept, undecoded.
+        column: The column of the images.
+        labels: Class ids (N,), or None.
+        class_names: Name of every class id, or None.
+        unlabelled: See `ImageSet`, as `remarks`.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        split: str,
+        *,
+        tables: Sequence[datasets.Dataset],
+        column: str,
+        labels: NDArray[np.int64] | None = None,
+        class_names: tuple[str, ...] | None = None,
+        unlabelled: str = "",
+        remarks: tuple[Remark, ...] = (),
+    ) -> None:
+        self.source, self.split, self.labels, self.class_names = source, split, labels, class_names
+        self.unlabelled, self.remarks = unlabelled, remarks
+        # undecoded: decoding belongs to the workers, and a corrupt row must be named, not raised by the reader
+        kept = [table.select_columns([column]).cast_column(column, datasets.Image(decode=False)) for table in tables]
+        self._rows = kept[0] if len(kept) == 1 else datasets.concatenate_datasets(kept)
+        self._identity = f"{'+'.join(table._fingerprint for table in tables)}:{len(self._rows)}:{column}"
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def content(self, index: int) -> bytes | str:
+        name = self.identifier(index)
+        try:
+            stored = self._rows[index][self._column]
+        except IndexError:
+            raise
+        except Exception as error:  # the table's file was cut off or has vanished
+            reason = f"its row cannot be read ({shown(str(error))})"
+            raise UnreadableImage(f"unreadable image {name}: {reason}", "load the data set anew") from error
+        content = None if stored is None else stored["bytes"] if stored["bytes"] is not None else stored["path"]
+        if content is None:
+            raise UnreadableImage(f"unreadable image {name}: the row holds no image", "replace or remove it")
+        if not isinstance(content, (bytes, str)):
+            raise UnreadableImage(f"unreadable image {name}: the row holds a {type(content).__name__}", "replace it")
+        return content
+
+    def fingerprint(self) -> str:
+        """Hash of the tables' own fingerprints, their length and the column's name."""
+        return hashlib.blake2b(self._identity.encode(), digest_size=16).hexdigest()
+
+
+def table_images(splits: Tables, split: str, data: DataConfig, *, remarks: Sequence[Remark] = ()) -> TableImages:
+    """One split as images, its labels mapped the same way for all splits.
+
+    Args:
+        splits: All splits of the source.
+        split: The one wanted.
+        data: Source and column options.
+        remarks: On the source, to which those on its columns are added.
+
+    Raises:
+        FgsslError: The split is empty, or has no image column.
+    """
+    tables = splits[split]
+    if not sum(map(len, tables)):
+        raise FgsslError(f"the split {split!r} of {data.source} is empty", "choose another split")
+    image = find_image_column(tables[0].features, data.image_column, source=data.source)
+    for table in tables[1:]:
+        find_image_column(table.features, image.name, source=data.source)
+    every = {name: kind for name in splits for table in splits[name] for name, kind in table.features.items()}
+    label = find_label_column({**every, **tables[0].features}, data.label_column, source=data.source)
+    found = Labels({}, {split: f"no column is named like one of classes: {', '.join(map(shown, every))}"}, ())
+    if label is not None:
+        found = read_labels(splits, label.name, source=data.source)
+    taken = [image.remark("pictures", "--set data.image_column")]
+    taken += [label.remark("classes", "--set data.label_column")] if label else []
+    return TableImages(
+        data.source,
+        split,
+        tables=tables,
+        column=image.name,
+        labels=found.ids.get(split),
+        class_names=found.class_names if split in found.ids else None,
+        unlabelled=found.lacking.get(split, ""),
+        remarks=(*remarks, *(Remark("note", f"{data.source}: {text}") for text in taken if text)),
+    )
+
+
+class ParquetSource:
+    """Parquet files; the split of each is read from its name ("train-00000-of-00002.parquet").
+
+    A file whose name (or folder below the source) starts with no split's name belongs to "all". Tables of one split
+    whose columns differ in type, or in the names of classes, are read one by one: `datasets` would give all of them
+    the types of the first.
+
+    Args:
+        data: The source and its column options.
+        path: A parquet file, or a folder of them.
+        strays: Pictures beside the files, which are left out.
+    """
+
+    def __init__(self, data: DataConfig, path: str, *, strays: Sequence[bytes] = ()) -> None:
+        self._data = data
+        self._files = shards_by_split(path)
+        text = f"{data.source}: its parquet files are the data; pictures beside them are left out: "
+        self._remarks = [Remark("warning", text + some(strays))] if strays else []
+        if len(self._files) > 1 and "all" in self._files:
+            text = f"{data.source}: files named like no split are the split 'all': {some(self._files['all'])}"
+            self._remarks.append(Remark("note", text))
+
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self._files)
+
+    def load(self, split: str) -> TableImages:
+        """Opens one split. Raises FgsslError where a file is no parquet or holds no images."""
+        with quiet_datasets():
+            tables = _readable(
+                lambda: {name: _parquet(files) for name, files in self._files.items()}, self._data.source
+            )
+        return table_images(tables, split, self._data, remarks=self._remarks)
+
+
+def _parquet(files: Sequence[str]) -> list[datasets.Dataset]:
+    groups = itertools.groupby(files, key=parquet_features)
+    # the key is not the split's name: "all" means something else to `datasets`
+    return [datasets.load_dataset("parquet", data_files={"part": list(same)}, split="part") for _, same in groups]
+
+
+def parquet_features(file: str) -> datasets.Features:
+    """The types of a parquet file's columns, the names of its classes included."""
+    return datasets.Features.from_arrow_schema(pq.read_schema(file))
+
+
+class SavedSource:
+    """A folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`.
+
+    Args:
+        data: The source and its column options.
+        path: The folder.
+    """
+
+    def __init__(self, data: DataConfig, path: str) -> None:
+        self._data = data
+        saved = _readable(lambda: datasets.load_from_disk(path), data.source)
+        splits = saved if isinstance(saved, datasets.DatasetDict) else {"all": saved}
+        self._splits = {name: [table] for name, table in splits.items()}
+
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self._splits)
+
+    def load(self, split: str) -> TableImages:
+        return table_images(self._splits, split, self._data)
+
+
+def _readable(read: Callable[[], _Result], source: str) -> _Result:
+    try:
+        return read()
+    except Exception as error:  # pyarrow and datasets raise many kinds on a broken table
+        cause = error.__cause__ or error
+        lines = str(cause).strip().splitlines()
+        raise FgsslError(
+            f"cannot read the table {source} ({shown(lines[0]) if lines else type(cause).__name__})",
+            "check that it is complete parquet, or a folder written by save_to_disk, with one set of columns",
+        ) from error
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Bars of downloads and conversions go to the listener, routine remarks of the libraries nowhere."""
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with told_bars():
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
