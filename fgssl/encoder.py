@@ -30,7 +30,7 @@ Pool = Literal["gap", "rationale", "concat", "zoom", "cls"]
 MAP_POOLS: tuple[Pool, ...] = ("gap", "rationale", "concat")  # of one feature map
 POOLS: tuple[Pool, ...] = (*MAP_POOLS, "zoom", "cls")
 # Of the rationale's part in zoom. On held-out training images 0.5 kept what it adds on the drawn birds (mAP) and took
-# away what it costs on photographs (rank-1): recipes/RESULTS.md.
+# away what it costs on photographs (rank-1): docs/results.md.
 RATIONALE_WEIGHT = 0.5
 
 

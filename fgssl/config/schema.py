@@ -201,7 +201,7 @@ VIEW_PRESETS: dict[str, dict[str, Any]] = {
     "geometric": {"jitter": 0.0, "saturation": 0.4, "hue": 0.1, "grayscale": 0.0, "blur": 0.0},
 }
 RATIONALE_PRESETS: dict[str, dict[str, Any]] = {
-    # the default (recipes/RESULTS.md): the objective pools by the map, a sum of projections fitted to what lowers it
+    # the default (docs/results.md): the objective pools by the map, a sum of projections fitted to what lowers it
     "pooled": {"sign": "lower", "fit": "regression", "combine": "linear", "train_pool": "rationale"},
     # one distribution per image, detached, mean per image: the dataclass's values
     "normalized": {},

@@ -4,8 +4,8 @@
     python recipes/bench/backbone_fast.py --only 'vision*' --backend inductor      # some, with the code generated
 
 Hardware: any CPU; bf16 is emulated where it is not native, which changes the speed and not the numbers. Time: about an
-hour on one core. The architectures are those of `backbones.md`. Each runs in a process of its own, and a sweep that was
-stopped goes on where it was. Of one batch of noise, in train mode and from one seed, the table gives
+hour on one core. The architectures are those of `docs/tables/backbones.md`. Each runs in a process of its own, and
+a sweep that was stopped goes on where it was. Of one batch of noise, in train mode and from one seed, the table gives
 
 - bf16: the cosine between the bf16 and the float32 map, and between their gradients of a contrastive loss (GradCAM's);
 - compile: the largest difference of the map, relative to its largest value, and the gradients' cosine over all weights.
@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-TABLE = Path(__file__).with_name("backbones.md")
+TABLE = Path(__file__).parents[2] / "docs" / "tables" / "backbones.md"
 SIDES = (64, 96, 128)  # pixels: the first that gives a map of at least 2x2, else the table's
 TIMEOUT = 900  # seconds a model
 NUMBERS = ("bf16_map", "bf16_gradcam", "compiled_map", "compiled_gradient")

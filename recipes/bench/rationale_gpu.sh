@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The comparison of recipes/RESULTS.md on one GPU, at a budget worth reporting: plain MoCo v2, the default form, the
+# The comparison of docs/results.md on one GPU, at a budget worth reporting: plain MoCo v2, the default form, the
 # authors' form and the controls; three seeds; trained on the whole training split, judged once on the test split.
 #
 #   recipes/bench/rationale_gpu.sh GROCERY runs/gpu           # GROCERY: class folders below train/ and test/

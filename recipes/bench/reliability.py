@@ -1,4 +1,4 @@
-"""The figures of the README's section on reliability, each part a command of its own, kept until all are there.
+"""The figures of docs/resume.md, each part a command of its own, kept until all are there.
 
     python recipes/bench/reliability.py --parts kills,processes,leaks --output runs/reliability
     python recipes/bench/reliability.py --parts leaks --steps 2000 --workers 2
@@ -119,7 +119,7 @@ PARTS = {"kills": kills, "processes": processes, "leaks": leaks}
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as the README shows them."""
+    """The results as docs/resume.md shows them."""
     rows = ["| what | measured |", "|---|---|"]
     if "kills" in results:
         r = results["kills"]
