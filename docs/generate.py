@@ -56,7 +56,7 @@ def settings_tables() -> str:
             meaning = field.metadata["help"] + (f": {words}" if words else "")
             default = shown(field.default)
             parts.append(
-                f"| `{section.name}.{field.name}` | {f'`{default}`' if default else 'derived'} "
+                f"| `{section.name}.{field.name}` | {f'`{default}`' if default else 'open'} "
                 f"| {meaning.replace('|', chr(92) + '|')} |"
             )
         parts.append("")
