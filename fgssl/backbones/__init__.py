@@ -9,14 +9,14 @@ without a gradient, and GradCAM needs one. The mean over the map equals timm's `
 
 from __future__ import annotations
 
-from fgssl.backbones.build import build_backbone, rebuild_backbone, survey_backbone
-from fgssl.backbones.export import save_timm
-from fgssl.backbones.footprint import batch_that_fits, training_bytes
-from fgssl.backbones.freeze import freeze_backbone, layer_groups
-from fgssl.backbones.given_map import GivenMap
-from fgssl.backbones.initial import InitialWeights, Origin, load_initial_weights, origin_of
+from fgssl.backbones.build import build_backbone, open_weights, rebuild_backbone, survey_backbone
+from fgssl.backbones.frozen import GivenMap, freeze_backbone, layer_groups
+from fgssl.backbones.initial import InitialWeights, load_initial_weights, weights_file
+from fgssl.backbones.memory import batch_that_fits, training_bytes
 from fgssl.backbones.module import Backbone, MapAndToken
 from fgssl.backbones.names import BackboneRow, list_backbones, suggest_backbones
+from fgssl.backbones.origin import Origin, origin_of, unknown_origin
+from fgssl.backbones.weights import save_timm
 
 __all__ = [
     "Backbone",
@@ -31,10 +31,13 @@ __all__ = [
     "layer_groups",
     "list_backbones",
     "load_initial_weights",
+    "open_weights",
     "origin_of",
     "rebuild_backbone",
     "save_timm",
     "suggest_backbones",
     "survey_backbone",
     "training_bytes",
+    "unknown_origin",
+    "weights_file",
 ]

@@ -1,37 +1,29 @@
-"""Initial weights of a backbone, from files of several origins."""
+"""Weights to start from, or to look at, of several origins: our files, timm's, other tools' checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import os
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fgssl.backbones.export import WEIGHTS_NAME, shape_faults, some
 from fgssl.backbones.module import Backbone
-from fgssl.backbones.names import SOURCE_PREFIXES, first_line, resolve_source
+from fgssl.backbones.names import LOCAL_PREFIX, SOURCE_PREFIXES, first_line, resolve_source
+from fgssl.backbones.weights import WEIGHTS_NAME, read_checkpoint, reject_not_finite, shape_faults, some
 from fgssl.errors import FgsslError
 from fgssl.runtime.offline import WeightsError, WeightsOffline, hub_or_cache, is_offline
 
-PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
+FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 ENCODER_NAME = "encoder.safetensors"  # of a run folder; its metadata describe the backbone
-LOCAL_PREFIX = "local-dir:"
 # where a folder keeps its backbone: timm's and our export, our run folder, older hub models
 FOLDER_FILES = (WEIGHTS_NAME, f"timm/{WEIGHTS_NAME}", ENCODER_NAME, "pytorch_model.bin")
 # names of classifiers across timm and torchvision; a backbone has none
 HEAD_PREFIXES = ("fc.", "head.", "head_dist.", "classifier.", "last_linear.", "heads.", "aux_head.")
-# how training tools nest the weights in a pickled checkpoint
-NESTED_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
 
 
 class InitialWeights(NamedTuple):
@@ -65,39 +57,6 @@ class InitialWeights(NamedTuple):
         return lines
 
 
-class Origin(NamedTuple):
-    """What is known of the model that weights come from."""
-
-    architecture: str
-    image_size: int | None
-
-
-def origin_of(source: str | os.PathLike[str]) -> Origin | None:
-    """The architecture and image size of an encoder file, a run, timm's folder or name; None for a plain state dict.
-
-    Raises:
-        FgsslError: A name under ``hf-hub:`` cannot be resolved.
-    """
-    text = str(source)
-    path = Path(text.removeprefix(LOCAL_PREFIX)).expanduser()
-    for file in (path / ENCODER_NAME, path):
-        if file.is_file() and file.suffix == ".safetensors":
-            with contextlib.suppress(Exception), safe_open(file, framework="pt") as opened:  # not ours, or damaged
-                described = json.loads((opened.metadata() or {})["fgssl"])["backbone"]
-                return Origin(str(described["architecture"]), int(described["image_size"]))
-    for folder in (path, path / "timm"):
-        if (folder / "config.json").is_file():
-            resolved = resolve_source(f"{LOCAL_PREFIX}{folder}")
-            return Origin(resolved.architecture, resolved.own_size)
-    if path.exists():
-        return None
-    if text.startswith(SOURCE_PREFIXES) or timm.is_model(text.partition(".")[0]):
-        with hub_or_cache():
-            resolved = resolve_source(text)
-        return Origin(resolved.architecture, resolved.own_size if text.startswith(SOURCE_PREFIXES) else None)
-    return None
-
-
 def load_initial_weights(backbone: Backbone, source: str | os.PathLike[str]) -> InitialWeights:
     """Start a backbone from weights of a file, a folder or timm.
 
@@ -110,16 +69,14 @@ def load_initial_weights(backbone: Backbone, source: str | os.PathLike[str]) -> 
         source: A ``.safetensors`` file, a plain state dict in ``.pth``/``.bin`` (read without running code from it),
             a run or another folder with one of these, or a name (``hf-hub:owner/model`` too) or tag of timm's weights.
 
-    Returns:
-        What was loaded, missing, unexpected and ignored.
-
     Raises:
         FgsslError: No such file, folder or tag; the file is damaged or holds no plain weights; no key or a wrong shape
-            fits.
+            fits; a number is not finite.
     """
-    weights = _read_source(backbone, source)
+    file = weights_file(source)
+    weights = _published_weights(backbone, str(source)) if file is None else read_checkpoint(file).weights
     wanted = backbone.model.state_dict()
-    weights = _best_fit(backbone.model, wanted, weights)
+    weights = best_fit(backbone.model, wanted, weights)
     if not weights.keys() & wanted.keys():
         raise FgsslError(
             f"no weight in {source} fits {backbone.name}: its keys look like {some(weights, 2)}",
@@ -129,37 +86,42 @@ def load_initial_weights(backbone: Backbone, source: str | os.PathLike[str]) -> 
     if faults:
         raise FgsslError(f"weights in {source} do not fit {backbone.name}: {', '.join(faults)}", "use its architecture")
     fitting = {key: value for key, value in weights.items() if key in wanted}
+    reject_not_finite(fitting, file or source)
     backbone.model.load_state_dict(fitting, strict=False)
     # BatchNorm's step counter is absent from old checkpoints and does not matter
     missing = [key for key in wanted if key not in fitting and not key.endswith("num_batches_tracked")]
-    extra = [key for key in weights if key not in wanted]
-    head = tuple(key for key in extra if key.startswith(_head_prefixes(backbone.model)))
-    unexpected = tuple(key for key in extra if key not in head)
+    head, unexpected = without_place(backbone.model, wanted, weights)
     return InitialWeights(str(source), len(fitting), tuple(missing), unexpected, head)
 
 
-def _head_prefixes(model: nn.Module) -> tuple[str, ...]:
-    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    names = (names,) if isinstance(names, str) else names
-    return (*HEAD_PREFIXES, *(f"{name}." for name in names))
+def weights_file(source: str | os.PathLike[str]) -> Path | None:
+    """The file that a path stands for; None for a name of timm's.
 
-
-def _read_source(backbone: Backbone, source: str | os.PathLike[str]) -> dict[str, Tensor]:
-    path = Path(str(source).removeprefix(LOCAL_PREFIX)).expanduser()
+    Raises:
+        FgsslError: The path does not exist, or is a folder without weights.
+    """
+    path = local_path(source)
     if path.is_dir():
         found = next((path / name for name in FOLDER_FILES if (path / name).is_file()), None)
         if found is None:
             raise FgsslError(f"folder {path} has no weights", f"it needs one of {', '.join(FOLDER_FILES)}")
-        return read_weights(found)
+        return found
     if path.is_file():
-        return read_weights(path)
+        return path
     text = str(source)
-    is_name = text.startswith(SOURCE_PREFIXES)
-    if not is_name and (os.sep in text or path.suffix in (".safetensors", *PICKLE_SUFFIXES)):
+    if not text.startswith(SOURCE_PREFIXES) and (os.sep in text or path.suffix in FILE_SUFFIXES):
         raise FgsslError(f"no such file or folder: {source}", "give a file, a folder or a timm tag")
-    plain = backbone.architecture.partition(".")[0]
-    registered = is_name or timm.is_model(text.partition(".")[0])
-    name = text if registered else f"{plain}.{text}"  # a bare tag is one of this architecture
+    return None
+
+
+def local_path(source: str | os.PathLike[str]) -> Path:
+    """The path that a source would be, with ``local-dir:`` or without."""
+    return Path(str(source).removeprefix(LOCAL_PREFIX)).expanduser()
+
+
+def _published_weights(backbone: Backbone, name: str) -> dict[str, Tensor]:
+    if not name.startswith(SOURCE_PREFIXES) and not timm.is_model(name.partition(".")[0]):
+        name = f"{backbone.architecture.partition('.')[0]}.{name}"  # a bare tag is one of this architecture
     with hub_or_cache():
         if not resolve_source(name).has_weights:
             raise no_published_weights(name)
@@ -171,45 +133,7 @@ def _read_source(backbone: Backbone, source: str | os.PathLike[str]) -> dict[str
     return dict(published.state_dict())
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a weights file; nothing in it is executed.
-
-    Args:
-        path: A ``.safetensors`` file or a pickled state dict, possibly nested as training tools do.
-
-    Returns:
-        Keys to tensors, as the file has them.
-
-    Raises:
-        FgsslError: The file is damaged, or holds more than plain tensors.
-    """
-    if path.suffix == ".safetensors":
-        try:
-            return dict(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise FgsslError(f"{path} cannot be read ({first_line(error)})", "is it complete?") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise FgsslError(
-            f"{path} is not a plain state dict: reading it would run code stored in it",
-            "save its weights alone, best as .safetensors",
-        ) from error
-    except Exception as error:  # on damaged bytes torch's reader raises nearly anything
-        raise FgsslError(f"{path} cannot be read ({first_line(error)})", "is it complete?") from error
-    for key in NESTED_KEYS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict):
-        raise FgsslError(f"{path} holds no weights", "a state dict (keys to tensors) is needed")
-    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    if not weights:
-        raise FgsslError(f"{path} holds no weights", "a state dict (keys to tensors) is needed")
-    return weights
-
-
-def _best_fit(model: nn.Module, wanted: Mapping[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def best_fit(model: nn.Module, wanted: Mapping[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights with the prefix and in the form that fit the most keys of the model."""
     best, best_fits = weights, _fits(wanted, weights)
     converter = _converter(model)
@@ -224,6 +148,18 @@ def _best_fit(model: nn.Module, wanted: Mapping[str, Tensor], weights: dict[str,
             if fits > best_fits:
                 best, best_fits = form, fits
     return best
+
+
+def without_place(
+    model: nn.Module, wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Keys that the model does not want: those of a classifier, and the others."""
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    names = (names,) if isinstance(names, str) else names
+    prefixes = (*HEAD_PREFIXES, *(f"{name}." for name in names))
+    extra = [key for key in weights if key not in wanted]
+    head = tuple(key for key in extra if key.startswith(prefixes))
+    return head, tuple(key for key in extra if key not in head)
 
 
 def _prefixes(weights: Iterable[str]) -> list[str]:

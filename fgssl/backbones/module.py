@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fgssl.backbones.fast import BF16_MODULES, COMPILE_MODULES, module_of, safe_in_channels_last
+from fgssl.backbones.plan import BackbonePlan
 from fgssl.backbones.products import use_products
-from fgssl.backbones.trial import BackbonePlan, read_map, read_map_and_token
+from fgssl.backbones.route import read_map, read_map_and_token
 from fgssl.errors import FgsslError
 
 # levit and its kin keep biases computed in eval mode: stale after new weights, and part of an old graph
@@ -27,7 +28,7 @@ class MapAndToken(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """A timm model whose forward pass returns its last feature map.
+    """A timm model, and what is known of it.
 
     Parameters that get no gradient from the map (unused heads, class attention) are frozen: with them, distributed
     training stops at its second step.
@@ -42,20 +43,16 @@ class Backbone(nn.Module):
     Attributes:
         model: The timm model; its ``state_dict`` has timm's own keys.
         channels: Channels C of the map.
-        map_size: Height and width of the map at ``image_size``.
-        image_size: Side of the square input in pixels.
+        map_size: Height and width of the map at ``image_size``, the side of the square input in pixels.
         mean: Mean of the input, one a channel, for images in [0, 1]; ``std`` likewise.
         interpolation: How the model's evaluation resizes; ``crop_pct`` is the share of it that the centre crop keeps.
-        route: How the map is read: ``nchw``, ``nhwc`` or ``intermediates``.
-        model_args: ``timm.create_model(architecture, **model_args)`` rebuilds the model.
-        unused_parameters: Names of the frozen parameters.
         channels_last: Whether the channels_last memory format is known to be safe and faster on a CPU.
         good_in_bf16: Whether bf16 autocast is known to be good; ``good_compiled`` likewise of torch.compile.
-        transformer: Whether it is a transformer or of its kin (ConvNeXt), which SGD trains poorly.
         frozen: Whether all of it keeps its weights (see ``freeze_backbone``).
         resting: Names of BatchNorm and dropout modules inside frozen layers; they work as in evaluation.
         has_class_token: Whether ``forward_with_token`` is available.
         parameters_total: Number of parameters; ``parameters_trained`` leaves out the frozen ones.
+        route, model_args, transformer, unused_parameters: As the ``plan`` has them.
     """
 
     def __init__(
@@ -68,10 +65,8 @@ class Backbone(nn.Module):
         data_config: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.model = model
-        self.plan = plan
-        self.name = name
-        self.architecture = architecture
+        self.model, self.plan = model, plan
+        self.name, self.architecture = name, architecture
         self.route = plan.route.kind
         self.channels = plan.channels
         self.map_size = plan.map_size
@@ -99,30 +94,16 @@ class Backbone(nn.Module):
         self._caches_biases = any(BIAS_CACHE in vars(module) for module in model.modules())
 
     def forward(self, images: Tensor) -> Tensor:
-        """The last feature map.
+        """The last feature map (N, C, H, W) of images (N, 3, S, S), contiguous in either memory format, differentiable.
 
-        Args:
-            images: (N, 3, S, S) normalised with ``mean`` and ``std``. Other sides work where the model allows.
-
-        Returns:
-            Feature map (N, C, H, W), contiguous in either memory format, differentiable.
+        The images are normalised with ``mean`` and ``std``. Other sides work where the model allows.
         """
         feature_map = read_map(self.model, self._prepare(images), self.plan.route)
         self._forget_biases()
         return _dense(feature_map)
 
     def forward_with_token(self, images: Tensor) -> MapAndToken:
-        """The last feature map and the class token, where the model has one.
-
-        Args:
-            images: As in ``forward``.
-
-        Returns:
-            Map (N, C, H, W) and class token (N, C).
-
-        Raises:
-            ValueError: The model has no class token (see ``has_class_token``).
-        """
+        """The last feature map and the class token. Raises ValueError where there is none (``has_class_token``)."""
         if not self.has_class_token:
             raise ValueError(f"{self.name} has no class token")
         feature_map, token = read_map_and_token(self.model, self._prepare(images), self.plan.route)
@@ -162,10 +143,8 @@ class Backbone(nn.Module):
             "model_args": copy.deepcopy(self.model_args),
             "image_size": self.image_size,
             "data_config": {
-                "mean": list(self.mean),
-                "std": list(self.std),
-                "interpolation": self.interpolation,
-                "crop_pct": self.crop_pct,
+                **{"mean": list(self.mean), "std": list(self.std)},
+                **{"interpolation": self.interpolation, "crop_pct": self.crop_pct},
             },
         }
 

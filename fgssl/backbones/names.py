@@ -13,8 +13,9 @@ from timm.models import get_pretrained_cfg, split_model_name_tag
 from fgssl.errors import FgsslError
 from fgssl.runtime.offline import is_offline
 
+LOCAL_PREFIX = "local-dir:"
 # names that timm resolves itself: a model of the Hugging Face hub, a folder written by save_timm
-SOURCE_PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
+SOURCE_PREFIXES = ("hf-hub:", "hf_hub:", LOCAL_PREFIX)
 
 
 class BackboneRow(NamedTuple):
@@ -61,27 +62,20 @@ class BackboneSource(NamedTuple):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none; at most 120 characters."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+    """The first line of an error's text and, where it ends in a colon, what follows; at most 120 characters."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])[:120]
 
 
 def suggest_backbones(name: str, limit: int = 3) -> tuple[str, ...]:
-    """Names of timm nearest to a name it does not know, best first.
+    """At most so many names of timm nearest to a name it does not know, best first.
 
     A known architecture with an unknown tag gets the tags of that architecture.
-
-    Args:
-        name: The name as the user typed it, with or without a tag.
-        limit: At most this many.
-
-    Returns:
-        Names that ``build_backbone`` accepts; may be empty.
     """
     architecture, tag = split_model_name_tag(name.strip().lower())
     if timm.is_model(architecture) and tag:
         tags = timm.list_pretrained(f"{architecture}.*")
-        near = difflib.get_close_matches(f"{architecture}.{tag}", tags, n=limit, cutoff=0.0)
-        return tuple(near)
+        return tuple(difflib.get_close_matches(f"{architecture}.{tag}", tags, n=limit, cutoff=0.0))
     known = timm.list_models()
     near = difflib.get_close_matches(architecture, known, n=limit, cutoff=0.6)
     # "resnet" is nearer in spirit to resnet18 than to resnest14d: names that begin alike come first
@@ -90,13 +84,7 @@ def suggest_backbones(name: str, limit: int = 3) -> tuple[str, ...]:
 
 
 def resolve_source(name: str) -> BackboneSource:
-    """The architecture, arguments and published configuration behind a name.
-
-    Args:
-        name: ``resnet50``, ``resnet50.a1_in1k``, ``hf-hub:owner/model`` or ``local-dir:FOLDER``.
-
-    Returns:
-        What ``timm.create_model`` needs; for a hub name this reads the model's small config.json over the network.
+    """What ``timm.create_model`` needs for a name (see ``build_backbone``); of the hub it reads config.json.
 
     Raises:
         FgsslError: timm has no such architecture, the architecture has no such tag, or the hub or folder has no model.
@@ -106,7 +94,7 @@ def resolve_source(name: str) -> BackboneSource:
     try:
         resolved = timm.models.resolve_model_input_args(name)
     except Exception as error:  # network, missing folder, config.json of another tool: all kinds of errors
-        if is_offline(error) and not name.startswith("local-dir:"):
+        if is_offline(error) and not name.startswith(LOCAL_PREFIX):
             raise FgsslError(
                 f"backbone {name!r} is not on this machine and the model hub cannot be reached (offline)",
                 "run once with a network (or HF_ENDPOINT set to a mirror), which keeps it",
@@ -149,8 +137,7 @@ def list_backbones(pattern: str = "*", *, count_parameters: bool = False) -> tup
     """
     of_name, dot, of_tag = pattern.lower().partition(".")
     plain = not any(sign in pattern for sign in "*?[")
-    exact = dot and timm.is_model(of_name)
-    name_pattern = of_name if exact or not plain else f"*{of_name}*"
+    name_pattern = of_name if (dot and timm.is_model(of_name)) or not plain else f"*{of_name}*"
     tag_pattern = (f"*{of_tag}*" if plain else of_tag) if dot else "*"
     tags: dict[str, list[str]] = {}
     for full_name in timm.list_pretrained():
@@ -158,15 +145,10 @@ def list_backbones(pattern: str = "*", *, count_parameters: bool = False) -> tup
         tags.setdefault(architecture, []).append(tag)
     rows = []
     for name in timm.list_models():
-        found = tags.get(name, [])
-        if fnmatch.fnmatchcase(name, name_pattern):
-            found = fnmatch.filter(found, tag_pattern)
-            if dot and not found:
-                continue
-        else:
-            found = fnmatch.filter(found, name_pattern) if plain and not dot else []
-            if not found:
-                continue
+        named = fnmatch.fnmatchcase(name, name_pattern)
+        found = fnmatch.filter(tags.get(name, []), tag_pattern if named else name_pattern)
+        if not (named and (found or not dot)) and not (found and plain and not dot):
+            continue
         published = get_pretrained_cfg(name)
         default = published.tag if published is not None else None
         ordered = sorted(found, key=lambda tag: (tag != default, tag))

@@ -1,14 +1,52 @@
-"""Which sizes and options a timm model takes, and one clear line where it does not."""
+"""Which sizes and options a timm model takes and what it then yields, found by a trial run that costs no memory.
+
+The trial builds the model on the meta device (shapes without numbers), so it takes a fraction of a second for the
+largest models, draws no random number, and touches no BatchNorm statistic. Where a model cannot run there, the trial is
+repeated with real numbers.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import json
+from typing import Any, NamedTuple
 
+import timm
+import torch
+from torch import nn
+
+from fgssl.backbones.memory import SavedBytes
 from fgssl.backbones.names import BackboneSource, first_line
-from fgssl.backbones.trial import BackbonePlan, try_size
+from fgssl.backbones.route import MapRoute, find_route, read_map
 from fgssl.errors import FgsslError
 
 MINIMUM_MAP_SIDE = 2  # a 1x1 map says nothing about where the evidence is
+
+
+class BackbonePlan(NamedTuple):
+    """What a trial run found out about a model at one image size.
+
+    Attributes:
+        model_args: Arguments for ``timm.create_model(name, **model_args)``; JSON-able.
+        route: How the map is read.
+        image_size: Side of the square input in pixels.
+        channels: Channels of the map.
+        map_size: Height and width of the map.
+        parameters: Number of parameters.
+        unused_parameters: Names of the parameters that get no gradient from the map.
+        transformer: Whether it has layer norm or attention, as transformers and ConvNeXt do.
+        saved_bytes: What a backward pass keeps of each image in float32, in bytes.
+    """
+
+    model_args: dict[str, Any]
+    route: MapRoute
+    image_size: int
+    channels: int
+    map_size: tuple[int, int]
+    parameters: int
+    unused_parameters: tuple[str, ...]
+    transformer: bool
+    saved_bytes: int
 
 
 def plan_backbone(
@@ -18,27 +56,14 @@ def plan_backbone(
     output_stride: int | None = None,
     drop_path: float | None = None,
 ) -> BackbonePlan:
-    """Find out how to build a model and read its map, or say in one line why not.
-
-    Args:
-        source: The model, from ``resolve_source``.
-        image_size: Side of the square input in pixels; None for the model's own.
-        output_stride: Input pixels a cell of the map, where the model offers the choice.
-        drop_path: Probability of dropping a residual branch (stochastic depth), where the model offers it.
-
-    Returns:
-        The plan.
-
-    Raises:
-        FgsslError: The model cannot take the size, the stride or the drop path, or its map is smaller than 2x2.
-    """
+    """Find out how to build a model and read its map (arguments and errors as ``build_backbone``'s)."""
     wanted = {"output_stride": output_stride, "drop_path_rate": drop_path}
     options = {key: value for key, value in wanted.items() if value is not None}
     size = source.own_size if image_size is None else image_size
     if size < 1:
         raise FgsslError(f"image size {size} is not a size", f"the own size of {source.name} is {source.own_size} px")
     try:
-        plan = try_size(source, size, options)
+        plan = _try_size(source, size, options)
     except FgsslError:
         raise
     except Exception as error:  # timm's models raise all kinds
@@ -59,7 +84,7 @@ def _explain(source: BackboneSource, size: int, options: dict[str, Any], error: 
     for key, value in options.items():
         rest = {other: kept for other, kept in options.items() if other != key}
         try:
-            try_size(source, size, rest)
+            _try_size(source, size, rest)
         except Exception:  # the size or another option is to blame
             continue
         return FgsslError(f"{source.name} does not take {key.replace('_', ' ')} {value}", "leave it out")
@@ -71,15 +96,11 @@ def _explain(source: BackboneSource, size: int, options: dict[str, Any], error: 
 
 
 def _nearest_sizes(source: BackboneSource, size: int) -> list[int]:
-    """The nearest smaller and larger sizes with a map of at least 2x2, searched among multiples of 32."""
-    own = source.own_size
-    sides = [side for side in range(32, 2 * max(size, own) + 1, 32) if side != size]
-    found = []
-    for candidates in ([side for side in reversed(sides) if side < size], [side for side in sides if side > size]):
-        works = next((side for side in candidates[:8] if _works(source, side, {})), None)
-        if works is not None:
-            found.append(works)
-    return found
+    """The nearest smaller and larger sizes that work, searched among multiples of 32."""
+    sides = [side for side in range(32, 2 * max(size, source.own_size) + 1, 32) if side != size]
+    smaller, larger = [side for side in reversed(sides) if side < size], [side for side in sides if side > size]
+    found = (next((side for side in sides[:8] if _works(source, side, {})), None) for sides in (smaller, larger))
+    return [side for side in found if side is not None]
 
 
 def _map_too_small(source: BackboneSource, plan: BackbonePlan, options: dict[str, Any]) -> FgsslError:
@@ -98,6 +119,70 @@ def _map_too_small(source: BackboneSource, plan: BackbonePlan, options: dict[str
 
 def _works(source: BackboneSource, size: int, options: dict[str, Any]) -> bool:
     try:
-        return min(try_size(source, size, options, meta_only=True).map_size) >= MINIMUM_MAP_SIDE
+        return min(_try_size(source, size, options, devices=("meta",)).map_size) >= MINIMUM_MAP_SIDE
     except Exception:  # any error means that this size is not one of them
         return False
+
+
+def _try_size(
+    source: BackboneSource, size: int, options: dict[str, Any], *, devices: tuple[str, ...] = ("meta", "cpu")
+) -> BackbonePlan:
+    """The trial on the first device that can do it; raises the model's own error where it takes no such size."""
+    base = {**source.model_args, "num_classes": 0, **options}
+    candidates = [{key: value for key, value in base.items() if key != "img_size"}]
+    # resolved by timm: img_size is for models with a fixed input only
+    if source.published.get("fixed_input_size") or "img_size" in source.model_args:
+        candidates.insert(0, {**base, "img_size": size})
+    errors: list[Exception] = []
+    for device in devices:
+        for model_args in candidates:
+            try:
+                return run_trial(source.architecture, model_args, size, device)
+            except Exception as error:  # timm's models raise all kinds for a size or an option they cannot take
+                errors.append(error)
+    raise errors[-len(candidates)]
+
+
+def run_trial(architecture: str, model_args: dict[str, Any], image_size: int, device: str) -> BackbonePlan:
+    """Build a model on a device (``meta``: shapes only), read its map, see which parameters its gradient reaches.
+
+    Raises:
+        Exception: Whatever the model raises for a size or an argument it cannot take.
+    """
+    return _trial(architecture, json.dumps(model_args), image_size, device)
+
+
+@functools.lru_cache(maxsize=64)  # a run builds its backbone, a rebuilt one and candidates of other sizes
+def _trial(architecture: str, encoded_args: str, image_size: int, device_name: str) -> BackbonePlan:
+    device, model_args = torch.device(device_name), json.loads(encoded_args)
+    # the gradient is wanted even where the caller evaluates; real initial weights must not depend on trials
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        with device:
+            model = timm.create_model(architecture, **model_args)
+        if device.type == "meta" and any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            raise NotImplementedError("an LSTM on the meta device runs in Python, step by step: a real trial is faster")
+        model.to(device).eval()  # buffers built from numpy arrays stay behind on the CPU
+        route = find_route(model, torch.zeros(1, 3, image_size, image_size, device=device))
+        # a few models keep constants as parameters that take no gradient (efficientvim)
+        trainable = {key: value for key, value in model.named_parameters() if value.requires_grad}
+        # train mode: some families cache attention biases in eval mode; two images: BatchNorm refuses one
+        images = torch.zeros(2, 3, image_size, image_size, device=device)
+        with SavedBytes(model) as saved:
+            feature_map = read_map(model.train(), images, route)
+        gradients = torch.autograd.grad(
+            feature_map, list(trainable.values()), torch.ones_like(feature_map), allow_unused=True
+        )
+    _, channels, height, width = feature_map.shape
+    return BackbonePlan(
+        model_args,
+        route,
+        image_size,
+        channels,
+        (height, width),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        unused_parameters=tuple(key for key, slope in zip(trainable, gradients, strict=True) if slope is None),
+        transformer=any(
+            isinstance(part, nn.LayerNorm) or type(part).__name__.endswith("Attention") for part in model.modules()
+        ),
+        saved_bytes=saved.total // len(images),
+    )

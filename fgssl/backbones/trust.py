@@ -21,7 +21,7 @@ _REFUSED = re.compile(
     r"pretrained.*|model_name|checkpoint_path|cache_dir|scriptable|exportable|no_jit|features_only|feature_cfg"
     r"|kwargs_filter|state_dict|.*url|.*file|hf_hub_id|custom_load"
 )
-_ARCHITECTURE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
+_ARCHITECTURE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # a prefix such as hf-hub: would download
 _INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming", "random")
 
 
@@ -31,41 +31,30 @@ def check_description(description: Mapping[str, Any]) -> None:
     Raises:
         FgsslError: It does, or is no description; the line names the entry.
     """
-    if not isinstance(description, Mapping):
-        raise _refused("description", description)
-    architecture, model_args = description.get("architecture"), description.get("model_args")
-    if not isinstance(architecture, str) or not _ARCHITECTURE.fullmatch(architecture):
-        raise _refused("architecture", architecture)  # a prefix such as hf-hub: would download
-    if not isinstance(description.get("name"), str):
-        raise _refused("name", description.get("name"))
-    if not isinstance(model_args, Mapping):
-        raise _refused("model_args", model_args)
-    for key, value in model_args.items():
-        if _REFUSED.fullmatch(str(key)) or not _is_plain(value):
-            raise _refused(f"model_args.{key}", value)
-    size = description.get("image_size")
-    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= LARGEST_IMAGE:
-        raise _refused("image_size", size)
-    _check_data(description.get("data_config"))
+    _require("description", description, isinstance(description, Mapping))
+    architecture, model_args, size, data = (
+        description.get(key) for key in ("architecture", "model_args", "image_size", "data_config")
+    )
+    named = isinstance(architecture, str) and _ARCHITECTURE.fullmatch(architecture) is not None
+    _require("architecture", architecture, named)
+    _require("name", description.get("name"), isinstance(description.get("name"), str))
+    _require("model_args", model_args, isinstance(model_args, Mapping))
+    for key, value in (model_args or {}).items():
+        _require(f"model_args.{key}", value, not _REFUSED.fullmatch(str(key)) and _is_plain(value))
+    _require("image_size", size, _is_number(size, int) and size in range(1, LARGEST_IMAGE + 1))
+    _require("data_config", data, isinstance(data, Mapping))
+    values: dict[str, Any] = dict(data or {})
+    for key, least in (("mean", -math.inf), ("std", 0.0)):
+        three = values.get(key)
+        fits = isinstance(three, list) and len(three) == 3 and all(_is_number(n) and n > least for n in three)
+        _require(key, three, fits)
+    share: Any = values.get("crop_pct")
+    _require("crop_pct", share, _is_number(share) and 0 < share <= 2)
+    _require("interpolation", values.get("interpolation"), values.get("interpolation") in _INTERPOLATIONS)
 
 
-def _check_data(data: Any) -> None:
-    if not isinstance(data, Mapping):
-        raise _refused("data_config", data)
-    for key in ("mean", "std"):
-        values = data.get(key)
-        if not isinstance(values, list) or len(values) != 3 or not all(_is_finite(value) for value in values):
-            raise _refused(key, values)
-    if min(data["std"]) <= 0:
-        raise _refused("std", data["std"])
-    if not _is_finite(data.get("crop_pct")) or not 0 < data["crop_pct"] <= 2:
-        raise _refused("crop_pct", data.get("crop_pct"))
-    if data.get("interpolation") not in _INTERPOLATIONS:
-        raise _refused("interpolation", data.get("interpolation"))
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: Any, kinds: Any = (int, float)) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_plain(value: Any, depth: int = 0) -> bool:
@@ -82,8 +71,9 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     return all(_is_plain(part, depth + 1) for part in parts)
 
 
-def _refused(key: str, value: Any) -> FgsslError:
-    shown = f"a {type(value).__name__}" if isinstance(value, (list, Mapping)) else repr(value)[:60]
-    return FgsslError(
-        f"the checkpoint's {key[:60]} cannot be {shown}", "it is damaged, or made to do harm: use another"
-    )
+def _require(key: str, value: Any, fits: bool) -> None:
+    if not fits:
+        shown = f"a {type(value).__name__}" if isinstance(value, (list, Mapping)) else repr(value)[:60]
+        raise FgsslError(
+            f"the checkpoint's {key[:60]} cannot be {shown}", "it is damaged, or made to do harm: use another"
+        )

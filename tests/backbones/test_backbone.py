@@ -29,7 +29,7 @@ from fgssl.backbones import (
 )
 from fgssl.backbones.fast import safe_in_channels_last
 from fgssl.backbones.names import resolve_source
-from fgssl.backbones.trial import run_trial
+from fgssl.backbones.plan import run_trial
 from fgssl.errors import FgsslError
 from fgssl.runtime.offline import is_offline
 

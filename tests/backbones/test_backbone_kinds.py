@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fgssl.backbones import Backbone, build_backbone, rebuild_backbone
-from fgssl.backbones.trial import run_trial
+from fgssl.backbones.plan import run_trial
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
 

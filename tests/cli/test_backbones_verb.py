@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from fgssl.backbones import batch_that_fits, build_backbone, list_backbones, survey_backbone, training_bytes
-from fgssl.backbones.saved import SavedBytes
+from fgssl.backbones.memory import SavedBytes
 
 
 def names(*arguments: str) -> list[str]:

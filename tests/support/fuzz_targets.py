@@ -20,7 +20,7 @@ from pictures import ArrayImages, make_picture
 from PIL import Image
 
 from fgssl.backbones import build_backbone
-from fgssl.backbones.initial import read_weights
+from fgssl.backbones.weights import read_checkpoint
 from fgssl.config.resolve import load_config
 from fgssl.config.schema import DataConfig, flatten, nested
 from fgssl.data import load_images
@@ -240,8 +240,8 @@ TARGETS = (
     Target("recipe", _recipe, load_config, ".yaml"),
     Target("setting", _pair, _read_pair, ".txt"),
     Target("features", _features, _read_features, ".safetensors"),
-    Target("weights", _features, read_weights, ".safetensors"),
-    Target("pickle", _pickle, read_weights, ".pth"),
+    Target("weights", _features, read_checkpoint, ".safetensors"),
+    Target("pickle", _pickle, read_checkpoint, ".pth"),
     Target("state", _state, _load_state, ""),
     Target("metrics", _metrics, lambda path: truncate_metrics(path, 3), ""),
     Target("picture", _picture, _read_picture, ".jpg"),

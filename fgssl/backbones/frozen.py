@@ -1,15 +1,32 @@
-"""Which of a backbone's layers keep their weights."""
+"""Backbones that do not learn: layers that keep their weights, and what stands in for a whole backbone that does."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from timm.models import group_parameters
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgssl.backbones.module import Backbone
 from fgssl.errors import FgsslError
+
+
+class GivenMap(nn.Module):
+    """A backbone whose input is already the feature map (N, C, H, W); without parameters.
+
+    With it an objective, GradCAM and the rationale's fit run as ever: the map is a leaf that takes a gradient, and what
+    lies below it is neither differentiated nor copied for a momentum encoder.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """The map, asking for a gradient where gradients are on."""
+        return feature_map.detach().requires_grad_(torch.is_grad_enabled())
 
 
 def layer_groups(model: nn.Module) -> list[list[str]]:
@@ -26,7 +43,7 @@ def layer_groups(model: nn.Module) -> list[list[str]]:
 
 
 def freeze_backbone(backbone: Backbone, groups: int | None = None) -> None:
-    """Stop layers from learning: no gradients, and their BatchNorm and dropout as in evaluation.
+    """Stop layers from learning, in place: no gradients, and their BatchNorm and dropout as in evaluation.
 
     Args:
         backbone: Changed in place.

@@ -1,0 +1,167 @@
+"""Weights of a backbone on disk: written so that plain timm opens them, read without running code from them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf
+from torch import Tensor, nn
+
+from fgssl.backbones.module import Backbone
+from fgssl.backbones.names import first_line
+from fgssl.errors import FgsslError
+from fgssl.runtime.files import atomic_path
+
+WEIGHTS_NAME = "model.safetensors"
+# how training tools nest the weights in a pickled checkpoint
+NESTED_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
+# where training tools note the architecture, in a checkpoint or in the metadata of safetensors
+ARCHITECTURE_KEYS = ("arch", "architecture", "model_name")
+
+
+class Checkpoint(NamedTuple):
+    """What a weights file holds.
+
+    Attributes:
+        weights: Keys to tensors, as the file has them.
+        architecture: timm's name of the model, where the file notes one.
+    """
+
+    weights: dict[str, Tensor]
+    architecture: str | None
+
+
+def save_timm(backbone: Backbone, folder: str | os.PathLike[str]) -> Path:
+    """Write a backbone as a folder that plain timm opens.
+
+    ``timm.create_model("local-dir:FOLDER", pretrained=True)`` (or with ``num_classes=200``) reads it, and so does
+    ``hf-hub:owner/name`` after an upload. The files appear complete or not at all.
+
+    Args:
+        backbone: The backbone, on any device.
+        folder: Folder for ``model.safetensors`` and ``config.json``; made with its parents, other files in it stay.
+
+    Raises:
+        FgsslError: The folder cannot be written.
+    """
+    folder = Path(folder)
+    # own copies: safetensors refuses tensors that share memory (coat)
+    weights = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in backbone.model.state_dict().items()
+    }
+    data_config = backbone.description()["data_config"]
+    # crossvit is built for one size and rescales what it is given: timm insists on the size it was built for
+    published: dict[str, Any] = getattr(backbone.model, "pretrained_cfg", {})
+    if "img_size" in backbone.model_args or not published.get("fixed_input_size"):
+        data_config["input_size"] = (3, backbone.image_size, backbone.image_size)
+    with atomic_path(folder / WEIGHTS_NAME) as path:
+        try:
+            save_file(weights, path, metadata={"format": "pt"})
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(str(error)) from error
+    # last: a folder with this file is complete
+    with atomic_path(folder / "config.json") as path:
+        save_config_for_hf(backbone.model, str(path), data_config=data_config)
+    return folder
+
+
+def read_checkpoint(path: Path, *, shapes_only: bool = False) -> Checkpoint:
+    """Read a ``.safetensors`` file or a pickled state dict, possibly nested as training tools do.
+
+    Args:
+        path: The file; nothing in it is executed.
+        shapes_only: Take tensors without numbers, for a first look.
+
+    Raises:
+        FgsslError: The file is damaged, or holds more than plain tensors.
+    """
+    content, notes = _read_safetensors(path, shapes_only) if path.suffix == ".safetensors" else _read_pickle(path)
+    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not weights:
+        raise FgsslError(f"{path} holds no weights", "a state dict (keys to tensors) is needed")
+    noted = (notes.get(key) for key in ARCHITECTURE_KEYS)
+    named = next((name for name in noted if isinstance(name, str) and timm.is_model(name)), None)
+    return Checkpoint(weights, named)
+
+
+def _read_safetensors(path: Path, shapes_only: bool) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys, notes = list(file.keys()), file.metadata() or {}
+            if shapes_only:
+                return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in keys}, notes
+            return {key: file.get_tensor(key) for key in keys}, notes
+    except (SafetensorError, OSError) as error:
+        raise FgsslError(f"{path} cannot be read ({first_line(error)})", "is it complete?") from error
+
+
+def _read_pickle(path: Path) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise FgsslError(
+            f"{path} is not a plain state dict: reading it would run code stored in it",
+            "save its weights alone, best as .safetensors",
+        ) from error
+    except Exception as error:  # on damaged bytes torch's reader raises nearly anything
+        raise FgsslError(f"{path} cannot be read ({first_line(error)})", "is it complete?") from error
+    if not isinstance(content, dict):
+        raise FgsslError(f"{path} holds no weights", "a state dict (keys to tensors) is needed")
+    nested = (content[key] for key in NESTED_KEYS if isinstance(content.get(key), dict))
+    return next(nested, content), content
+
+
+def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], name: str) -> None:
+    """Load weights that must fit a model exactly; `name` is what an error calls it.
+
+    Raises:
+        FgsslError: Keys are missing, unexpected, or of other shapes.
+    """
+    reject_misfit(model.state_dict(), state_dict, name)
+    reject_not_finite(state_dict, name)
+    model.load_state_dict(dict(state_dict))
+
+
+def reject_misfit(wanted: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], name: str) -> None:
+    """Raise FgsslError unless keys and shapes are exactly those that are wanted."""
+    faults = shape_faults(wanted, state_dict)
+    faults += [f"missing {some(wanted.keys() - state_dict.keys())}"] if wanted.keys() - state_dict.keys() else []
+    faults += [f"unexpected {some(state_dict.keys() - wanted.keys())}"] if state_dict.keys() - wanted.keys() else []
+    if faults:
+        raise FgsslError(f"the weights do not fit {name}: {', '.join(faults)}", "the checkpoint is of another model")
+
+
+def reject_not_finite(weights: Mapping[str, Tensor], source: object) -> None:
+    """Raise FgsslError, naming the source and the tensor, where weights hold NaN or an infinite number."""
+    broken = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise FgsslError(
+            f"weights in {source} are not finite: {some(broken)}",
+            "the file is damaged or its training diverged, use another copy",
+        )
+
+
+def shape_faults(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    """Which weights have another shape than the model wants: the first three, and how many more."""
+    faults = [
+        f"{key} is {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in weights and weights[key].shape != value.shape
+    ]
+    return [*faults[:3], f"{len(faults) - 3} more shapes"] if len(faults) > 3 else faults
+
+
+def some(keys: Iterable[str], limit: int = 4) -> str:
+    """The first few keys, and how many more."""
+    keys = sorted(keys)
+    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
+    return ", ".join(keys[:limit]) + more
