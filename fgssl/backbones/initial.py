@@ -22,8 +22,8 @@ FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 ENCODER_NAME = "encoder.safetensors"  # of a run folder; its metadata describe the backbone
 # where a folder keeps its backbone: timm's and our export, our run folder, older hub models
 FOLDER_FILES = (WEIGHTS_NAME, f"timm/{WEIGHTS_NAME}", ENCODER_NAME, "pytorch_model.bin")
-# names of classifiers across timm and torchvision; a backbone has none
-HEAD_PREFIXES = ("fc.", "head.", "head_dist.", "classifier.", "last_linear.", "heads.", "aux_head.")
+# names of classifiers across timm and torchvision, and what masked pretraining leaves behind; a backbone has none
+HEAD_PREFIXES = ("fc.", "head.", "head_dist.", "classifier.", "last_linear.", "heads.", "aux_head.", "mask_token")
 
 
 class InitialWeights(NamedTuple):

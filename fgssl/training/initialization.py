@@ -18,6 +18,8 @@ from fgssl.backbones import (
     load_initial_weights,
     origin_of,
     survey_backbone,
+    unknown_origin,
+    weights_file,
 )
 from fgssl.config.defaults import Draft, derive_rates, derive_warmup
 from fgssl.config.resolve import AS_BEGUN
@@ -68,9 +70,12 @@ def _follow_init(draft: Draft) -> None:
     """Where no backbone was asked for, the one that the weights belong to, at the size they were trained at."""
     if draft.origins.get("backbone.name") not in FROM_DEFAULTS:
         return
-    origin = origin_of(draft["backbone.init"])
-    if origin is None:
+    source = draft["backbone.init"]
+    file, origin = weights_file(source), origin_of(source)
+    if origin is None and file is None:  # a bare tag of the default backbone
         return
+    if origin is None:
+        raise unknown_origin(source)
     draft.decide("backbone.name", origin.architecture, "from --init")
     if draft.origins.get("backbone.image_size") in FROM_DEFAULTS and origin.image_size is not None:
         draft.decide("backbone.image_size", origin.image_size, "from --init")
