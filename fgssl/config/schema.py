@@ -66,6 +66,9 @@ class BackboneConfig:
     pretrained: bool | None = knob(None, "start from timm's pretrained weights (default: yes, but not for demo)")
     init: str | None = knob(None, "start from a run, an encoder or weights file, a timm folder, name or tag")
     freeze: str = knob("none", "what keeps its weights: none, backbone, or the first N layer groups (1 = the stem)")
+    batch_norm: Literal["batch", "rest"] | None = knob(
+        None, "BatchNorm normalises by the batch, or by the statistics it came with (default: rest on trained weights)"
+    )
     cached_views: int = knob(1, "with a frozen backbone: pairs of views an image, drawn once, whose maps are kept")
     image_size: int | None = knob(None, "side of the square input in pixels (default: the model's own)")
     output_stride: int | None = knob(None, "reduce the stride of a CNN for a finer map (8 or 16, where supported)")

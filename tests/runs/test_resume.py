@@ -286,6 +286,14 @@ def test_a_run_of_before_layer_wise_rates_goes_on_without_them(stopped: Path) ->
     assert as_begun(load_config(path)).origins["backbone.drop_path"] != AS_BEGUN  # by now it says what it does
 
 
+def test_a_run_of_before_batch_norm_could_rest_goes_on_with_the_batchs_statistics(stopped: Path) -> None:
+    path = stopped / "config.yaml"
+    old = [line for line in path.read_text().splitlines() if line.split(":")[0].strip() != "batch_norm"]
+    path.write_text("\n".join([*old, ""]).replace("init: null", "init: somewhere"))
+    saved = as_begun(load_config(path))
+    assert saved.config.backbone.batch_norm == "batch" and saved.origins["backbone.batch_norm"] == AS_BEGUN
+
+
 def test_a_state_that_fits_no_more_is_one_line(stopped: Path) -> None:
     options = ("--set", "rationale.projections=7", "--allow-changes")
     error = fgssl("pretrain", "--resume", stopped, *options).error()
