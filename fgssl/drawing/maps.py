@@ -1,12 +1,12 @@
-"""A coarse map drawn over its photograph: upsampled smoothly, coloured, and blended so that both are read."""
+"""What is drawn over a photograph: a coarse map, upsampled and blended so that both are read; an outlined window."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from fgssl.errors import FgsslError
 
@@ -47,11 +47,7 @@ def is_flat(values: npt.NDArray[Any]) -> bool:
 
 
 def heat(
-    values: npt.NDArray[Any],
-    size: tuple[int, int],
-    *,
-    low: float | None = None,
-    high: float | None = None,
+    values: npt.NDArray[Any], size: tuple[int, int], *, low: float | None = None, high: float | None = None
 ) -> FloatArray:
     """A map brought to the size of its image, smoothly, in [0, 1].
 
@@ -65,22 +61,19 @@ def heat(
         high: Value shown as 1; the map's maximum by default.
 
     Returns:
-        (height, width). A flat map (see `is_flat`) on its own scale is 0 everywhere: no place is preferred, and
-        stretching its rounding noise to full contrast would show structure that is not there.
+        (height, width). A flat map on its own scale is 0 everywhere: stretching its rounding noise to full contrast
+        would show structure that is not there.
 
     Raises:
         FgsslError: `values` is not one non-empty map.
     """
     grid = _checked(values)
-    width, height = size
-    if low is None and high is None and is_flat(grid):
-        return np.zeros((height, width))
     bottom = float(grid.min()) if low is None else low
     top = float(grid.max()) if high is None else high
-    if not top > bottom:
-        return np.zeros((height, width))
+    if not top > bottom or (low is None and high is None and is_flat(grid)):
+        return np.zeros(size[::-1])
     scaled = ((grid - bottom) / (top - bottom)).astype(np.float32)
-    resized = Image.fromarray(scaled).resize((width, height), Image.Resampling.BICUBIC)
+    resized = Image.fromarray(scaled).resize(size, Image.Resampling.BICUBIC)
     return np.clip(np.asarray(resized, dtype=np.float64), 0.0, 1.0)
 
 
@@ -107,9 +100,6 @@ def overlay(
         style: `heat` or `dim`.
         low: As in `heat`.
         high: As in `heat`.
-
-    Returns:
-        An RGB image of the same size.
     """
     photograph = image.convert("RGB")
     if low is None and high is None and is_flat(values):
@@ -130,7 +120,28 @@ def overlay(
     return Image.fromarray(np.rint(np.clip(drawn, 0.0, 255.0)).astype(np.uint8))
 
 
-def colour_bar(width: int = 96, height: int = 10, *, style: MapStyle = "heat") -> Image.Image:
+def colour_bar() -> Image.Image:
     """A legend strip from low (left) to high (right), drawn as `overlay` draws it over a middle grey."""
-    ground = Image.new("RGB", (width, height), (176, 176, 176))
-    return overlay(ground, np.linspace(0.0, 1.0, width)[None, :], style=style)
+    return overlay(Image.new("RGB", (96, 10), (176, 176, 176)), np.linspace(0.0, 1.0, 96)[None, :])
+
+
+class Window(NamedTuple):
+    """Part of a picture, as fractions of its width and height."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def outlined(image: Image.Image, window: Window) -> Image.Image:
+    """A copy with a white line within a black one around the window: seen on dark and on bright photographs."""
+    drawn = image.copy()
+    pen = ImageDraw.Draw(drawn)
+    left, top, right, bottom = (
+        round(fraction * (length - 1)) for fraction, length in zip(window, (*image.size, *image.size), strict=True)
+    )
+    line = max(1, round(max(image.size) / 150))
+    for inset, colour, width in ((0, (0, 0, 0), 3 * line), (line, (255, 255, 255), line)):
+        pen.rectangle((left + inset, top + inset, right - inset, bottom - inset), outline=colour, width=width)
+    return drawn

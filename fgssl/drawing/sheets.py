@@ -1,36 +1,75 @@
-"""Rows of captioned pictures on a white sheet: measured first, then drawn, so that nothing overlaps or is clipped."""
+"""Rows of captioned pictures on a white sheet: bands of words, legend, titles and rows, measured first, then drawn.
+
+So nothing overlaps or is clipped.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from PIL import Image, ImageDraw
 
-from fgssl.drawing.bands import (
-    HAIRLINE,
-    INK,
-    MARGIN,
-    QUIET,
-    Key,
-    Panel,
-    legend_band,
-    place_columns,
-    row_band,
-    titles_band,
-    words_band,
-)
+from fgssl.drawing.text import Font, fit_lines, font, line_height, text_width
 from fgssl.errors import FgsslError
 
+Colour = tuple[int, int, int]
+Mark = Literal["check", "cross"]
+
+WHITE: Colour = (255, 255, 255)
+INK: Colour = (28, 28, 32)
+QUIET: Colour = (92, 92, 100)  # captions, legends
+HAIRLINE: Colour = (214, 214, 219)
+GREEN: Colour = (0, 146, 98)  # a bluish green and an orange red: told apart with any colour vision
+RED: Colour = (212, 62, 24)
+GREY: Colour = (160, 160, 166)
+
+MARGIN = 22
+GAP = 14  # between panels; holds a border on either side
+GROUP_GAP = 34  # where a separator runs
+BORDER = 4
 _ROW_GAP = 14
 _NARROWEST = 440  # of a sheet with a title or a legend: words need room
-_ROW_TITLE = 26  # width of the strip of turned row titles
+
+
+class Panel(NamedTuple):
+    """One picture of a sheet.
+
+    Attributes:
+        image: Any size and mode; scaled to its box without distortion.
+        caption: Under the picture; escaped, wrapped and shortened to its width as needed.
+        border: Colour of a frame, or None for a hairline.
+        mark: A small check or cross in the corner, in the border's colour: says it without colour too.
+        framed: Whether a picture without a border has its hairline.
+    """
+
+    image: Image.Image
+    caption: str = ""
+    border: Colour | None = None
+    mark: Mark | None = None
+    framed: bool = True
+
+
+class Key(NamedTuple):
+    """One entry of a legend: a swatch (or none) and its meaning."""
+
+    swatch: Image.Image | None
+    text: str
+
+
+class Columns(NamedTuple):
+    """Where each column of panels starts, and how wide it is; the x of the separators; where the last column ends."""
+
+    starts: list[int]
+    widths: Sequence[int]
+    lines: list[int]
+    right: int
 
 
 def sheet(
     rows: Sequence[Sequence[Panel | None]],
     *,
-    column_titles: Sequence[str] | None = None,
-    row_titles: Sequence[str] | None = None,
+    column_titles: Sequence[str] = (),
     title: str | None = None,
     legend: Sequence[Key] = (),
     footer: str | None = None,
@@ -43,10 +82,9 @@ def sheet(
     """A grid of panels on white, with a title, a legend and a footer.
 
     Args:
-        rows: Panels, or None for an empty place; shorter rows are filled up with empty places. A row is as high as
-            its tallest picture.
-        column_titles: One for each column (missing ones are empty).
-        row_titles: One for each row, turned, at the left.
+        rows: Panels, or None for an empty place, as the places behind a shorter row are. A row is as high as its
+            tallest picture.
+        column_titles: Of the first columns.
         title: The heading.
         legend: Swatches with their meanings, under the heading.
         footer: A closing paragraph.
@@ -59,89 +97,173 @@ def sheet(
     Raises:
         FgsslError: No panel at all, or an image without pixels.
     """
-    count = max((len(row) for row in rows), default=0)
-    if count == 0 or all(panel is None for row in rows for panel in row):
+    if all(panel is None for row in rows for panel in row):
         raise FgsslError("there is no image to draw", "pass at least one")
-    left = MARGIN + (_ROW_TITLE if row_titles else 0)
-    columns = place_columns(column_widths or [panel_size] * count, separators=separators, left=left)
-    worded = title or legend or footer
-    width = max(columns.right + MARGIN, _NARROWEST if worded else 0)
-
+    count = max(len(row) for row in rows)
+    columns = place_columns(column_widths or [panel_size] * count, separators=separators)
+    width = max(columns.right + MARGIN, _NARROWEST if title or legend or footer else 0)
     head = [words_band(title, width, 22, INK)] if title else []
     head += [legend_band(legend, width)] if legend else []
-    body = [titles_band(_filled(column_titles, count), columns, width, panel_size)] if column_titles else []
-    turned = _filled(row_titles or (), len(rows))
-    for row, row_title in zip(rows, turned, strict=True):
-        padded = [*row, *[None] * (count - len(row))]
-        body.append(row_band(padded, columns, width, panel_size, caption_lines, row_title))
-    foot = [words_band(footer, width, 13, QUIET)] if footer else []
-    return _stacked(head, body, foot, titled=bool(column_titles), lines=columns.lines, right=columns.right, rules=rules)
+    bands = [_Band(image, 8 if number < len(head) else 16) for number, image in enumerate(head, 1)]
+    if column_titles:
+        bands.append(_Band(titles_band(column_titles, columns, width, panel_size), 0, in_body=True))
+    for row in rows[:-1]:
+        bands.append(
+            _Band(row_band(row, columns, width, panel_size, caption_lines), _ROW_GAP, in_body=True, rule=rules)
+        )
+    last = row_band(rows[-1], columns, width, panel_size, caption_lines)
+    bands.append(_Band(last, 14 if footer else 0, in_body=True))
+    if footer:
+        bands.append(_Band(words_band(footer, width, 13, QUIET), 0))
+    return _stacked(bands, columns)
 
 
-def _filled(titles: Sequence[str], count: int) -> list[str]:
-    return [*titles, *[""] * count][:count]
+class _Band(NamedTuple):
+    image: Image.Image
+    space: int  # below it
+    in_body: bool = False  # separators run beside it
+    rule: bool = False  # a line runs in the space below
 
 
-def _stacked(
-    head: Sequence[Image.Image],
-    body: Sequence[Image.Image],
-    foot: Sequence[Image.Image],
-    *,
-    titled: bool,
-    lines: Sequence[int],
-    right: int,
-    rules: bool,
-) -> Image.Image:
+def _stacked(bands: Sequence[_Band], columns: Columns) -> Image.Image:
     """The bands one under the other on white, with the separators over the whole body."""
-    places: list[tuple[Image.Image, int]] = []
-    crossings: list[int] = []
-    y = MARGIN
-    for band in head:
-        places.append((band, y))
-        y += band.height + 8
-    y += 8 if head else 0
-    start = y
-    for number, band in enumerate(body):
-        places.append((band, y))
-        y += band.height
-        if number == len(body) - 1 or (titled and number == 0):
-            continue
-        crossings += [y + _ROW_GAP // 2] if rules else []
-        y += _ROW_GAP
-    end = y
-    y += 14 if foot else 0
-    for band in foot:
-        places.append((band, y))
-        y += band.height
-    canvas = Image.new("RGB", (places[0][0].width, y + MARGIN), (255, 255, 255))
-    for band, top in places:
-        canvas.paste(band, (0, top))
-    draw = ImageDraw.Draw(canvas)
-    for x in lines:
-        draw.line((x, start, x, end), fill=HAIRLINE)
-    for crossing in crossings:
-        draw.line((MARGIN, crossing, right, crossing), fill=HAIRLINE)
+    height = 2 * MARGIN + sum(band.image.height + band.space for band in bands)
+    canvas = Image.new("RGB", (bands[0].image.width, height), WHITE)
+    draw, y, body = ImageDraw.Draw(canvas), MARGIN, list[int]()
+    for band in bands:
+        canvas.paste(band.image, (0, y))
+        body += [y, y + band.image.height] if band.in_body else []
+        y += band.image.height
+        if band.rule:
+            draw.line((MARGIN, y + band.space // 2, columns.right, y + band.space // 2), fill=HAIRLINE)
+        y += band.space
+    for x in columns.lines:
+        draw.line((x, body[0], x, body[-1]), fill=HAIRLINE)
     return canvas
 
 
-def contact_sheet(
-    images: Sequence[Image.Image],
-    *,
-    columns: int | None = None,
-    captions: Sequence[str] = (),
-    title: str | None = None,
-    footer: str | None = None,
-    panel_size: int = 160,
-) -> Image.Image:
-    """Images in reading order, `columns` a row (by default a block somewhat wider than high).
+def fit_image(image: Image.Image, box: tuple[int, int]) -> Image.Image:
+    """The image as RGB on white, scaled to the largest size within `box` (width, height) at its own aspect ratio."""
+    if min(image.size) < 1:
+        raise FgsslError(f"an image to draw has no pixels ({image.width}x{image.height})")
+    if image.mode != "RGB":
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, WHITE), layer).convert("RGB")
+    scale = min(box[0] / image.width, box[1] / image.height)
+    width, height = (min(most, max(1, round(side * scale))) for most, side in zip(box, image.size, strict=True))
+    if (width, height) == image.size:
+        return image
+    return image.resize((width, height), Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
 
-    Raises:
-        FgsslError: No image, or fewer than one column.
-    """
-    if columns is not None and columns < 1:
-        raise FgsslError(f"a contact sheet needs at least 1 column, not {columns}")
-    wide = columns or min(len(images), max(1, round((1.5 * len(images)) ** 0.5)))
-    words = _filled(captions, len(images))
-    panels = [Panel(image, word) for image, word in zip(images, words, strict=True)]
-    rows = [panels[first : first + wide] for first in range(0, len(panels), wide or 1)]
-    return sheet(rows, title=title, footer=footer, panel_size=panel_size)
+
+def text_size(panel_size: int) -> int:
+    """Pixels of caption text that suit a panel of `panel_size` pixels."""
+    return max(11, min(16, round(panel_size / 16) + 1))
+
+
+def place_columns(widths: Sequence[int], *, separators: Sequence[int]) -> Columns:
+    """Columns of the given widths side by side; a separator runs before each column in `separators`."""
+    starts, lines, x = [], [], MARGIN
+    for column, width in enumerate(widths):
+        if column and column in separators:
+            lines.append(x + GROUP_GAP // 2)
+        if column:
+            x += GROUP_GAP if column in separators else GAP
+        starts.append(x)
+        x += width
+    return Columns(starts, widths, lines, x)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, lines: Sequence[str], at: tuple[int, int], face: Font, colour: Colour, within: int = 0
+) -> None:
+    """Lines of text one below the other from `at`, centred in `within` pixels where that is not 0."""
+    for number, line in enumerate(lines):
+        indent = (within - text_width(line, face)) // 2 if within else 0
+        draw.text((at[0] + indent, at[1] + number * line_height(face)), line, fill=colour, font=face)
+
+
+def _draw_mark(draw: ImageDraw.ImageDraw, mark: Mark, right: int, top: int, colour: Colour) -> None:
+    """A filled square in the upper right corner of a picture, with a white check or cross."""
+    left = right - 18
+    draw.rectangle((left, top, right, top + 18), fill=colour)
+    if mark == "check":
+        points = [(left + 4, top + 9), (left + 8, top + 13), (left + 14, top + 5)]
+        draw.line(points, fill=WHITE, width=2, joint="curve")
+    else:
+        draw.line((left + 5, top + 5, left + 13, top + 13), fill=WHITE, width=2)
+        draw.line((left + 5, top + 13, left + 13, top + 5), fill=WHITE, width=2)
+
+
+def row_band(
+    row: Sequence[Panel | None], columns: Columns, sheet_width: int, panel_size: int, caption_lines: int
+) -> Image.Image:
+    """One row: pictures centred in a common height (the tallest one's), captions below."""
+    face = font(text_size(panel_size))
+    placed = [
+        (panel, fit_image(panel.image, (width, panel_size)), fit_lines(panel.caption, face, width, lines=caption_lines),
+         start, width)
+        for panel, start, width in zip(row, columns.starts, columns.widths, strict=False)
+        if panel is not None
+    ]  # fmt: skip
+    height = max((picture.height for _, picture, *_ in placed), default=0)
+    text = max((len(caption) for _, _, caption, *_ in placed), default=0) * line_height(face)
+    band = Image.new("RGB", (sheet_width, height + 2 * BORDER + (text + 4 if text else 0)), WHITE)
+    draw = ImageDraw.Draw(band)
+    for panel, picture, caption, start, width in placed:
+        x, y = start + (width - picture.width) // 2, BORDER + (height - picture.height) // 2
+        edge = BORDER if panel.border else int(panel.framed)
+        frame = (x - edge, y - edge, x + picture.width - 1 + edge, y + picture.height - 1 + edge)
+        draw.rectangle(frame, fill=panel.border or HAIRLINE)
+        band.paste(picture, (x, y))
+        if panel.mark:
+            _draw_mark(draw, panel.mark, x + picture.width - 1, y, panel.border or GREY)
+        _write(draw, caption, (start, height + 2 * BORDER + 2), face, QUIET, width)
+    return band
+
+
+def titles_band(titles: Sequence[str], columns: Columns, sheet_width: int, panel_size: int) -> Image.Image:
+    """Column titles, centred over their columns, in at most two lines each."""
+    face = font(text_size(panel_size) + 1)
+    pairs = zip(titles, columns.widths, strict=False)
+    wrapped = [fit_lines(title, face, width, lines=2) for title, width in pairs]
+    tallest = max(map(len, wrapped))
+    band = Image.new("RGB", (sheet_width, tallest * line_height(face) + 6), WHITE)
+    draw = ImageDraw.Draw(band)
+    for lines, start, width in zip(wrapped, columns.starts, columns.widths, strict=False):
+        top = (tallest - len(lines)) * line_height(face)  # the last line sits on the pictures
+        _write(draw, lines, (start, top), face, INK, width)
+    return band
+
+
+def words_band(text: str, sheet_width: int, size: int, colour: Colour) -> Image.Image:
+    """A paragraph across the sheet."""
+    face = font(size)
+    wrapped = fit_lines(text, face, sheet_width - 2 * MARGIN, lines=12)
+    band = Image.new("RGB", (sheet_width, len(wrapped) * line_height(face) + 2), WHITE)
+    _write(ImageDraw.Draw(band), wrapped, (MARGIN, 0), face, colour)
+    return band
+
+
+def legend_band(keys: Sequence[Key], sheet_width: int) -> Image.Image:
+    """Legend entries, flowing left to right and wrapped to the sheet; the first one without a swatch starts a line."""
+    face, room = font(13), sheet_width - 2 * MARGIN
+    placed: list[tuple[Key, list[str], int, int, int]] = []
+    x, y, bottom, swatched = 0, 0, 0, False
+    for key in keys:
+        indent = key.swatch.width + 7 if key.swatch else 0
+        lines = fit_lines(key.text, face, room - indent, lines=8)
+        width = indent + max((text_width(line, face) for line in lines), default=0)
+        if x and (x + width > room or (swatched and not key.swatch)):
+            x, y = 0, bottom
+        placed.append((key, lines, indent, x, y))
+        bottom = max(bottom, y + max(1, len(lines)) * line_height(face) + 4)
+        x += width + 24
+        swatched = key.swatch is not None
+    band = Image.new("RGB", (sheet_width, bottom + 2), WHITE)
+    draw = ImageDraw.Draw(band)
+    for key, lines, indent, x, y in placed:
+        if key.swatch:
+            band.paste(key.swatch, (MARGIN + x, y + (line_height(face) - key.swatch.height) // 2 + 1))
+        _write(draw, lines, (MARGIN + x + indent, y), face, QUIET)
+    return band
