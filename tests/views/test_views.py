@@ -23,11 +23,10 @@ from fgssl.config.resolve import load_config
 from fgssl.config.schema import VIEW_PRESETS, ViewsConfig
 from fgssl.views import DRAWS as NUMBERS
 from fgssl.views import EvaluationView, Views, draw_views, make_views, resize_short_side
-from fgssl.views import colour as colours
-from fgssl.views.colour import LEAST_SIGMA, blur_radius
-from fgssl.views.device import pack_views, resize_matrix
+from fgssl.views import device as colours
+from fgssl.views.cpu import Painter
+from fgssl.views.device import LEAST_SIGMA, blur_radius, pack_views, resize_matrix
 from fgssl.views.draw import ORDERS
-from fgssl.views.paint import Painter
 
 DRAWS = 3000
 HEIGHT, WIDTH, SIZE = 150, 200, 64
