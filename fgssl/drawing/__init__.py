@@ -11,8 +11,7 @@ from fgssl.drawing.figures import (
     search_sheet,
     view_pairs_sheet,
 )
-from fgssl.drawing.maps import Window, colormap, colour_bar, heat, is_flat, overlay
-from fgssl.drawing.projections import Map
+from fgssl.drawing.maps import Map, Window, colormap, colour_bar, heat, is_flat, overlay
 from fgssl.drawing.save import PICTURE, save_png
 from fgssl.drawing.sheets import GREEN, GREY, RED, Key, Panel, fit_image, sheet
 

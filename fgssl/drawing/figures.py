@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from fgssl.drawing.maps import Window, colour_bar, is_flat, outlined, overlay
-from fgssl.drawing.projections import Map, projection_block
+from fgssl.drawing.maps import Map, Window, colour_bar, is_flat, outlined, overlay, projection_block
 from fgssl.drawing.sheets import GREEN, GREY, INK, RED, WHITE, Colour, Key, Mark, Panel, fit_image, sheet
 
 SCALE_WORDS = "low to high, each map on its own scale"
@@ -27,15 +26,7 @@ _PAIR_GAP = 4  # between a picture and its map below
 
 
 class Neighbour(NamedTuple):
-    """One retrieved image.
-
-    Attributes:
-        image: The picture.
-        caption: Class or file name.
-        agrees: Whether its label is the query's; None where there are no labels.
-        score: Similarity to the query, written before the caption; None leaves it out.
-        rationale: Its map (h, w), which a search shows below it.
-    """
+    """One retrieved image; whether its label agrees with the query's, its similarity, its map (h, w), where known."""
 
     image: Image.Image
     caption: str = ""
@@ -55,10 +46,7 @@ class QueryRow(NamedTuple):
 
 
 class ExplainRow(NamedTuple):
-    """One image to explain: the view the model saw, its maps (h, w), and the maps of the K projections (K, h, w).
-
-    `window` is the part that `--pool zoom` looks at more closely.
-    """
+    """One image to explain: its view, its maps (h, w), those of its projections (K, h, w), and what zoom looks at."""
 
     image: Image.Image
     caption: str = ""
@@ -74,13 +62,7 @@ def view_pairs_sheet(
     *,
     title: str | None = "View pairs",
 ) -> Image.Image:
-    """Each image beside the two random views that training compares; two images a row from four on.
-
-    Args:
-        pairs: (image, first view, second view), each as the model would see it.
-        captions: One for each image.
-        title: The heading.
-    """
+    """Each image beside the two random views that training compares, all as the model would see them."""
     wide = 2 if len(pairs) >= 4 else 1
     panels = [Panel(image) for views in pairs for image in views]
     for number, caption in enumerate(captions):
@@ -123,10 +105,7 @@ def explain_sheet(
 ) -> Image.Image:
     """Image, GradCAM of the self-supervised loss and rationale side by side, and the projections where given.
 
-    Args:
-        rows: One for each image.
-        title: The heading.
-        panel_size: Pixels of a picture; by default 448 for one image, 320 for two or three, 224 for more.
+    Pictures are the larger the fewer they are, unless `panel_size` says how many pixels they have.
     """
     size = panel_size or (448 if len(rows) == 1 else 320 if len(rows) <= 3 else 224)
     maps, widest = _maps_of(rows), 0
@@ -156,10 +135,7 @@ def explain_sheet(
 def search_sheet(
     rows: Sequence[QueryRow], *, title: str | None = "Search", footer: str | None = None, panel_size: int = 160
 ) -> Image.Image:
-    """Queries at the left, their hits at the right, best first, up to eight a line, with scores.
-
-    Each is above its rationale, if any has one.
-    """
+    """Queries at the left, their hits at the right, up to eight a line; each above its rationale, if any has one."""
     most = max((len(row.hits) for row in rows), default=0)
     wide = max(1, min(most, 8))
     maps = [row.rationale for row in rows] + [hit.rationale for row in rows for hit in row.hits]

@@ -1,11 +1,9 @@
-"""Rows of captioned pictures on a white sheet: bands of words, legend, titles and rows, measured first, then drawn.
-
-So nothing overlaps or is clipped.
-"""
+"""Rows of captioned pictures on a white sheet: bands are measured, then drawn, so that nothing overlaps or is cut."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 from PIL import Image, ImageDraw
@@ -57,13 +55,7 @@ class Key(NamedTuple):
     text: str
 
 
-class Columns(NamedTuple):
-    """Where each column of panels starts, and how wide it is; the x of the separators; where the last column ends."""
-
-    starts: list[int]
-    widths: Sequence[int]
-    lines: list[int]
-    right: int
+Boxes = Sequence[tuple[int, int]]  # where each column of panels starts, and how wide it is
 
 
 def sheet(
@@ -79,18 +71,17 @@ def sheet(
     rules: bool = False,
     caption_lines: int = 2,
 ) -> Image.Image:
-    """A grid of panels on white, with a title, a legend and a footer.
+    """A grid of panels on white, with a title, a legend under it and a footer.
 
     Args:
-        rows: Panels, or None for an empty place, as the places behind a shorter row are. A row is as high as its
-            tallest picture.
+        rows: Panels, None for an empty place; a shorter row ends in empty places. A row is as high as its pictures.
         column_titles: Of the first columns.
         title: The heading.
-        legend: Swatches with their meanings, under the heading.
+        legend: Swatches with their meanings.
         footer: A closing paragraph.
         panel_size: Height of the box of every picture, and its width where `column_widths` does not say otherwise.
-        column_widths: Width of each column's boxes, in pixels.
-        separators: Columns (from 0) with a thin vertical line before them.
+        column_widths: Of each column's boxes, in pixels.
+        separators: Columns (from 1) with a thin vertical line before them.
         rules: Thin horizontal lines between rows.
         caption_lines: The most lines of a caption.
 
@@ -99,46 +90,30 @@ def sheet(
     """
     if all(panel is None for row in rows for panel in row):
         raise FgsslError("there is no image to draw", "pass at least one")
-    count = max(len(row) for row in rows)
-    columns = place_columns(column_widths or [panel_size] * count, separators=separators)
-    width = max(columns.right + MARGIN, _NARROWEST if title or legend or footer else 0)
-    head = [words_band(title, width, 22, INK)] if title else []
-    head += [legend_band(legend, width)] if legend else []
-    bands = [_Band(image, 8 if number < len(head) else 16) for number, image in enumerate(head, 1)]
-    if column_titles:
-        bands.append(_Band(titles_band(column_titles, columns, width, panel_size), 0, in_body=True))
-    for row in rows[:-1]:
-        bands.append(
-            _Band(row_band(row, columns, width, panel_size, caption_lines), _ROW_GAP, in_body=True, rule=rules)
-        )
-    last = row_band(rows[-1], columns, width, panel_size, caption_lines)
-    bands.append(_Band(last, 14 if footer else 0, in_body=True))
-    if footer:
-        bands.append(_Band(words_band(footer, width, 13, QUIET), 0))
-    return _stacked(bands, columns)
-
-
-class _Band(NamedTuple):
-    image: Image.Image
-    space: int  # below it
-    in_body: bool = False  # separators run beside it
-    rule: bool = False  # a line runs in the space below
-
-
-def _stacked(bands: Sequence[_Band], columns: Columns) -> Image.Image:
-    """The bands one under the other on white, with the separators over the whole body."""
-    height = 2 * MARGIN + sum(band.image.height + band.space for band in bands)
-    canvas = Image.new("RGB", (bands[0].image.width, height), WHITE)
-    draw, y, body = ImageDraw.Draw(canvas), MARGIN, list[int]()
-    for band in bands:
-        canvas.paste(band.image, (0, y))
-        body += [y, y + band.image.height] if band.in_body else []
-        y += band.image.height
-        if band.rule:
-            draw.line((MARGIN, y + band.space // 2, columns.right, y + band.space // 2), fill=HAIRLINE)
-        y += band.space
-    for x in columns.lines:
-        draw.line((x, body[0], x, body[-1]), fill=HAIRLINE)
+    boxes, x = list[tuple[int, int]](), MARGIN
+    for column, size in enumerate(column_widths or [panel_size] * max(map(len, rows))):
+        x += GROUP_GAP if column in separators else GAP if column else 0
+        boxes.append((x, size))
+        x += size
+    width = max(x + MARGIN, _NARROWEST if title or legend or footer else 0)
+    head = [_words_band(title, width, 22, INK)] if title else []
+    head += [_legend_band(legend, width)] if legend else []
+    bands = [(band, 8 if number < len(head) else 16) for number, band in enumerate(head, 1)]  # and the space below
+    bands += [(_titles_band(column_titles, boxes, width, panel_size), 0)] if column_titles else []
+    first = len(bands)
+    bands += [(_row_band(row, boxes, width, panel_size, caption_lines), _ROW_GAP) for row in rows]
+    bands[-1] = (bands[-1][0], 14 if footer else 0)
+    last = len(bands) - 1
+    bands += [(_words_band(footer, width, 13, QUIET), 0)] if footer else []
+    tops = list(accumulate((band.height + space for band, space in bands), initial=MARGIN))
+    canvas = Image.new("RGB", (width, tops[-1] + MARGIN), WHITE)
+    for (band, _), top in zip(bands, tops, strict=False):
+        canvas.paste(band, (0, top))
+    draw = ImageDraw.Draw(canvas)
+    for below in tops[first + 1 : last + 1] if rules else ():
+        draw.line((MARGIN, below - _ROW_GAP // 2, x, below - _ROW_GAP // 2), fill=HAIRLINE)
+    for line in (boxes[column][0] - GROUP_GAP // 2 for column in separators):
+        draw.line((line, tops[len(head)], line, tops[last] + bands[last][0].height), fill=HAIRLINE)
     return canvas
 
 
@@ -156,22 +131,9 @@ def fit_image(image: Image.Image, box: tuple[int, int]) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
 
 
-def text_size(panel_size: int) -> int:
+def _text_size(panel_size: int) -> int:
     """Pixels of caption text that suit a panel of `panel_size` pixels."""
     return max(11, min(16, round(panel_size / 16) + 1))
-
-
-def place_columns(widths: Sequence[int], *, separators: Sequence[int]) -> Columns:
-    """Columns of the given widths side by side; a separator runs before each column in `separators`."""
-    starts, lines, x = [], [], MARGIN
-    for column, width in enumerate(widths):
-        if column and column in separators:
-            lines.append(x + GROUP_GAP // 2)
-        if column:
-            x += GROUP_GAP if column in separators else GAP
-        starts.append(x)
-        x += width
-    return Columns(starts, widths, lines, x)
 
 
 def _write(
@@ -195,15 +157,15 @@ def _draw_mark(draw: ImageDraw.ImageDraw, mark: Mark, right: int, top: int, colo
         draw.line((left + 5, top + 13, left + 13, top + 5), fill=WHITE, width=2)
 
 
-def row_band(
-    row: Sequence[Panel | None], columns: Columns, sheet_width: int, panel_size: int, caption_lines: int
+def _row_band(
+    row: Sequence[Panel | None], boxes: Boxes, sheet_width: int, panel_size: int, caption_lines: int
 ) -> Image.Image:
     """One row: pictures centred in a common height (the tallest one's), captions below."""
-    face = font(text_size(panel_size))
+    face = font(_text_size(panel_size))
     placed = [
         (panel, fit_image(panel.image, (width, panel_size)), fit_lines(panel.caption, face, width, lines=caption_lines),
          start, width)
-        for panel, start, width in zip(row, columns.starts, columns.widths, strict=False)
+        for panel, (start, width) in zip(row, boxes, strict=False)
         if panel is not None
     ]  # fmt: skip
     height = max((picture.height for _, picture, *_ in placed), default=0)
@@ -222,21 +184,20 @@ def row_band(
     return band
 
 
-def titles_band(titles: Sequence[str], columns: Columns, sheet_width: int, panel_size: int) -> Image.Image:
+def _titles_band(titles: Sequence[str], boxes: Boxes, sheet_width: int, panel_size: int) -> Image.Image:
     """Column titles, centred over their columns, in at most two lines each."""
-    face = font(text_size(panel_size) + 1)
-    pairs = zip(titles, columns.widths, strict=False)
-    wrapped = [fit_lines(title, face, width, lines=2) for title, width in pairs]
+    face = font(_text_size(panel_size) + 1)
+    wrapped = [fit_lines(title, face, width, lines=2) for title, (_, width) in zip(titles, boxes, strict=False)]
     tallest = max(map(len, wrapped))
     band = Image.new("RGB", (sheet_width, tallest * line_height(face) + 6), WHITE)
     draw = ImageDraw.Draw(band)
-    for lines, start, width in zip(wrapped, columns.starts, columns.widths, strict=False):
+    for lines, (start, width) in zip(wrapped, boxes, strict=False):
         top = (tallest - len(lines)) * line_height(face)  # the last line sits on the pictures
         _write(draw, lines, (start, top), face, INK, width)
     return band
 
 
-def words_band(text: str, sheet_width: int, size: int, colour: Colour) -> Image.Image:
+def _words_band(text: str, sheet_width: int, size: int, colour: Colour) -> Image.Image:
     """A paragraph across the sheet."""
     face = font(size)
     wrapped = fit_lines(text, face, sheet_width - 2 * MARGIN, lines=12)
@@ -245,7 +206,7 @@ def words_band(text: str, sheet_width: int, size: int, colour: Colour) -> Image.
     return band
 
 
-def legend_band(keys: Sequence[Key], sheet_width: int) -> Image.Image:
+def _legend_band(keys: Sequence[Key], sheet_width: int) -> Image.Image:
     """Legend entries, flowing left to right and wrapped to the sheet; the first one without a swatch starts a line."""
     face, room = font(13), sheet_width - 2 * MARGIN
     placed: list[tuple[Key, list[str], int, int, int]] = []

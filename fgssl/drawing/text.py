@@ -90,8 +90,8 @@ def _longest_prefix(text: str, face: Font, width: int) -> int:
 def wrap(text: str, face: Font, width: int, *, limit: int | None = None) -> list[str]:
     """Breaks printable text into lines of at most `width` pixels, after spaces and the joints of file names.
 
-    A stretch without a joint that is wider than a line is cut where the line ends. A single character wider than
-    `width` stands alone. After `limit` lines the rest is not looked at: one line too many says that it does not fit.
+    A longer stretch is cut where the line ends. After `limit` lines the rest is not looked at: one line too many says
+    that it does not fit.
     """
     lines: list[str] = []
     for paragraph in text.split("\n"):
@@ -112,11 +112,9 @@ def wrap(text: str, face: Font, width: int, *, limit: int | None = None) -> list
 
 
 def fit_lines(text: str, face: Font, width: int, *, lines: int = 1) -> list[str]:
-    """Any text in at most `lines` lines of `width` pixels, shortened in the middle by an ellipsis where it must be.
+    """Any text in at most `lines` lines of `width` pixels, its middle an ellipsis where it must be (none: no line).
 
-    The middle goes because both ends of a file name tell something: the class in front, the number behind. Line breaks
-    and characters that the font lacks are escaped first. No line comes back for an empty text, or where not even the
-    ellipsis fits.
+    Both ends of a file name tell something: the class in front, the number behind. What is not printable is escaped.
     """
     text = printable(shown(text))
     if not text.strip():
