@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from fgssl.config.schema import DataConfig
-from fgssl.data import available_splits, default_split, load_images
+from fgssl.data import default_split, load_images, no_split
 from fgssl.data.images import ImageSet
 from fgssl.encoder import POOLS, Encoder, Pool
 from fgssl.errors import FgsslError
@@ -118,9 +118,7 @@ def open_split(data: DataConfig, split: str | None, role: str) -> ImageSet:
     if split is None:
         split = default_split(data, "train" if role == "train" else "test") or default_split(data, "train")
     if split is None:
-        raise FgsslError(
-            f"'{data.source}' has no {role} split", f"name one with --split: {', '.join(available_splits(data))}"
-        )
+        raise no_split(data, role, option="--split")
     return load_images(data, split)
 
 
@@ -133,6 +131,7 @@ def require_labels(images: ImageSet, why: str) -> None:
     """Raises FgsslError where a split has no labels, before anything is embedded; `why` says what needs them."""
     if images.labels is None:
         raise FgsslError(
-            f"{images.source} [{images.split}] has no labels, and {why}",
+            f"{images.source} [{images.split}] has no labels"
+            f"{f' ({images.unlabelled})' if images.unlabelled else ''}, and {why}",
             "use class folders or a labelled data set; fgssl embed and visualize work without labels",
         )
