@@ -6,8 +6,9 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from fgssl.config.presets import RATIONALE_PRESETS, VIEW_PRESETS
 from fgssl.config.resolve import AS_BEGUN, Resolved, config_from_flat
-from fgssl.config.schema import RATIONALE_PRESETS, VIEW_PRESETS, flatten
+from fgssl.config.schema import flatten
 from fgssl.errors import FgsslError
 
 FREE = (

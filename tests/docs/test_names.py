@@ -14,8 +14,9 @@ import pytest
 from documents import DOCS, EVERYTHING, PAGES, RECIPES, ROOT, VERBS, check
 
 import fgssl
+from fgssl.config.presets import RATIONALE_PRESETS, VIEW_PRESETS
 from fgssl.config.resolve import load_config
-from fgssl.config.schema import RATIONALE_PRESETS, VIEW_PRESETS, RationaleConfig, flatten
+from fgssl.config.schema import RationaleConfig, flatten
 from fgssl.data.sources.presets import PRESETS
 
 PRINTED = {"objective.covariance_weight"}  # of the objective that a page prints

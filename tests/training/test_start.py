@@ -82,10 +82,11 @@ def test_keys_without_a_partner_are_listed(vit_folder: Path, tmp_path: Path) -> 
 
 
 def test_what_cannot_start_a_run_is_one_line(tmp_path: Path) -> None:
-    def error(*options: str | Path) -> str:
-        return fgssl("pretrain", "--data", photos(), "--backbone", "resnet18", *options, "--dry-run").error()
+    def error(*options: str | Path, code: int = 1) -> str:
+        return fgssl("pretrain", "--data", photos(), "--backbone", "resnet18", *options, "--dry-run").error(code)
 
-    assert "--pretrained and --init are both given; choose one" in error("--pretrained", "--init", "x.safetensors")
+    both = error("--pretrained", "--init", "x.safetensors", code=2)
+    assert "--pretrained and --init are both given; choose one" in both
     assert "no such file or folder: x.safetensors" in error("--init", "x.safetensors")
     assert "has no weights; it needs one of" in error("--init", tmp_path)
     torch.save({"conv1.weight": torch.ones(64, 3, 3, 3)}, tmp_path / "w.pth")

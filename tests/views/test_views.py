@@ -19,8 +19,9 @@ from scipy import stats
 from torchvision import transforms as v1
 from torchvision.transforms.v2 import functional as tv
 
+from fgssl.config.presets import VIEW_PRESETS
 from fgssl.config.resolve import load_config
-from fgssl.config.schema import VIEW_PRESETS, ViewsConfig
+from fgssl.config.schema import ViewsConfig
 from fgssl.views import DRAWS as NUMBERS
 from fgssl.views import EvaluationView, Views, draw_views, make_views, resize_short_side
 from fgssl.views import device as colours
