@@ -242,9 +242,7 @@ def room_for(key: str) -> dict:
 def test_numbers_are_told_in_words():
     with pytest.raises(SettingError, match=r"a whole number, at least 1 and at most 1,000,000"):
         load_config(sets=["training.epochs=999999999999999999999"])
-    with pytest.raises(
-        SettingError, match=r"rationale.projections is 100000000; .* at least 1 and at most 4,096"
-    ):
+    with pytest.raises(SettingError, match=r"rationale.projections is 100000000; .* at least 1 and at most 4,096"):
         load_config(sets=["rationale.projections=100000000"])
     with pytest.raises(SettingError, match=r"views.crop_min is 0.0; it must be above 0 and at most 1"):
         load_config(sets=["views.crop_min=0"])
