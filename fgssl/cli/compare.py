@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgssl.cli.console import cell, echo, evaluation_reporter, out, print_json, print_table
+from fgssl.cli.console import cell, echo, out, print_json, print_table
 from fgssl.cli.early import check_cache, check_data
-from fgssl.cli.subject import Batch, Cache, Device, Json, Split, check_pools
+from fgssl.cli.subject import Batch, Cache, Device, Json, Split, check_pools, reported
 
 if TYPE_CHECKING:
     from fgssl.evaluation.compare import ComparisonTable
@@ -48,14 +48,8 @@ def compare(
     check_cache(cache)
     from fgssl.evaluation.compare import compare as run
 
-    reporter = evaluation_reporter()
-    try:
-        table = run(
-            checkpoints, data=data, split=split, pools=pools, k=k, seed=seed, batch_size=batch_size, device=device,
-            cache=cache, reporter=reporter,
-        )  # fmt: skip
-    finally:
-        reporter.close()
+    with reported(data=data, batch_size=batch_size, device=device, cache=cache) as options:
+        table = run(checkpoints, options, split=split, pools=pools, k=k, seed=seed)
     if json_output:
         print_json(_document(table, seed))
         return

@@ -19,8 +19,7 @@ from fgssl.cli.subject import (
     Overwrite,
     PoolOption,
     Split,
-    name_faults,
-    opened,
+    reported,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def embed(
     """Write the features of a split or folder to one file. A safetensors file."""
     check_paths(checkpoint, data, cache)
     from fgssl.evaluation.feature_file import FEATURES, is_feature_file, save_features
-    from fgssl.evaluation.subject import open_split
+    from fgssl.evaluation.subject import open_split, open_subject
     from fgssl.runs.encoder_file import identity
     from fgssl.runtime.files import check_output
 
@@ -66,10 +65,11 @@ def embed(
     target = output or (None if stats else Path("features.safetensors"))
     if target is not None:
         check_output(target, kind=FEATURES, inputs=(*checkpoint.split("+"), data), overwrite=overwrite)
-    with opened(checkpoint, data=data, pool=pool, batch_size=batch_size, device=device, cache=cache) as subject:
+    with reported(data=data, pool=pool, batch_size=batch_size, device=device, cache=cache) as options:
+        subject = open_subject(checkpoint, options)
         images = open_split(subject.data, split, "test")
         found = subject.embed(images)
-        name_faults(subject, found)
+        subject.name_faults(found)
         signals = _stats(subject, images, found) if stats else None
         if target is not None:
             save_features(

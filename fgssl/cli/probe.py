@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgssl.cli.console import cell, evaluation_reporter, out, print_json, print_table
+from fgssl.cli.console import cell, out, print_json, print_table
 from fgssl.cli.early import check_paths
 from fgssl.cli.numbers import fractions, whole_numbers
 from fgssl.cli.subject import (
@@ -22,8 +22,7 @@ from fgssl.cli.subject import (
     Overwrite,
     PoolOption,
     Split,
-    name_faults,
-    opened,
+    reported,
 )
 
 if TYPE_CHECKING:
@@ -110,21 +109,19 @@ def probe(
 def _source(checkpoint: str, train: str | None, **options: Any) -> Iterator[Subject | FeatureTable]:
     """The encoder with its data, or files of features in its place."""
     from fgssl.evaluation.feature_table import SEPARATOR, FeatureTable, is_feature_table
+    from fgssl.evaluation.subject import open_subject
 
     if not is_feature_table(checkpoint):
         if train is not None:
             raise typer.BadParameter("belongs to files of features; an encoder has --data", param_hint="--train")
-        with opened(checkpoint, **options) as subject:
-            yield subject
+        with reported(**options) as given:
+            yield open_subject(checkpoint, given)
         return
-    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None and name != "data"]
-    if given:
-        raise typer.BadParameter("a file of features needs none", param_hint=" ".join(given))
-    reporter = evaluation_reporter()
-    try:
-        yield FeatureTable(SEPARATOR.join([checkpoint, *([train] if train else [])]), reporter=reporter)
-    finally:
-        reporter.close()
+    refused = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None and name != "data"]
+    if refused:
+        raise typer.BadParameter("a file of features needs none", param_hint=" ".join(refused))
+    with reported() as given:
+        yield FeatureTable(SEPARATOR.join([checkpoint, *([train] if train else [])]), reporter=given.reporter)
 
 
 def _splits(source: Subject | FeatureTable, data: str | None, split: str | None, train: str | None, seed: int) -> Any:
@@ -157,7 +154,7 @@ def _linear(
     from fgssl.evaluation.probing.run import run_probe
 
     report = run_probe(source, splits, options)
-    name_faults(source, report.train, report.test)
+    source.name_faults(report.train, report.test)
     head = {"checkpoint": checkpoint, "data": splits.test.source, "pool": source.pool, "seed": options.seed}
     document = {**head, **probe_document(report)}
     document["output"] = None if output is None else str(output)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgssl.cli.console import err, evaluation_reporter, out, print_json, print_table
+from fgssl.cli.console import err, out, print_json, print_table
 from fgssl.cli.early import check_paths, check_pictures
-from fgssl.cli.subject import Batch, Cache, Checkpoint, Data, Device, Json, Overwrite, PoolOption
+from fgssl.cli.subject import Batch, Cache, Checkpoint, Data, Device, Json, Overwrite, PoolOption, reported
 
 if TYPE_CHECKING:
     from fgssl.evaluation.retrieval.scored import Scored
@@ -62,20 +62,28 @@ def retrieve(
     if query and output is not None:
         inputs = (*query, *checkpoint.split("+"), data, gallery)
         check_output(output, kind=PICTURE, inputs=inputs, overwrite=overwrite)
+    from fgssl.drawing import save_png
+    from fgssl.evaluation.feature_file import is_feature_file
+    from fgssl.evaluation.retrieval.scored import Asked, score_encoder, score_files
+    from fgssl.evaluation.retrieval.search import draw_lookup, look_up
     from fgssl.runtime.machine import parse_bytes
 
-    options: dict[str, Any] = {"pool": pool, "batch_size": batch_size, "device": device, "cache": cache}
-    size = None if memory is None else parse_bytes(memory)
-    reporter = evaluation_reporter()
-    try:
+    given = {"data": data, "pool": pool, "batch_size": batch_size, "device": device, "cache": cache}
+    with reported(memory_bytes=None if memory is None else parse_bytes(memory), **given) as options:
         if query:
             _refuse({"--query-split": query_split, "--explain": explain or None}, "goes with scoring, not with --query")
-            found = _look_up(checkpoint, query, data, gallery, gallery_split, top, size, output, options, reporter)
+            found = look_up(checkpoint, query, options, gallery=gallery, gallery_split=gallery_split, top=top)
+            if output is not None:
+                save_png(draw_lookup(found, title=f"{checkpoint} in {found.gallery}"), output)
         else:
             _refuse({"--output": output}, "draws the hits of --query; without it there are none")
-            scored = _score(checkpoint, (data, query_split, gallery, gallery_split), size, options, reporter)
-    finally:
-        reporter.close()
+            if is_feature_file(checkpoint):
+                flags = {"query_split": query_split, "gallery_split": gallery_split, **given}
+                of_encoder = {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
+                _refuse(of_encoder, f"has no meaning for a file of features ('{checkpoint}')")
+                scored = score_files(checkpoint, gallery, options)
+            else:
+                scored = score_encoder(checkpoint, Asked(query_split, gallery, gallery_split), options)
     if query:
         _print_hits(found, checkpoint, output, json_output)
     else:
@@ -86,19 +94,6 @@ def _refuse(flags: dict[str, Any], why: str) -> None:
     given = [flag for flag, value in flags.items() if value is not None]
     if given:
         raise typer.BadParameter(f"{' and '.join(given)} {why}")
-
-
-def _score(checkpoint: str, asked: tuple[str | None, ...], size: int | None, options: Any, reporter: Any) -> Scored:
-    from fgssl.evaluation.feature_file import is_feature_file
-    from fgssl.evaluation.retrieval.scored import Asked, score_encoder, score_files
-
-    where = Asked(*asked)
-    if not is_feature_file(checkpoint):
-        return score_encoder(checkpoint, where, memory_bytes=size, reporter=reporter, **options)
-    flags = {"--data": where.data, "--query-split": where.query_split, "--gallery-split": where.gallery_split}
-    flags |= {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-    _refuse(flags, f"has no meaning for a file of features ('{checkpoint}')")
-    return score_files(checkpoint, where.gallery, memory_bytes=size, reporter=reporter)
 
 
 def _print_scores(scored: Scored, checkpoint: str, explain: bool, json_output: bool) -> None:
@@ -127,36 +122,6 @@ def _print_scores(scored: Scored, checkpoint: str, explain: bool, json_output: b
     if explain:
         for name, meaning in DEFINITIONS.items():
             out.print(f"{name}: {meaning}", markup=False, soft_wrap=True)
-
-
-def _look_up(
-    checkpoint: str,
-    queries: list[Path],
-    data: str | None,
-    gallery: str | None,
-    gallery_split: str | None,
-    top: int,
-    size: int | None,
-    output: Path | None,
-    options: Any,
-    reporter: Any,
-) -> Lookup:
-    from fgssl.drawing import save_png
-    from fgssl.evaluation.retrieval.search import draw_lookup, look_up
-
-    found = look_up(
-        checkpoint,
-        queries,
-        gallery=gallery or data,
-        gallery_split=gallery_split,
-        top=top,
-        memory_bytes=size,
-        reporter=reporter,
-        **options,
-    )
-    if output is not None:
-        save_png(draw_lookup(found, title=f"{checkpoint} in {found.gallery}"), output)
-    return found
 
 
 def _print_hits(found: Lookup, checkpoint: str, output: Path | None, json_output: bool) -> None:

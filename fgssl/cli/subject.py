@@ -11,7 +11,7 @@ import typer
 from fgssl.cli.console import evaluation_reporter
 
 if TYPE_CHECKING:
-    from fgssl.evaluation.subject import Subject
+    from fgssl.evaluation.subject import EvaluationOptions
 
 Checkpoint = Annotated[
     str,
@@ -57,19 +57,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @contextmanager
-def opened(checkpoint: str, **options: Any) -> Iterator[Subject]:
-    """The encoder with its data, and progress on the terminal until the block ends."""
-    from fgssl.evaluation.subject import open_subject
+def reported(**given: Any) -> Iterator[EvaluationOptions]:
+    """The options that the user has given, with progress on the terminal until the block ends."""
+    from fgssl.evaluation.subject import EvaluationOptions
 
     reporter = evaluation_reporter()
     try:
-        yield open_subject(checkpoint, reporter=reporter, **options)
+        yield EvaluationOptions(
+            reporter=reporter, **{name: value for name, value in given.items() if value is not None}
+        )  # fmt: skip
     finally:
         reporter.close()
-
-
-def name_faults(subject: Any, *found: Any) -> None:
-    """A warning for each image that could not be read."""
-    for embeddings in found:
-        for fault in embeddings.faults:
-            subject.reporter.warn(f"left out: {fault.reason}")

@@ -1,4 +1,8 @@
-"""Bootstrap intervals over queries or images: how far a number could move with other photographs."""
+"""Bootstrap intervals over queries or images: how far a number could move with other photographs.
+
+Ours rather than `scipy.stats.bootstrap`: that has no p of a paired difference, no means of class means, and draws anew
+for every metric; here all metrics of a query come from the same resamples, of which only the counts are kept.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from torch import Tensor
 
 from fgssl.errors import FgsslError
 
+_Array = npt.NDArray[np.float64]
+
 
 class Interval(NamedTuple):
     """A mean with its interval, in the unit of the values."""
@@ -20,21 +26,18 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def percent(self) -> Interval:
+        """Of values that are shares."""
+        return Interval(*(100 * value for value in self))
+
 
 class Comparison(NamedTuple):
-    """How much better one encoder is than another on the same queries.
+    """How much better one encoder is than another on the same queries."""
 
-    Attributes:
-        difference: Mean of a - b.
-        low: Lower end of the interval of the difference.
-        high: Upper end.
-        p: Two-sided: twice the share of resamples whose difference has the other sign, at most 1.
-    """
-
-    difference: float
-    low: float
+    difference: float  # mean of a - b
+    low: float  # of the interval of the difference
     high: float
-    p: float
+    p: float  # two-sided: twice the share of resamples whose difference has the other sign, at most 1
 
 
 def bootstrap_interval(
@@ -50,74 +53,12 @@ def bootstrap_interval(
         seed: Of the resampling.
         level: Share of the resampled means inside the interval.
 
-    Returns:
-        The mean with its interval.
-
     Raises:
         FgsslError: No values, NaN among them, or a level or number of resamples out of range.
     """
     array = _checked(values, resamples, level)
-    means = np.concatenate(list(_resampled_means(array, resamples, seed)))
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = _quantiles(_resampled_means(array, resamples, seed), level)
     return Interval(float(array.mean()), float(low), float(high))
-
-
-def metric_intervals(
-    values: Mapping[str, Tensor],
-    labels: Tensor,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> dict[str, Interval]:
-    """Intervals of several metrics of the same queries, all from the same resamples of the queries.
-
-    Args:
-        values: (Q,) values a query of each metric, by name.
-        labels: (Q,) classes of the queries.
-        resamples: Number of resamples of Q queries with replacement.
-        seed: Of the resampling.
-        level: Share of the resampled means inside an interval.
-
-    Returns:
-        The interval of each mean by its name, and as `macro_NAME` that of the mean of the class means. A class that a
-        resample misses is left out of that resample's mean.
-
-    Raises:
-        FgsslError: As `bootstrap_interval`.
-    """
-    columns = np.stack([_checked(value, resamples, level) for value in values.values()], axis=1)  # (Q, M)
-    order = np.argsort(labels.numpy(), kind="stable")
-    columns, classes = columns[order], labels.numpy()[order]
-    starts = np.flatnonzero(np.diff(classes, prepend=classes[0] - 1))
-    micro, macro = zip(*_resampled_columns(columns, starts, resamples, seed), strict=True)
-    sizes = np.diff([*starts, len(classes)])
-    exact = (columns.mean(axis=0), (np.add.reduceat(columns, starts) / sizes[:, None]).mean(axis=0))
-    found: dict[str, Interval] = {}
-    for prefix, means, value in zip(("", "macro_"), (micro, macro), exact, strict=True):
-        low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
-        found |= {
-            f"{prefix}{name}": Interval(float(value[m]), float(low[m]), float(high[m])) for m, name in enumerate(values)
-        }
-    return found
-
-
-def _resampled_columns(
-    columns: npt.NDArray[np.float64], starts: npt.NDArray[np.intp], resamples: int, seed: int
-) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
-    """Means and means of class means, each (b, M), of resamples of the rows of `columns`, which are in class order."""
-    generator = np.random.default_rng(seed)
-    total = len(columns)
-    rows = max(1, 250_000 // total)  # resamples held at once: few enough to stay in the processor's cache
-    for first in range(0, resamples, rows):
-        drawn = generator.integers(total, size=(min(rows, resamples - first), total), dtype=np.int32)
-        # how often each query was drawn says all, and is cheaper to work with than the draws
-        times = np.stack([np.bincount(draw, minlength=total) for draw in drawn]).astype(np.float64)
-        size = np.add.reduceat(times, starts, axis=1)  # (b, classes)
-        sums = [np.add.reduceat(times * column, starts, axis=1) for column in columns.T]
-        present = (size > 0).sum(axis=1)
-        macro = [(total_of / np.maximum(size, 1)).sum(axis=1) / present for total_of in sums]
-        yield times @ columns / total, np.stack(macro, axis=1)
 
 
 def paired_bootstrap(
@@ -133,12 +74,8 @@ def paired_bootstrap(
     Args:
         a: (N,) one value a query.
         b: (N,) the other encoder's values of the same queries in the same order.
-        resamples: Number of resamples; the smallest p is 2 / (resamples + 1).
-        seed: Of the resampling.
-        level: Of the interval.
-
-    Returns:
-        Difference of the means with its interval and p.
+        resamples: The smallest p is 2 / (resamples + 1).
+        seed: As in `bootstrap_interval`, as `level`.
 
     Raises:
         FgsslError: Different numbers of queries, and as in `bootstrap_interval`.
@@ -148,15 +85,79 @@ def paired_bootstrap(
         raise FgsslError(
             f"{len(first)} queries against {len(second)}", "compare two encoders on the same queries in the same order"
         )
-    difference = first - second
-    means = np.concatenate(list(_resampled_means(difference, resamples, seed)))
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    means = _resampled_means(first - second, resamples, seed)
+    low, high = _quantiles(means, level)
     # the observed sample counts as one resample: p is never 0
     tail = min(int((means <= 0).sum()), int((means >= 0).sum())) + 1
-    return Comparison(float(difference.mean()), float(low), float(high), min(1.0, 2 * tail / (resamples + 1)))
+    return Comparison(
+        float((first - second).mean()), float(low), float(high), min(1.0, 2 * tail / (resamples + 1))
+    )  # fmt: skip
 
 
-def _checked(values: Tensor | npt.ArrayLike, resamples: int, level: float) -> npt.NDArray[np.float64]:
+def metric_intervals(
+    values: Mapping[str, Tensor], labels: Tensor, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> dict[str, Interval]:
+    """Intervals of several metrics of the same queries, all from the same resamples of the queries.
+
+    Args:
+        values: (Q,) values a query of each metric, by name.
+        labels: (Q,) classes of the queries.
+        resamples: As in `bootstrap_interval`, as `seed` and `level`.
+
+    Returns:
+        The interval of each mean by its name, and as `macro_NAME` that of the mean of the class means. A class that a
+        resample misses is left out of that resample's mean.
+
+    Raises:
+        FgsslError: As `bootstrap_interval`.
+    """
+    columns = np.stack([_checked(value, resamples, level) for value in values.values()], axis=1)  # (Q, M)
+    order = np.argsort(labels.numpy(), kind="stable")
+    columns, classes = columns[order], labels.numpy()[order]
+    starts = np.flatnonzero(np.diff(classes, prepend=classes[0] - 1))
+    resampled = zip(*_resampled_columns(columns, starts, resamples, seed), strict=True)  # micro, macro
+    sizes = np.diff([*starts, len(classes)])
+    exact = (columns.mean(axis=0), (np.add.reduceat(columns, starts) / sizes[:, None]).mean(axis=0))
+    found: dict[str, Interval] = {}
+    for prefix, means, value in zip(("", "macro_"), resampled, exact, strict=True):
+        ends = _quantiles(np.concatenate(means), level)
+        for name, *interval in zip(values, value, *ends, strict=True):
+            found[f"{prefix}{name}"] = Interval(*map(float, interval))
+    return found
+
+
+def _resampled_columns(
+    columns: _Array, starts: npt.NDArray[np.intp], resamples: int, seed: int
+) -> Iterator[tuple[_Array, _Array]]:
+    """Means and means of class means, each (b, M), of resamples of the rows of `columns`, which are in class order."""
+    generator = np.random.default_rng(seed)
+    total = len(columns)
+    rows = max(1, 250_000 // total)  # resamples held at once: few enough to stay in the processor's cache
+    for first in range(0, resamples, rows):
+        drawn = generator.integers(total, size=(min(rows, resamples - first), total), dtype=np.int32)
+        # how often each query was drawn says all, and is cheaper to work with than the draws
+        times = np.stack([np.bincount(draw, minlength=total) for draw in drawn]).astype(np.float64)
+        size = np.add.reduceat(times, starts, axis=1)  # (b, classes)
+        sums = [np.add.reduceat(times * column, starts, axis=1) for column in columns.T]
+        present = (size > 0).sum(axis=1)
+        macro = [(total_of / np.maximum(size, 1)).sum(axis=1) / present for total_of in sums]
+        yield times @ columns / total, np.stack(macro, axis=1)
+
+
+def _resampled_means(array: _Array, resamples: int, seed: int) -> _Array:
+    generator = np.random.default_rng(seed)
+    rows = max(1, 2_000_000 // len(array))  # draws held at once
+    counts = (min(rows, resamples - first) for first in range(0, resamples, rows))
+    drawn = (generator.integers(len(array), size=(count, len(array))) for count in counts)
+    return np.concatenate([array[rows].mean(axis=1) for rows in drawn])
+
+
+def _quantiles(means: _Array, level: float) -> _Array:
+    ends: _Array = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return ends
+
+
+def _checked(values: Tensor | npt.ArrayLike, resamples: int, level: float) -> _Array:
     raw = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
     array = np.asarray(raw, dtype=np.float64).ravel()
     if len(array) == 0 or not np.isfinite(array).all():
@@ -164,11 +165,3 @@ def _checked(values: Tensor | npt.ArrayLike, resamples: int, level: float) -> np
     if resamples < 1 or not 0 < level < 1:
         raise FgsslError(f"bootstrap of {resamples} resamples at level {level}", "use at least 1 and a level in (0, 1)")
     return array
-
-
-def _resampled_means(array: npt.NDArray[np.float64], resamples: int, seed: int) -> Iterator[npt.NDArray[np.float64]]:
-    generator = np.random.default_rng(seed)
-    rows = max(1, 2_000_000 // len(array))  # draws held at once
-    for first in range(0, resamples, rows):
-        drawn = generator.integers(len(array), size=(min(rows, resamples - first), len(array)))
-        yield array[drawn].mean(axis=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,20 +11,12 @@ from fgssl.errors import FgsslError
 
 
 class CommonLabels(NamedTuple):
-    """Labels of two sets, numbered alike.
+    """Labels of two sets, numbered alike."""
 
-    Attributes:
-        first: (N,) int64.
-        second: (M,) int64.
-        class_names: Name of every number, or None where classes are just numbers.
-        only_first: Names (or numbers) of classes that have images in the first set alone.
-        only_second: The same of the second.
-    """
-
-    first: Tensor
-    second: Tensor
-    class_names: tuple[str, ...] | None
-    only_first: tuple[str, ...]
+    first: Tensor  # (N,) int64
+    second: Tensor  # (M,) int64
+    class_names: tuple[str, ...] | None  # of every number; None where classes are just numbers
+    only_first: tuple[str, ...]  # names (or numbers) of classes that have images in the first set alone
     only_second: tuple[str, ...]
 
 
@@ -52,17 +43,15 @@ def common_labels(
             f"{with_names} has class names and {without} only numbers: which mean the same cannot be known",
             "write `class_names` (a JSON list) into the metadata of the file without",
         )
-    merged = None
     if class_names is not None and other_names is not None and class_names != other_names:
         number = {name: place for place, name in enumerate(dict.fromkeys((*class_names, *other_names)))}
-        labels = _renumbered(labels, class_names, number)
-        others = _renumbered(others, other_names, number)
-        merged = tuple(number)
-    merged = merged or class_names
+        labels = torch.tensor([number[name] for name in class_names])[labels]
+        others = torch.tensor([number[name] for name in other_names])[others]
+        class_names = tuple(number)
     here, there = set(labels.tolist()), set(others.tolist())
 
     def called(classes: set[int]) -> tuple[str, ...]:
-        return tuple(str(c) if merged is None else merged[c] for c in sorted(classes))
+        return tuple(str(c) if class_names is None else class_names[c] for c in sorted(classes))
 
     if not here & there:
         example, other = called(here)[0], called(there)[0]
@@ -70,9 +59,4 @@ def common_labels(
             f"{names[0]} and {names[1]} have no class in common (such as '{example}' and '{other}')",
             "name the classes alike in both",
         )
-    return CommonLabels(labels, others, merged, called(here - there), called(there - here))
-
-
-def _renumbered(labels: Tensor, class_names: tuple[str, ...], number: dict[str, int]) -> Tensor:
-    table = torch.from_numpy(np.array([number[name] for name in class_names], dtype=np.int64))
-    return table[labels]
+    return CommonLabels(labels, others, class_names, called(here - there), called(there - here))

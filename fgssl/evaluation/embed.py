@@ -30,18 +30,17 @@ class Embeddings(NamedTuple):
 
     features: Tensor  # (N, D) float32, l2-normalised, on the CPU
     labels: Tensor | None  # (N,) int64
-    identifiers: tuple[str, ...]
+    identifiers: tuple[str, ...]  # true names, see `ImageSet.name`
     class_names: tuple[str, ...] | None
     positions: np.ndarray  # (N,) int64, of the rows' images in the split
     faults: tuple[Fault, ...]  # images of the split that could not be read and have no row
+    unlabelled: str = ""  # why there are no labels, see `ImageSet.unlabelled`
 
-    def require_labels(self, split: str) -> Tensor:
-        """The labels, or one clear line."""
+    @property
+    def known_labels(self) -> Tensor:
+        """The labels. Raises FgsslError where there are none."""
         if self.labels is None:
-            raise FgsslError(
-                f"{split} has no labels, and this needs them",
-                "use class folders or a labelled data set; fgssl embed and visualize work without labels",
-            )
+            raise FgsslError("no labels, and this needs them", "use class folders or a labelled data set")
         return self.labels
 
 
@@ -91,73 +90,61 @@ def embed(
     Raises:
         FgsslError: more than a tenth of the images is unreadable, or the encoder lacks what to pool with.
     """
-    device = device or encoder.device
     training = encoder.training
-    encoder.to(device).eval()
+    encoder.to(device or encoder.device).eval()
+    workers = automatic_workers(world=1 if share is None else share.world) if workers is None else workers
     passes = [group for group in ([p for p in pools if p != "zoom"], [p for p in pools if p == "zoom"]) if group]
-    total = len(passes) * len(images)
     found: dict[Pool, Embeddings] = {}
     try:
         for number, group in enumerate(passes):
-
-            def embedded(done: int, _total: int, before: int = number * len(images)) -> None:
+            view = evaluation_view(encoder, group[0])
+            with share.first_alone() if share else contextlib.nullcontext():
+                pixels = open_pixels(images, view, cache=cache, workers=workers, progress=decoding)
+            rows = range(len(images)) if share is None else share.part(len(images))
+            part = _Part({pool: [] for pool in group}, [], [])
+            for batch in image_batches(pixels, batch_size, workers=workers, rows=rows):
+                part.add(batch, encoder)
                 if progress is not None:
-                    progress(before + done, total)
-
-            found |= _embed_pass(
-                encoder, images, group, batch_size=batch_size, device=device, workers=workers, cache=cache,
-                share=share, progress=embedded, decoding=decoding,
-            )  # fmt: skip
+                    done = (len(part.rows) + len(part.faults)) * (1 if share is None else share.world)
+                    progress(number * len(images) + min(done, len(images)), len(passes) * len(images))
+            found |= _joined([part] if share is None else share.gather(part), images)
     finally:
         encoder.train(training)
     return {pool: found[pool] for pool in pools}
 
 
-def _embed_pass(
-    encoder: Encoder,
-    images: ImageSet,
-    pools: Sequence[Pool],
-    *,
-    batch_size: int,
-    device: torch.device,
-    workers: int | None,
-    cache: str,
-    share: Share | None,
-    progress: Progress,
-    decoding: Progress | None,
-) -> dict[Pool, Embeddings]:
-    """Poolings that take pictures of one size."""
-    world = 1 if share is None else share.world
-    workers = automatic_workers(world=world) if workers is None else workers
-    view = evaluation_view(encoder, pools[0])
-    with share.first_alone() if share else contextlib.nullcontext():
-        pixels = open_pixels(images, view, cache=cache, workers=workers, progress=decoding)
-    rows = range(len(images)) if share is None else share.part(len(images))
-    features: dict[Pool, list[Tensor]] = {pool: [] for pool in pools}
-    kept: list[np.ndarray] = []
-    faults: list[Fault] = []
-    done = 0
-    for batch in image_batches(pixels, batch_size, workers=workers, rows=rows):
-        faults.extend(batch.faults)
-        kept.append(batch.index)
-        done += len(batch.index) + len(batch.faults)
+class _Part(NamedTuple):
+    """What one process has embedded of a split."""
+
+    features: dict[Pool, list[Tensor]]
+    rows: list[int]
+    faults: list[Fault]
+
+    def add(self, batch: ImageBatch, encoder: Encoder) -> None:
+        self.faults.extend(batch.faults)
+        self.rows.extend(batch.index.tolist())
         if len(batch.index):
-            for pool, pooled in encoder.embeddings(batch.images.to(device), pools).items():
-                features[pool].append(pooled.cpu())
-        progress(min(done * world, len(images)), len(images))
-    if share is not None:
-        parts = share.gather((features, kept, faults))
-        features = {pool: [part for found, _, _ in parts for part in found[pool]] for pool in pools}
-        kept = [index for _, found, _ in parts for index in found]
-        faults = [fault for _, _, found in parts for fault in found]
+            found = encoder.embeddings(batch.images.to(encoder.device), tuple(self.features))
+            for pool, pooled in found.items():
+                self.features[pool].append(pooled.cpu())
+
+
+def _joined(parts: Sequence[_Part], images: ImageSet) -> dict[Pool, Embeddings]:
+    """The parts of all processes, in the order of the split."""
+    faults = tuple(fault for part in parts for fault in part.faults)
     reject_unreadable([fault.reason for fault in faults], len(images), f"{images.source}[{images.split}]")
-    index = np.concatenate(kept)
-    labels = None if images.labels is None else torch.from_numpy(images.labels[index])
-    identifiers = tuple(images.identifier(int(i)) for i in index)
+    index = np.array([row for part in parts for row in part.rows], dtype=np.int64)
     return {
-        pool: Embeddings(torch.cat(features[pool]), labels, identifiers, images.class_names, index, tuple(faults))
-        for pool in pools
+        pool: rows_of(images, torch.cat([rows for part in parts for rows in part.features[pool]]), index, faults)
+        for pool in parts[0].features
     }
+
+
+def rows_of(images: ImageSet, features: Tensor, index: np.ndarray, faults: tuple[Fault, ...] = ()) -> Embeddings:
+    """Features (N, D) of the images at `index` (N,) of a split, with their labels and names."""
+    labels = None if images.labels is None else torch.from_numpy(images.labels[index])
+    names = tuple(images.name(row) for row in index.tolist())
+    return Embeddings(features, labels, names, images.class_names, index, faults, images.unlabelled)
 
 
 def reject_unreadable(reasons: Sequence[str], total: int, name: str) -> None:
@@ -175,7 +162,7 @@ def image_batches(
 ) -> Iterator[ImageBatch]:
     """Batches of evaluation views in order, of all images or of `rows`; unreadable ones are left out and reported."""
     rows = range(len(pixels)) if rows is None else rows
-    loader = DataLoader(
+    yield from DataLoader(
         _Indexed(pixels),
         batch_size=batch_size,
         sampler=rows,
@@ -184,7 +171,6 @@ def image_batches(
         num_workers=0 if not pixels.decodes or len(rows) <= batch_size else workers,
         worker_init_fn=ignore_stop_signals,
     )
-    yield from loader
 
 
 class _Indexed(torch.utils.data.Dataset["tuple[int, np.ndarray | str]"]):

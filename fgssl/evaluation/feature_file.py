@@ -1,7 +1,7 @@
 """Features in a safetensors file: fgssl's own, and any other model's.
 
     features      (N, D) floating point; all that is needed
-    labels        (N,) integers, where there are any
+    labels        (N,) integers, where there are any; -1 is missing
     metadata      optional: `paths` and `class_names` as JSON lists, `source`, `split`, `pool`, `checkpoint`, `encoder`
 
 A file of another tool needs `features` and, to be scored, `labels`; without `class_names` its labels are just numbers.
@@ -25,31 +25,23 @@ from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import Embeddings
 from fgssl.evaluation.features import check_features, check_labels
 from fgssl.runtime.files import OutputKind, atomic_path
+from fgssl.runtime.text import shown
 
 FORMAT = "fgssl-features-1"
+MISSING = -1  # a label that is not known, as hub data sets mark it
 _SHAPE_REMEDY = "give a safetensors file with `features` (N, D) and, to be scored, `labels` (N,)"
 
 
 class FeatureFile(NamedTuple):
-    """Features with what their file says about them; None where it says nothing.
+    """Features with what their file says about them; None where it says nothing."""
 
-    Attributes:
-        path: As the user wrote it.
-        embeddings: Features as the file has them (float32, not scaled), labels, names and class names.
-        source: The data source that was embedded.
-        split: Its split.
-        pool: The pooling.
-        checkpoint: The encoder, as its user wrote it.
-        encoder: The encoder's identity (see `fgssl.runs.encoder_file.identity`).
-    """
-
-    path: str
-    embeddings: Embeddings
-    source: str | None = None
+    path: str  # as the user wrote it
+    embeddings: Embeddings  # features as the file has them: float32, not scaled
+    source: str | None = None  # the data source that was embedded
     split: str | None = None
     pool: str | None = None
-    checkpoint: str | None = None
-    encoder: str | None = None
+    checkpoint: str | None = None  # the encoder, as its user wrote it
+    encoder: str | None = None  # its identity, see `fgssl.runs.encoder_file.identity`
 
 
 def is_feature_file(name: str) -> bool:
@@ -65,10 +57,7 @@ def is_feature_file(name: str) -> bool:
 
 
 def read_features(name: str) -> FeatureFile:
-    """Features, labels and names of a file, checked.
-
-    Args:
-        name: Path of a safetensors file with `features`.
+    """Features, labels and names of a safetensors file, checked; a -1 among the labels makes the file unlabelled.
 
     Raises:
         FgsslError: No such file, not safetensors, without features, NaN among them, or labels, paths or class names
@@ -76,21 +65,30 @@ def read_features(name: str) -> FeatureFile:
     """
     tensors, metadata = _read(name)
     features = check_features(tensors["features"], f"features of '{name}'")
-    rows = len(features)
-    labels = tensors.get("labels")
+    rows, labels, unlabelled = len(features), tensors.get("labels"), "it holds no tensor `labels`"
+    class_names = None if labels is None else _names(metadata, "class_names", name)
     if labels is not None:
         labels = check_labels(labels, rows, f"labels of '{name}'")
+        _check_range(labels, class_names, name)
+        if missing := int((labels == MISSING).sum()):  # as of a parquet table
+            labels, class_names, unlabelled = None, None, f"they are missing ({MISSING}) in {missing} of {rows} rows"
     paths = _names(metadata, "paths", name)
     if paths is not None and len(paths) != rows:
         raise FgsslError(f"'{name}' names {len(paths)} paths for {rows} rows of features", _SHAPE_REMEDY)
-    class_names = None if labels is None else _names(metadata, "class_names", name)
-    if labels is not None and class_names is not None and not 0 <= int(labels.min()) <= int(labels.max()) < len(
-        class_names
-    ):  # fmt: skip
-        raise FgsslError(f"'{name}' has labels beyond its {len(class_names)} class names", _SHAPE_REMEDY)
     identifiers = paths or tuple(f"{name}#{row}" for row in range(rows))
     told = {key: metadata.get(key) for key in ("source", "split", "pool", "checkpoint", "encoder")}
-    return FeatureFile(name, Embeddings(features, labels, identifiers, class_names, np.arange(rows), ()), **told)
+    embeddings = Embeddings(features, labels, identifiers, class_names, np.arange(rows), (), unlabelled)
+    return FeatureFile(name, embeddings, **told)
+
+
+def _check_range(labels: Tensor, class_names: tuple[str, ...] | None, name: str) -> None:
+    """Raises FgsslError for a label that is no class and not the mark of a missing one, naming it and its row."""
+    beyond = "no class" if class_names is None else f"beyond its {len(class_names)} class names"
+    end = torch.iinfo(torch.int32).max if class_names is None else len(class_names)
+    wrong = ((labels < MISSING) | (labels >= end)).nonzero()[:, 0]
+    if len(wrong):
+        row = int(wrong[0])
+        raise FgsslError(f"'{name}' has labels {beyond} (row {row}: {int(labels[row])})", _SHAPE_REMEDY)
 
 
 def _read(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -142,11 +140,11 @@ FEATURES = OutputKind("features", (".safetensors", ""), _is_own, makes_folder=Tr
 
 
 def save_features(path: Path, embeddings: Embeddings, **told: str) -> None:
-    """Write features, labels where there are any, and names, atomically.
+    """Write features, labels where there are any, and names, atomically; faults and positions are not kept.
 
     Args:
         path: The file.
-        embeddings: What to write; faults and positions are not kept.
+        embeddings: What to write.
         told: More metadata: source, split, pool, checkpoint, encoder.
     """
     tensors = {"features": embeddings.features.contiguous()}
@@ -157,7 +155,7 @@ def save_features(path: Path, embeddings: Embeddings, **told: str) -> None:
         "fgssl": __version__,
         "paths": json.dumps([_from_anywhere(name) for name in embeddings.identifiers]),
         "class_names": json.dumps(embeddings.class_names),
-        **told,
+        **{key: shown(value) for key, value in told.items()},
     }
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -12,9 +11,10 @@ import torch
 
 from fgssl.data.images import BaseImages, ImageSet
 from fgssl.errors import FgsslError, UnreadableImage
-from fgssl.evaluation.embed import Embeddings
+from fgssl.evaluation.embed import Embeddings, rows_of
 from fgssl.evaluation.feature_file import FeatureFile, is_feature_file, read_features
 from fgssl.runtime.reporting import Reporter
+from fgssl.runtime.text import shown
 
 SEPARATOR = "+"
 
@@ -51,16 +51,14 @@ class FeatureTable:
         self.features = torch.cat([file.embeddings.features for file in self.files])
         pools = {file.pool for file in self.files}
         self.pool = pools.pop() if len(pools) == 1 else None
-        self._rows = self._index(self.files)
-
-    def _index(self, files: Sequence[FeatureFile]) -> dict[str, int]:
-        rows: dict[str, int] = {}
-        names = [identifier for file in files for identifier in file.embeddings.identifiers]
-        for row, identifier in enumerate(names):
-            former = rows.setdefault(image_key(identifier), row)
+        self._rows: dict[str, int] = {}
+        for row, image in enumerate(image for file in self.files for image in file.embeddings.identifiers):
+            former = self._rows.setdefault(image_key(image), row)
             if former != row and not torch.equal(self.features[former], self.features[row]):
-                raise FgsslError(f"'{self.name}' holds {identifier} twice with different features", "keep one")
-        return rows
+                raise FgsslError(f"'{name}' holds {shown(image)} twice with different features", "keep one")
+
+    def name_faults(self, *_found: Embeddings) -> None:
+        """As `Subject.name_faults`: a file of features has none."""
 
     def embed(self, images: ImageSet) -> Embeddings:
         """The features of a split's images, in its order; its labels are the split's own.
@@ -68,18 +66,16 @@ class FeatureTable:
         Raises:
             FgsslError: Images without features, counted and the first named.
         """
-        names = tuple(images.identifier(index) for index in range(len(images)))
-        found = [self._rows.get(image_key(name)) for name in names]
-        missing = [name for name, row in zip(names, found, strict=True) if row is None]
+        found = [self._rows.get(image_key(images.name(index))) for index in range(len(images))]
+        missing = [index for index, row in enumerate(found) if row is None]
         if missing:
             raise FgsslError(
                 f"'{self.name}' has no features of {len(missing)} of {len(found)} images of {images.source} "
-                f"[{images.split}], such as {missing[0]}",
+                f"[{images.split}], such as {images.identifier(missing[0])}",
                 f"images are found by the `paths` in the metadata; join files of several splits with {SEPARATOR}",
             )
         rows = [row for row in found if row is not None]
-        labels = None if images.labels is None else torch.from_numpy(images.labels)
-        return Embeddings(self.features[rows], labels, names, images.class_names, np.arange(len(rows)), ())
+        return rows_of(images, self.features[rows], np.arange(len(rows)))
 
 
 class FeatureImages(BaseImages):
@@ -90,11 +86,11 @@ class FeatureImages(BaseImages):
     """
 
     def __init__(self, file: FeatureFile) -> None:
+        found = file.embeddings
         self.source, self.split = file.path, file.split or "all"
-        self.class_names = file.embeddings.class_names
-        labels = file.embeddings.labels
-        self.labels = None if labels is None else labels.numpy()
-        self._names = file.embeddings.identifiers
+        self.class_names, self.unlabelled = found.class_names, found.unlabelled
+        self.labels = None if found.labels is None else found.labels.numpy()
+        self._names = found.identifiers
 
     def __len__(self) -> int:
         return len(self._names)
@@ -107,15 +103,13 @@ class FeatureImages(BaseImages):
         """Raises UnreadableImage: there are features only."""
         raise UnreadableImage(f"'{self.source}' holds features, not pictures")
 
-    def examine(self, index: int, min_side: int | None = None) -> NoReturn:
-        """Raises UnreadableImage: there are features only."""
-        self.load(index)
+    examine = load
 
     def fingerprint(self) -> str:
         """Of the names."""
-        return hashlib.blake2b("\n".join(self._names).encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b("\n".join(self._names).encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
-def image_key(identifier: str) -> str:
+def image_key(name: str) -> str:
     """The same for one file named from different folders; a name that is no path stays itself."""
-    return os.path.abspath(identifier) if os.path.sep in identifier or os.path.exists(identifier) else identifier
+    return os.path.abspath(name) if os.path.sep in name or os.path.exists(name) else name

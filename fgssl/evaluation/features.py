@@ -9,14 +9,7 @@ from fgssl.errors import FgsslError
 
 
 def check_features(features: Tensor, name: str = "features") -> Tensor:
-    """Features as float32 (float64 stays float64), each row known to be finite.
-
-    Args:
-        features: (N, D) floating point.
-        name: What to call them in an error.
-
-    Returns:
-        (N, D) features, on the device they came from, detached.
+    """Features (N, D) as float32 (float64 stays), detached, each row known to be finite; `name` is for the error.
 
     Raises:
         FgsslError: Not a matrix, empty, or a row with NaN or infinity (the first such row is named).
@@ -29,34 +22,19 @@ def check_features(features: Tensor, name: str = "features") -> Tensor:
     if features.dtype != torch.float64:
         features = features.float()
     # a norm is finite exactly when its row is (short of overflow), and is far cheaper than a mask of N x D
-    bad = ~torch.isfinite(torch.linalg.vector_norm(features, dim=1))
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0, 0])
-        more = int(bad.sum()) - 1
-        also = f" (and {more} more)" if more else ""
+    bad = (~torch.isfinite(torch.linalg.vector_norm(features, dim=1))).nonzero()[:, 0].tolist()
+    if bad:
+        also = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        kind = str(features.dtype).removeprefix("torch.")
         raise FgsslError(
-            f"{name}: row {row}{also} holds NaN, infinity or values beyond the range of {features.dtype}".replace(
-                "torch.", ""
-            ),
+            f"{name}: row {bad[0]}{also} holds NaN, infinity or values beyond the range of {kind}",
             "look at that image, or at the encoder's precision",
         )
     return features
 
 
 def check_labels(labels: Tensor, rows: int, name: str = "labels") -> Tensor:
-    """Labels as int64, one for each row.
-
-    Args:
-        labels: (N,) integers.
-        rows: How many there must be.
-        name: What to call them in an error.
-
-    Returns:
-        (N,) int64 labels.
-
-    Raises:
-        FgsslError: Another shape or count, or not integers.
-    """
+    """Labels (N,) as int64, one for each of `rows`. Raises FgsslError: another shape or count, or not integers."""
     if labels.ndim != 1 or len(labels) != rows:
         raise FgsslError(f"{name} have shape {tuple(labels.shape)} for {rows} rows of features", "give one label a row")
     if labels.is_floating_point() or labels.is_complex():
@@ -74,13 +52,6 @@ def check_widths(first: Tensor, second: Tensor, names: tuple[str, str]) -> None:
 
 
 def unit_rows(features: Tensor) -> Tensor:
-    """Rows scaled to length 1; a row of zeros stays zero.
-
-    Args:
-        features: (N, D).
-
-    Returns:
-        (N, D), a new tensor.
-    """
+    """Rows of (N, D) scaled to length 1, a new tensor; a row of zeros stays zero."""
     lengths: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
     return features / lengths.clamp_min(torch.finfo(features.dtype).tiny)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fgssl.config.schema import ViewsConfig
 from fgssl.data.cache.build import PixelStore, Shrunk
-from fgssl.data.feed.views import ViewDataset, view_pairs
+from fgssl.data.feed.pairs import view_pairs
+from fgssl.data.feed.views import ViewDataset
 from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder, Pool, evaluated
 from fgssl.evaluation.features import check_features
@@ -49,14 +50,8 @@ class Signals(NamedTuple):
 def label_free_signals(first: Tensor, second: Tensor) -> Signals:
     """The signals of features of two random views of the same images.
 
-    Rank and uniformity are of the first view (Garrido et al. 2023, Wang and Isola 2020).
-
-    Args:
-        first: (N, D) features of one view of each image, N at least 2.
-        second: (N, D) features of the other.
-
-    Raises:
-        FgsslError: Fewer than two images, features with NaN, or views of different shapes.
+    Both are (N, D), N at least 2; rank and uniformity are of the first view (Garrido et al. 2023, Wang and Isola 2020).
+    Raises FgsslError for fewer images, features with NaN, or views of different shapes.
     """
     first, second = check_features(first, "first view"), check_features(second, "second view")
     k = max(1, min(NEIGHBOURS, len(first) - 1))
@@ -71,14 +66,7 @@ def label_free_signals(first: Tensor, second: Tensor) -> Signals:
 
 @torch.no_grad()
 def signals_of(encoder: Encoder, views: Tensor, *, pool: Pool = "gap", batch_size: int = 64) -> Signals:
-    """The signals of an encoder on given views; it is used in eval mode and left as it was.
-
-    Args:
-        encoder: On the device that computes.
-        views: (2, N, 3, S, S) uint8.
-        pool: How the feature map becomes the feature.
-        batch_size: Images per forward.
-    """
+    """The signals of an encoder, used in eval mode and left as it was, on given views (2, N, 3, S, S) uint8."""
     with evaluated(encoder):
         features = [
             torch.cat([encoder(part.to(encoder.device), pool).float().cpu() for part in torch.split(view, batch_size)])
@@ -88,11 +76,7 @@ def signals_of(encoder: Encoder, views: Tensor, *, pool: Pool = "gap", batch_siz
 
 
 def feature_stats(features: Tensor) -> dict[str, float]:
-    """What features alone tell: effective rank of all of them, uniformity of up to `UNIFORMITY_IMAGES` spread evenly.
-
-    Args:
-        features: (N, D).
-    """
+    """What features (N, D) alone tell: effective rank of all, uniformity of up to `UNIFORMITY_IMAGES` spread evenly."""
     features = check_features(features)
     stats = {"images": len(features), "width": features.shape[1], "effective_rank": effective_rank(features)}
     if len(features) > 1:
@@ -104,15 +88,7 @@ def view_stats(encoder: Encoder, images: ImageSet, *, pool: Pool, batch_size: in
     """What two random views of a sample of images tell: alignment, neighbour overlap and its chance level.
 
     The views are drawn as in the encoder's own training, or as MoCo v2's for an encoder that fgssl did not train.
-
-    Args:
-        encoder: On the device that computes.
-        images: At least two readable ones for any result.
-        pool: How the feature map becomes the feature.
-        batch_size: Images per forward.
-
-    Returns:
-        The signals and `view_images`, the number of images they are of; nothing for fewer than two.
+    `view_images` is the number of images that the signals are of; with fewer than two there are none.
     """
     drawn = ViewsConfig() if encoder.config is None else encoder.config.views
     size = encoder.view_size(pool)

@@ -20,19 +20,11 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
 
 
 def topk_accuracy(scores: Tensor, labels: Tensor, *, k: int) -> float:
-    """Share of rows whose label is among the k best scores, in percent.
+    """Share of rows whose label (N,) is among the k best (all, beyond C) scores (N, C), in percent.
 
     A class with the same score as the label's counts as ahead of it unless it has a larger number, so that k = 1
     agrees with argmax and equal scores do not help. A label that scores minus infinity (a class the classifier does
     not know) is never among them.
-
-    Args:
-        scores: (N, C).
-        labels: (N,) in [0, C).
-        k: Beyond C it is C.
-
-    Returns:
-        A percentage.
     """
     labels = check_labels(labels, len(scores))
     own = scores.gather(1, labels[:, None])
@@ -42,16 +34,7 @@ def topk_accuracy(scores: Tensor, labels: Tensor, *, k: int) -> float:
 
 
 def per_class_accuracy(predictions: Tensor, labels: Tensor, *, classes: int) -> Tensor:
-    """Accuracy within each class.
-
-    Args:
-        predictions: (N,) classes.
-        labels: (N,) classes in [0, classes).
-        classes: C.
-
-    Returns:
-        (C,) float64 percentages; NaN for a class without images.
-    """
+    """Accuracy within each of C classes: (N,) and (N,) -> (C,) float64 percentages, NaN for a class without images."""
     labels = check_labels(labels, len(predictions))
     hits = torch.zeros(classes, dtype=torch.float64).index_add_(0, labels.cpu(), (predictions == labels).cpu().double())
     return 100 * hits / labels.cpu().bincount(minlength=classes)
@@ -76,11 +59,8 @@ def mean_average_precision(features: Tensor, labels: Tensor) -> float:
 def effective_rank(features: Tensor) -> float:
     """RankMe: exp of the entropy of the singular values, scaled to sum 1 (Garrido et al. 2023, equation 1).
 
-    Args:
-        features: (N, D), neither centred nor scaled; zero rows allowed.
-
-    Returns:
-        Between 1 (all on one line through the origin: collapse) and min(N, D).
+    Between 1 (all on one line through the origin: collapse) and min(N, D). The features (N, D) are neither centred nor
+    scaled; zero rows are allowed.
     """
     wide = check_features(features).double()
     wide = wide.T if wide.shape[0] < wide.shape[1] else wide
@@ -97,13 +77,8 @@ def effective_rank(features: Tensor) -> float:
 def relative_std(features: Tensor) -> float:
     """Spread of length-1 features: the std of each dimension over the images, as a share of 1/sqrt(D).
 
-    Chen and He 2021 (SimSiam), section 4.1, watch it for collapse.
-
-    Args:
-        features: (N, D), N at least 2; zero rows allowed.
-
-    Returns:
-        0 where all point the same way (collapse), about 1 where they are spread evenly in all directions.
+    Of (N, D), N at least 2, zero rows allowed: 0 where all point the same way (collapse), about 1 where they are spread
+    evenly in all directions. Chen and He 2021 (SimSiam), section 4.1, watch it for collapse.
     """
     unit = unit_rows(check_features(features)).double()
     return float(unit.std(0).mean() * math.sqrt(unit.shape[1]))
@@ -115,28 +90,24 @@ def alignment(first: Tensor, second: Tensor, *, power: float = 2) -> float:
     Args:
         first: (N, D) features of one view of each image.
         second: (N, D) features of the other.
-        power: Of the distance.
-
-    Returns:
-        From 0 to 2^power.
+        power: Of the distance, at most 2.
     """
     first, second = check_features(first, "first view"), check_features(second, "second view")
     check_widths(first, second, ("first view", "second view"))
-    if len(first) != len(second):
-        raise FgsslError(f"{len(first)} features against {len(second)}", "give both views of the same images")
+    _check_same_images(first, second)
     distance = torch.linalg.vector_norm(unit_rows(first) - unit_rows(second), dim=1)
     return float(distance.double().pow(power).mean())
+
+
+def _check_same_images(first: Tensor, second: Tensor) -> None:
+    if len(first) != len(second):
+        raise FgsslError(f"{len(first)} features against {len(second)}", "give both views of the same images")
 
 
 def uniformity(features: Tensor, *, scale: float = 2) -> float:
     """Log of the mean of exp(-scale distance^2) over pairs of length-1 features (Wang and Isola 2020); low is spread.
 
-    Args:
-        features: (N, D), N at least 2.
-        scale: t in the paper.
-
-    Returns:
-        0 for collapsed features, down to about -2 scale for evenly spread ones in many dimensions.
+    From 0 for collapsed features (N, D) down to about -2 scale for evenly spread ones in many dimensions.
     """
     features = unit_rows(check_features(features))
     rows = len(features)
@@ -166,8 +137,7 @@ def neighbour_overlap(first: Tensor, second: Tensor, *, k: int = 10) -> float:
     Returns:
         From 0 to 1; k / (N - 1) by chance.
     """
-    if len(first) != len(second):
-        raise FgsslError(f"{len(first)} features against {len(second)}", "give both views of the same images")
+    _check_same_images(first, second)
     if not 1 <= k < len(first):
         raise FgsslError(f"{k} neighbours among {len(first)} images", f"use k from 1 to {len(first) - 1}")
     near, other = search(first, top=k).indices, search(second, top=k).indices
@@ -177,11 +147,7 @@ def neighbour_overlap(first: Tensor, second: Tensor, *, k: int = 10) -> float:
 def entropy_relative_to_uniform(maps: Tensor) -> Tensor:
     """How flat each map is: the entropy of the map scaled to sum 1, over that of the uniform map.
 
-    Args:
-        maps: (N, H, W), not negative.
-
-    Returns:
-        (N,) float64, from 0 (one place) to 1 (uniform; a blank map, or one of a single place, counts as uniform).
+    (N, H, W), not negative -> (N,) float64, from 0 (one place) to 1 (uniform, blank, or of a single place).
     """
     flat = maps.detach().double().flatten(1)
     if not bool(torch.isfinite(flat).all()) or bool((flat < 0).any()):
@@ -216,11 +182,7 @@ def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
 def pointing_hit(maps: Tensor, masks: Tensor) -> Tensor:
     """Whether the strongest place of each map lies inside its mask (the pointing game, Zhang et al. 2016).
 
-    The map is resized to the mask bilinearly (pixel centres aligned). Several strongest pixels share the hit.
-
-    Args:
-        maps: (H, W) or (N, H, W).
-        masks: (h, w) or (N, h, w), boolean or 0 and 1.
+    Arguments as in `energy_inside`. Several strongest pixels share the hit.
 
     Returns:
         () or (N,) float64: 1 inside, 0 outside, between for ties across the border; so a flat map scores the

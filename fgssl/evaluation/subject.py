@@ -1,38 +1,66 @@
-"""Checkpoint + data set -> embeddings of a split: the common first half of probe, retrieve and embed."""
+"""Checkpoint + data set -> embeddings of a split: the common first half of probe, retrieve, embed and compare."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from fgssl.config.schema import DataConfig
-from fgssl.data import default_split, load_images, no_split
+from fgssl.data import available_splits, default_split, load_images
 from fgssl.data.images import ImageSet
 from fgssl.encoder import POOLS, Encoder, Pool
 from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import Embeddings, embed
 from fgssl.runs.encoder_file import data_of, load_encoder
-from fgssl.runtime.distributed import Share, launched_share
-from fgssl.runtime.machine import keep_freed_memory, resolve_device
+from fgssl.runtime.distributed import launched_share
+from fgssl.runtime.machine import keep_freed_memory, resolve_device, scratch_memory
 from fgssl.runtime.reporting import Reporter
 
-BATCH_SIZE = 64
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How a checkpoint is opened and used: what every evaluation takes, and hands on whole.
+
+    Attributes:
+        data: Data source; None is the one the encoder was trained on.
+        pool: gap, rationale, concat, zoom or cls; None is zoom where there is a rationale, else gap.
+        batch_size: Images per forward.
+        device: Where to compute; None is the best at hand.
+        cache: Of decoded pictures and galleries: auto, off or a folder.
+        memory_bytes: Bound on the scratch memory of scores; None is by the machine.
+        reporter: Told of progress, and of images that are left out.
+    """
+
+    data: str | None = None
+    pool: str | None = None
+    batch_size: int = 64
+    device: str | None = None
+    cache: str = "auto"
+    memory_bytes: int | None = None
+    reporter: Reporter = field(default_factory=Reporter)
+
+    @property
+    def scratch(self) -> int:
+        """Bytes that scores may take."""
+        return self.memory_bytes or scratch_memory()
 
 
-class Subject(NamedTuple):
+@dataclass(frozen=True)
+class Subject:
     """What is evaluated: an encoder with its pooling, and where the images come from."""
 
+    checkpoint: str  # as its user wrote it
     encoder: Encoder
     data: DataConfig
     pool: Pool
     batch_size: int
-    device: torch.device
+    cache: str
     reporter: Reporter
-    share: Share | None = None
-    cache: str = "auto"  # of decoded pictures: see `open_pixels`
 
     def embed(self, images: ImageSet) -> Embeddings:
         """Embeddings of a split in its order."""
@@ -40,68 +68,44 @@ class Subject(NamedTuple):
 
     def embed_all(self, images: ImageSet, pools: Sequence[Pool]) -> dict[Pool, Embeddings]:
         """Embeddings of a split in its order, pooled in several ways from one pass."""
-        title = f"embedding {images.split}"
         return embed(
             self.encoder,
             images,
             pools=pools,
             batch_size=self.batch_size,
-            device=self.device,
             cache=self.cache,
-            share=self.share,
-            progress=lambda done, total: self.reporter.progress(title, done, total),
-            decoding=lambda done, total: self.reporter.progress(f"decoding {images.split}", done, total),
+            share=launched_share(),
+            progress=partial(self.reporter.progress, f"embedding {images.split}"),
+            decoding=partial(self.reporter.progress, f"decoding {images.split}"),
         )
 
+    def name_faults(self, *found: Embeddings) -> None:
+        """A warning for each image that could not be read."""
+        for fault in (fault for embeddings in found for fault in embeddings.faults):
+            self.reporter.warn(f"left out: {fault.reason}")
 
-def open_subject(
-    checkpoint: str,
-    *,
-    data: str | None = None,
-    pool: str | None = None,
-    batch_size: int | None = None,
-    device: str | None = None,
-    cache: str | None = None,
-    reporter: Reporter | None = None,
-) -> Subject:
-    """Load the encoder and settle data and pooling.
 
-    Args:
-        checkpoint: Run folder, encoder file or `timm:NAME`.
-        data: A source other than the one the encoder remembers.
-        pool: gap, rationale, concat, zoom or cls (default: zoom where there is a branch, else gap).
-        batch_size: Images per forward.
-        device: Where to compute.
-        cache: Of decoded pictures: auto, off or a folder (default: auto).
-        reporter: Told of progress.
+def open_subject(checkpoint: str, options: EvaluationOptions) -> Subject:
+    """Load the encoder of a run folder, an encoder file or `timm:NAME`, and settle data and pooling.
 
     Raises:
         FgsslError: bad checkpoint, unknown pooling, nothing to pool so with, or no data named anywhere.
     """
-    if pool is not None and pool not in POOLS:
-        raise FgsslError(f"unknown --pool '{pool}'", f"choose one of {', '.join(POOLS)}")
-    if batch_size is not None and batch_size < 1:
-        raise FgsslError(f"--batch-size is {batch_size}", "it must be at least 1")
-    where = resolve_device(device)
-    if where.type == "cpu":
+    if options.pool is not None and options.pool not in POOLS:
+        raise FgsslError(f"unknown --pool '{options.pool}'", f"choose one of {', '.join(POOLS)}")
+    if options.batch_size < 1:
+        raise FgsslError(f"--batch-size is {options.batch_size}", "it must be at least 1")
+    device = resolve_device(options.device)
+    if device.type == "cpu":
         keep_freed_memory()
     encoder = load_encoder(checkpoint)
-    chosen = encoder.default_pool() if pool is None else next(p for p in POOLS if p == pool)
-    encoder.require(chosen)
-    source = _data(checkpoint, encoder) if data is None else DataConfig(source=data)
-    return Subject(
-        encoder.to(where),
-        source,
-        chosen,
-        batch_size or BATCH_SIZE,
-        where,
-        reporter or Reporter(),
-        launched_share(),
-        cache or "auto",
-    )
+    pool = encoder.default_pool() if options.pool is None else next(p for p in POOLS if p == options.pool)
+    encoder.require(pool)
+    data = _remembered(checkpoint, encoder) if options.data is None else DataConfig(source=options.data)
+    return Subject(checkpoint, encoder.to(device), data, pool, options.batch_size, options.cache, options.reporter)
 
 
-def _data(checkpoint: str, encoder: Encoder) -> DataConfig:
+def _remembered(checkpoint: str, encoder: Encoder) -> DataConfig:
     """The data set an encoder remembers, if it does and the data are here."""
     remembered = data_of(encoder)
     if remembered is None:
@@ -118,7 +122,9 @@ def open_split(data: DataConfig, split: str | None, role: str) -> ImageSet:
     if split is None:
         split = default_split(data, "train" if role == "train" else "test") or default_split(data, "train")
     if split is None:
-        raise no_split(data, role, option="--split")
+        raise FgsslError(
+            f"'{data.source}' has no {role} split", f"name one with --split: {', '.join(available_splits(data))}"
+        )
     return load_images(data, split)
 
 
@@ -127,11 +133,12 @@ def overlapping(first: ImageSet, second: ImageSet) -> bool:
     return bool(set(first.split.split("+")) & set(second.split.split("+")))
 
 
-def require_labels(images: ImageSet, why: str) -> None:
-    """Raises FgsslError where a split has no labels, before anything is embedded; `why` says what needs them."""
+def labels_of(images: ImageSet, why: str) -> Tensor:
+    """The labels (N,) of a split. Raises FgsslError where it has none; `why` says what needs them."""
     if images.labels is None:
+        reason = f" ({images.unlabelled})" if images.unlabelled else ""
         raise FgsslError(
-            f"{images.source} [{images.split}] has no labels"
-            f"{f' ({images.unlabelled})' if images.unlabelled else ''}, and {why}",
+            f"{images.source} [{images.split}] has no labels{reason}, and {why}",
             "use class folders or a labelled data set; fgssl embed and visualize work without labels",
         )
+    return torch.from_numpy(images.labels)

@@ -26,7 +26,8 @@ import torch
 from sklearn.linear_model import LogisticRegressionCV
 from torch import Tensor
 
-from fgssl.evaluation.probing.classifiers import HELD_OUT, linear_probe, stratified_split
+from fgssl.evaluation.probing.classifiers import HELD_OUT, linear_probe
+from fgssl.evaluation.probing.splits import stratified_split
 from fgssl.runtime.machine import available_cores
 
 Result = TypeVar("Result")

@@ -76,7 +76,7 @@ def fast(plan: Plan, folder: Path) -> dict[str, float]:
     losses = [json.loads(line)["loss"] for line in (folder / METRICS_FILE).read_text().splitlines()]
     assert plan.test is not None
     found = embed(load_encoder(str(folder)).to(plan.device), plan.test, pools=("gap",))["gap"]
-    return scores(losses, found.features, found.require_labels("test"))
+    return scores(losses, found.features, found.known_labels)
 
 
 def plain(plan: Plan) -> dict[str, float]:

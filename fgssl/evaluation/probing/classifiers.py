@@ -1,4 +1,4 @@
-"""Frozen features judged by classifiers: linear probe, nearest neighbours, and (from its own file) few-shot."""
+"""Frozen features judged by two classifiers: the linear probe, and the nearest neighbours' vote."""
 
 from __future__ import annotations
 
@@ -11,23 +11,10 @@ from torch import Tensor
 
 from fgssl.errors import FgsslError
 from fgssl.evaluation.features import check_features, check_labels, check_widths, unit_rows
-from fgssl.evaluation.probing.few_shot import FewShotResult, few_shot
-from fgssl.evaluation.probing.logistic import LinearClassifiers, fit_logistic
+from fgssl.evaluation.probing.logistic import fit_logistic
 from fgssl.evaluation.probing.scores import ClassifierResult, judge
-from fgssl.evaluation.probing.stratified import stratified_fraction, stratified_split
+from fgssl.evaluation.probing.splits import stratified_split
 from fgssl.evaluation.retrieval.nearest import search
-
-__all__ = [
-    "COSTS",
-    "ClassifierResult",
-    "FewShotResult",
-    "ProbeResult",
-    "few_shot",
-    "knn_classify",
-    "linear_probe",
-    "stratified_fraction",
-    "stratified_split",
-]
 
 # 0.1 to 10,000, for features of unit variance; an encoder whose features crowd together needs weaker regularisation
 COSTS = tuple(10 ** (half / 2) for half in range(-2, 9))
@@ -36,21 +23,13 @@ HELD_OUT = 0.2
 
 @dataclass(frozen=True)
 class ProbeResult(ClassifierResult):
-    """A linear probe.
+    """A linear probe."""
 
-    Attributes:
-        cost: The inverse strength of regularisation chosen (scikit-learn's C).
-        tried: Each cost with its top-1 in percent on the held-out slice; empty if nothing could be held out.
-        converged: The final fit met its tolerance.
-        choice: On which images the cost was chosen, in words.
-        method: The protocol without what differs from try to try.
-    """
-
-    cost: float
-    tried: tuple[tuple[float, float], ...]
-    converged: bool
-    choice: str
-    method: str
+    cost: float  # the inverse strength of regularisation chosen, scikit-learn's C
+    tried: tuple[tuple[float, float], ...]  # costs with top-1 in percent on the held-out slice; empty without one
+    converged: bool  # the final fit met its tolerance
+    choice: str  # on which images the cost was chosen, in words
+    method: str  # the protocol without what differs from try to try
 
 
 def linear_probe(
@@ -73,18 +52,13 @@ def linear_probe(
     as wrong.
 
     Args:
-        train: (N, D) features.
-        train_labels: (N,) classes.
-        test: (M, D) features.
-        test_labels: (M,) classes.
-        classes: Number of classes; by default one more than the largest label.
+        train: (N, D) features with `train_labels` (N,).
+        test: (M, D) features with `test_labels` (M,).
+        classes: By default one more than the largest label.
         costs: Inverse strengths of regularisation to choose from (scikit-learn's C); by default `COSTS` over the total
             variance of the train features, so that the grid fits crowded and spread features alike.
         seed: Of the held-out slice.
         progress: Called with (fits done, fits), the last being the refit.
-
-    Returns:
-        The result; the same inputs and seed give the same result.
 
     Raises:
         FgsslError: Features with NaN or of different widths, labels that do not fit or are out of range, or fewer
@@ -111,7 +85,10 @@ def linear_probe(
             costs=costs,
             progress=None if progress is None else lambda done, _: progress(done, fits),
         )
-        tried = _held_out_accuracy(models, costs, data.train[held], targets[held])
+        # (G, held) which class each member gives the held-out images
+        found = (data.train[held] @ models.weight + models.bias[:, None]).argmax(dim=2)
+        shares = (found == targets[held]).double().mean(dim=1)
+        tried = tuple(zip(costs, (100 * shares).tolist(), strict=True))
         cost = max(tried, key=lambda pair: pair[1])[0]  # the first, so the stronger, of the best
         choice = f"chosen on {len(held)} of {len(targets)} train images, then refitted on all"
     model = fit_logistic(data.train, targets, classes=len(present), costs=[cost], tolerance=1e-5)
@@ -127,52 +104,34 @@ def linear_probe(
     )  # fmt: skip
 
 
-def _held_out_accuracy(
-    models: LinearClassifiers, costs: Sequence[float], features: Tensor, targets: Tensor
-) -> tuple[tuple[float, float], ...]:
-    """Each cost with its top-1 in percent."""
-    right = [
-        float(((features @ weight + bias).argmax(dim=1) == targets).double().mean())
-        for weight, bias in zip(models.weight, models.bias, strict=True)
-    ]
-    return tuple((cost, 100 * share) for cost, share in zip(costs, right, strict=True))
-
-
 def knn_classify(
     train: Tensor,
-    labels: Tensor,
+    train_labels: Tensor,
     test: Tensor,
     test_labels: Tensor,
     *,
     k: int = 20,
     temperature: float = 0.07,
     classes: int | None = None,
-    memory_bytes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ClassifierResult:
     """Weighted nearest neighbours, as in Wu et al. 2018 (section 3.4): the k nearest vote with exp(cosine / T).
 
+    Equal votes go to the smaller label, equally near neighbours by row.
+
     Args:
-        train: (N, D) features.
-        labels: (N,) classes.
-        test: (M, D) features.
-        test_labels: (M,) classes.
+        train: As in `linear_probe`, with `train_labels`, `test`, `test_labels` and `classes`.
         k: Neighbours; the field reports 20 and 200. Beyond N, all train images vote, and the protocol says so.
         temperature: T; 0.07 is the convention.
-        classes: Number of classes; by default one more than the largest label.
-        memory_bytes: Bound on the scratch memory of the search.
         progress: Called with (test images done, test images).
-
-    Returns:
-        The result. Equal votes go to the smaller label, equally near neighbours by row.
 
     Raises:
         FgsslError: As `linear_probe`, and for k or temperature out of range.
     """
     if k < 1 or temperature <= 0:
         raise FgsslError(f"nearest neighbours with k = {k}, temperature {temperature}", "use k >= 1, temperature > 0")
-    data = _prepare(train, labels, test, test_labels, classes)
-    near = search(data.test, data.train, top=k, normalize=False, memory_bytes=memory_bytes, progress=progress)
+    data = _prepare(train, train_labels, test, test_labels, classes)
+    near = search(data.test, data.train, top=k, normalize=False, progress=progress)
     # relative to the nearest, so that no temperature overflows
     votes = ((near.scores.double() - near.scores[:, :1].double()) / temperature).exp()
     scores = votes.new_zeros(len(data.test), data.classes).scatter_add_(1, data.train_labels[near.indices], votes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,25 +12,18 @@ from torch import Tensor
 from fgssl.errors import FgsslError
 from fgssl.evaluation.bootstrap import Interval
 from fgssl.evaluation.features import check_features, check_labels, unit_rows
+from fgssl.evaluation.probing.splits import Rows, rows_by_class
 
 
 @dataclass(frozen=True)
 class FewShotResult:
-    """Accuracy over episodes, in percent.
+    """Accuracy over episodes, in percent."""
 
-    Attributes:
-        accuracy: Mean over the episodes, with its 95 % interval (1.96 standard errors of that mean).
-        episodes: (E,) float64 accuracy of each.
-        ways: Classes in an episode.
-        skipped: Classes with too few images to take part.
-        protocol: What was done, in one line.
-    """
-
-    accuracy: Interval
-    episodes: Tensor
-    ways: int
-    skipped: int
-    protocol: str
+    accuracy: Interval  # mean over the episodes, with its 95 % interval: 1.96 standard errors of that mean
+    episodes: Tensor  # (E,) float64 accuracy of each
+    ways: int  # classes in an episode
+    skipped: int  # classes with too few images to take part
+    protocol: str  # what was done, in one line
 
 
 def few_shot(
@@ -51,7 +44,7 @@ def few_shot(
 
     Args:
         features: (N, D).
-        labels: (N,) classes.
+        labels: (N,) classes; those with `shots` images or fewer take no part and are counted.
         shots: Supports of a class.
         ways: Classes of an episode; None takes all of them in every episode (harder, and closer to real use).
         episodes: Number of episodes.
@@ -59,16 +52,13 @@ def few_shot(
         seed: Of the episodes.
         progress: Called with (episodes done, episodes).
 
-    Returns:
-        The accuracy with its interval. Classes with `shots` images or fewer take no part and are counted.
-
     Raises:
         FgsslError: Bad features or labels, numbers below 1, or fewer classes with enough images than `ways`.
     """
     if min(shots, episodes, queries) < 1 or (ways is not None and ways < 2):
         raise FgsslError(f"few-shot with {shots} shots, {ways} ways", "use at least 1 shot, 1 query and 2 ways")
     features = unit_rows(check_features(features)).cpu()
-    groups = _classes(check_labels(labels, len(features)).cpu().numpy())
+    groups = rows_by_class(check_labels(labels, len(features)).cpu())
     usable = [group for group in groups if len(group) > shots]
     drawn = len(usable) if ways is None else ways
     if len(usable) < max(2, drawn):
@@ -89,21 +79,13 @@ def few_shot(
         f"{'all ' if ways is None else ''}{drawn}-way {shots}-shot nearest class mean by cosine, {episodes} episodes, "
         f"up to {queries} queries a class"
     )
-    return FewShotResult(
-        Interval(mean, mean - error, mean + error), accuracy, drawn, len(groups) - len(usable), protocol
-    )
+    interval = Interval(mean, mean - error, mean + error)
+    return FewShotResult(interval, accuracy, drawn, len(groups) - len(usable), protocol)
 
 
-_Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
-
-
-def _classes(labels: _Rows) -> list[_Rows]:
-    order = np.argsort(labels, kind="stable")
-    _, starts = np.unique(labels[order], return_index=True)
-    return np.split(order, starts[1:])
-
-
-def _episode(features: Tensor, classes: list[_Rows], shots: int, queries: int, generator: np.random.Generator) -> float:
+def _episode(
+    features: Tensor, classes: Sequence[Rows], shots: int, queries: int, generator: np.random.Generator
+) -> float:
     """Accuracy of one episode in percent."""
     rows = [generator.permutation(group)[: shots + queries] for group in classes]
     means = torch.stack([features[row[:shots]].mean(dim=0) for row in rows])

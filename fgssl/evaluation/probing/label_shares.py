@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from fgssl.errors import FgsslError
 from fgssl.evaluation.bootstrap import Interval, bootstrap_interval
 from fgssl.evaluation.probing.scores import ClassifierResult, Confusion, confusions
-from fgssl.evaluation.probing.stratified import stratified_fraction
+from fgssl.evaluation.probing.splits import stratified_fraction
 
 Fit = Callable[[Tensor, int], ClassifierResult]  # rows of the train images (M,), seed -> its result on the test images
 
@@ -59,14 +59,11 @@ class Share:
 
     def spread(self, name: str) -> float | None:
         """Standard deviation of a metric over the tries (n - 1), None for one try."""
-        if len(self.trials) == 1:
-            return None
-        return float(torch.tensor(self.values(name), dtype=torch.float64).std(correction=1))
+        return float(torch.tensor(self.values(name)).double().std(correction=1)) if len(self.trials) > 1 else None
 
     def interval(self, seed: int = 0) -> Interval:
         """Top-1 with its 95 % bootstrap interval over the test images, in percent; each counts its mean over tries."""
-        found = bootstrap_interval(self.correct(), seed=seed)
-        return Interval(100 * found.value, 100 * found.low, 100 * found.high)
+        return bootstrap_interval(self.correct(), seed=seed).percent()
 
     def correct(self) -> Tensor:
         """(M,) float64: the share of tries in which each test image was right."""
@@ -79,8 +76,7 @@ class Share:
     def confusions(self, test_labels: Tensor, most: int = 20) -> tuple[Confusion, ...]:
         """The most frequent mistakes, summed over the tries."""
         predictions = torch.cat([trial.result.predictions for trial in self.trials])
-        classes = len(self.trials[0].result.per_class)
-        return confusions(predictions, test_labels.repeat(len(self.trials)), classes, most)
+        return confusions(predictions, test_labels.repeat(len(self.trials)), len(self.per_class()), most)
 
 
 def draw_labels(labels: Tensor, fractions: Sequence[float], *, tries: int = 1, seed: int = 0) -> list[list[Draw]]:
@@ -107,9 +103,4 @@ def draw_labels(labels: Tensor, fractions: Sequence[float], *, tries: int = 1, s
 
 def run_trials(draws: Sequence[Sequence[Draw]], fit: Fit) -> list[Share]:
     """Fit and judge every try, in order."""
-
-    def trials(drawn: Sequence[Draw]) -> Iterator[Trial]:
-        for draw in drawn:
-            yield Trial(draw, fit(draw.rows, draw.seed))
-
-    return [Share(drawn[0].fraction, tuple(trials(drawn))) for drawn in draws]
+    return [Share(draw[0].fraction, tuple(Trial(d, fit(d.rows, d.seed)) for d in draw)) for draw in draws]

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,17 +14,16 @@ from torch import Tensor
 from fgssl.data.images import ImageSet
 from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import Embeddings
+from fgssl.evaluation.feature_table import FeatureTable
 from fgssl.evaluation.probing.classifiers import ProbeResult, knn_classify, linear_probe
 from fgssl.evaluation.probing.few_shot import FewShotResult, few_shot
 from fgssl.evaluation.probing.label_shares import Fit, Share, draw_labels, run_trials
 from fgssl.evaluation.probing.scores import ClassifierResult, judge
-from fgssl.evaluation.probing.sgd import SgdRecipe
-from fgssl.evaluation.probing.sgd_crops import train_on_crops
+from fgssl.evaluation.probing.sgd import SgdRecipe, train_on_crops
 from fgssl.evaluation.probing.splits import ProbeSplits
-from fgssl.evaluation.subject import Subject, require_labels
-from fgssl.runtime.reporting import Reporter
+from fgssl.evaluation.subject import Subject, labels_of
 
-PROTOCOLS = ("cached", "sgd", "knn", "fewshot")
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -60,25 +59,7 @@ class ProbeReport(NamedTuple):
     protocol: str
 
 
-class FeatureSource(Protocol):
-    """What makes features: a `Subject`, or a `FeatureTable` in its place."""
-
-    @property
-    def pool(self) -> str | None:
-        """How they are pooled, where that is known."""
-        ...
-
-    @property
-    def reporter(self) -> Reporter:
-        """Told of progress."""
-        ...
-
-    def embed(self, images: ImageSet) -> Embeddings:
-        """Features of a split, in its order."""
-        ...
-
-
-def run_probe(subject: FeatureSource, splits: ProbeSplits, options: ProbeOptions) -> ProbeReport:
+def run_probe(subject: Subject | FeatureTable, splits: ProbeSplits, options: ProbeOptions) -> ProbeReport:
     """Embed both splits, fit every try of every fraction of the labels, and judge each on the test split.
 
     Args:
@@ -90,42 +71,41 @@ def run_probe(subject: FeatureSource, splits: ProbeSplits, options: ProbeOptions
         FgsslError: A fraction that leaves a class without images, or too few classes; told before anything is embedded
             wherever the labels show it.
     """
-    if options.protocol not in PROTOCOLS[:3]:
-        raise FgsslError(f"unknown protocol '{options.protocol}'", f"choose one of {', '.join(PROTOCOLS)}")
+    if options.protocol not in _FITS:
+        raise FgsslError(f"unknown protocol '{options.protocol}'", f"choose one of {', '.join(_FITS)}, fewshot")
     if options.protocol == "sgd" and not isinstance(subject, Subject):
         raise FgsslError("--protocol sgd embeds new crops in every epoch, and a file holds features only",
                          "use --protocol cached, or give the encoder")  # fmt: skip
     if options.epochs < 1:
         raise FgsslError(f"--epochs is {options.epochs}", "it must be at least 1")
-    assert splits.train.labels is not None and splits.test.labels is not None
     draw = partial(draw_labels, fractions=options.fractions, tries=options.tries, seed=options.seed)
-    draw(torch.from_numpy(splits.train.labels))
+    draw(labels_of(splits.train, "the probe needs them"))
     train, test = subject.embed(splits.train), subject.embed(splits.test)
-    labels = train.require_labels(splits.train.split)
-    draws = draw(labels)  # again: an unreadable image has no row
-    task = _Task(subject, splits, train, test, options, _class_count(train, test))
-    shares = run_trials(draws, _fit_all(task, sum(map(len, draws))))
+    task = _Task(subject, splits.train, train, test, train.known_labels, test.known_labels, options)
+    draws = draw(task.labels)  # again: an unreadable image has no row
+    shares = run_trials(draws, task.fit_all(sum(map(len, draws))))
     return ProbeReport(shares, train, test, f"{_method(shares)}; {splits.protocol}{_drawn(shares)}")
 
 
 def run_few_shot(
-    subject: FeatureSource, images: ImageSet, *, shots: Sequence[int], ways: int | None, episodes: int, seed: int = 0
+    subject: Subject | FeatureTable,
+    images: ImageSet,
+    *,
+    shots: Sequence[int],
+    ways: int | None,
+    episodes: int,
+    seed: int = 0,
 ) -> list[FewShotResult]:
     """Nearest class mean over episodes drawn from one labelled split, for each number of shots.
 
     Raises:
         FgsslError: No labels, or too few images in too many classes.
     """
-    require_labels(images, "few-shot episodes are drawn by them")
+    labels_of(images, "few-shot episodes are drawn by them")
     found = subject.embed(images)
-    labels = found.require_labels(images.split)
-
-    def show(done: int, total: int) -> None:
-        subject.reporter.progress("drawing episodes", done, total)
-
-    return [
-        few_shot(found.features, labels, shots=s, ways=ways, episodes=episodes, seed=seed, progress=show) for s in shots
-    ]
+    run = partial(few_shot, found.features, found.known_labels, ways=ways, episodes=episodes, seed=seed)
+    show = partial(subject.reporter.progress, "drawing episodes")
+    return [run(shots=count, progress=show) for count in shots]
 
 
 def _method(shares: Sequence[Share]) -> str:
@@ -133,8 +113,7 @@ def _method(shares: Sequence[Share]) -> str:
     results = [share.trials[0].result for share in shares]  # the tries of a share have as many images of each class
     first = results[0]
     if not isinstance(first, ProbeResult):
-        different = dict.fromkeys(result.protocol for result in results)
-        if len(different) == 1:
+        if len({result.protocol for result in results}) == 1:
             return first.protocol
         return ", ".join(f"{r.protocol} (share {s.fraction:g})" for s, r in zip(shares, results, strict=True))
     if len(shares) == 1 and len(shares[0].trials) == 1:
@@ -149,99 +128,73 @@ def _method(shares: Sequence[Share]) -> str:
 
 def _drawn(shares: Sequence[Share]) -> str:
     """What was drawn, in words."""
-    parts = [
-        f"{share.fraction:g} of the labels drawn by class with seeds {', '.join(map(str, share.seeds))}"
+    return "".join(
+        f"; {share.fraction:g} of the labels drawn by class with seeds {', '.join(map(str, share.seeds))}"
         for share in shares
         if share.fraction < 1
-    ]
-    return "".join(f"; {part}" for part in parts)
-
-
-def _class_count(train: Embeddings, test: Embeddings) -> int:
-    assert train.labels is not None and test.labels is not None
-    return max(len(train.class_names or ()), int(train.labels.max()) + 1, int(test.labels.max()) + 1)
+    )
 
 
 class _Task(NamedTuple):
-    """What every try of a probe shares."""
+    """What every try of a probe shares; each protocol is a method that fits one try and judges it."""
 
-    subject: FeatureSource
-    splits: ProbeSplits
+    subject: Subject | FeatureTable
+    images: ImageSet  # the train split
     train: Embeddings
     test: Embeddings
+    labels: Tensor  # of `train`
+    truth: Tensor  # of `test`
     options: ProbeOptions
-    classes: int
 
     @property
-    def train_labels(self) -> Tensor:
-        return self.train.require_labels(self.splits.train.split)
+    def classes(self) -> int:
+        named = len(self.train.class_names or ())
+        return max(named, int(self.labels.max()) + 1, int(self.truth.max()) + 1)
 
-    @property
-    def test_labels(self) -> Tensor:
-        return self.test.require_labels(self.splits.test.split)
+    def fit_all(self, tries: int) -> Fit:
+        """The protocol's fit of one try, with progress over all of them."""
+        fit_one, title = _FITS[self.options.protocol]
+        places = itertools.count()
 
+        def fit(rows: Tensor, seed: int) -> ClassifierResult:
+            place = next(places)
 
-def _fit_all(task: _Task, tries: int) -> Fit:
-    """The protocol's fit of one try, with progress over all of them."""
-    fit_one, title = _FITS[task.options.protocol]
-    places = itertools.count()
+            def show(done: int, total: int) -> None:
+                self.subject.reporter.progress(title, place * total + done, tries * total)
 
-    def fit(rows: Tensor, seed: int) -> ClassifierResult:
-        place = next(places)
+            return fit_one(self, rows, seed, show)
 
-        def show(done: int, total: int) -> None:
-            task.subject.reporter.progress(title, place * total + done, tries * total)
+        return fit
 
-        return fit_one(task, rows, seed, show)
+    def cached(self, rows: Tensor, seed: int, show: Progress) -> ClassifierResult:
+        sets = self.train.features[rows], self.labels[rows], self.test.features, self.truth
+        return linear_probe(*sets, classes=self.classes, seed=seed, progress=show)
 
-    return fit
+    def knn(self, rows: Tensor, _seed: int, show: Progress) -> ClassifierResult:
+        sets = self.train.features[rows], self.labels[rows], self.test.features, self.truth
+        options = self.options
+        return knn_classify(
+            *sets, k=options.k, temperature=options.temperature, classes=self.classes, progress=show
+        )  # fmt: skip
 
-
-Progress = Callable[[int, int], None]
-
-
-def _cached(task: _Task, rows: Tensor, seed: int, show: Progress) -> ClassifierResult:
-    features, labels = task.train.features[rows], task.train_labels[rows]
-    return linear_probe(
-        features, labels, task.test.features, task.test_labels, classes=task.classes, seed=seed, progress=show
-    )
-
-
-def _knn(task: _Task, rows: Tensor, _seed: int, show: Progress) -> ClassifierResult:
-    return knn_classify(
-        task.train.features[rows],
-        task.train_labels[rows],
-        task.test.features,
-        task.test_labels,
-        k=task.options.k,
-        temperature=task.options.temperature,
-        classes=task.classes,
-        progress=show,
-    )
-
-
-def _sgd(task: _Task, rows: Tensor, seed: int, show: Progress) -> ClassifierResult:
-    recipe, subject = SgdRecipe(epochs=task.options.epochs), task.subject
-    assert isinstance(subject, Subject)  # run_probe refuses others
-
-    def decoding(done: int, total: int) -> None:
-        subject.reporter.progress(f"decoding {task.splits.train.split}", done, total)
-
-    positions = torch.from_numpy(task.train.positions)[rows]
-    model = train_on_crops(
-        subject.encoder, task.splits.train, positions, pool=subject.pool, width=task.train.features.shape[1],
-        classes=task.classes, recipe=recipe, seed=seed, forward=subject.batch_size, progress=show,
-        cache=subject.cache, decoding=decoding,
-    )  # fmt: skip
-    scores = model.scores(task.test.features)
-    unseen = torch.ones(task.classes, dtype=torch.bool)
-    unseen[task.train_labels[rows]] = False
-    words = f"linear layer on l2-normalised features of random-resized crops, {recipe.words()}"
-    return judge(scores.masked_fill(unseen, float("-inf")), task.test_labels, words)
+    def sgd(self, rows: Tensor, seed: int, show: Progress) -> ClassifierResult:
+        recipe, subject = SgdRecipe(epochs=self.options.epochs), self.subject
+        assert isinstance(subject, Subject)  # run_probe refuses others
+        positions = torch.from_numpy(self.train.positions)[rows]
+        model = train_on_crops(
+            subject.encoder, self.images, positions, pool=subject.pool, width=self.train.features.shape[1],
+            classes=self.classes, recipe=recipe, seed=seed, forward=subject.batch_size, progress=show,
+            cache=subject.cache, decoding=partial(subject.reporter.progress, f"decoding {self.images.split}"),
+        )  # fmt: skip
+        scores = model.scores(self.test.features)
+        unseen = torch.ones(self.classes, dtype=torch.bool)
+        unseen[self.labels[rows]] = False
+        words = f"linear layer on l2-normalised features of random-resized crops, {recipe.words()}"
+        return judge(scores.masked_fill(unseen, float("-inf")), self.truth, words)
 
 
 _FITS = {
-    "cached": (_cached, "fitting the probe"),
-    "sgd": (_sgd, "training the probe"),
-    "knn": (_knn, "voting"),
+    "cached": (_Task.cached, "fitting the probe"),
+    "sgd": (_Task.sgd, "training the probe"),
+    "knn": (_Task.knn, "voting"),
 }

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fgssl.evaluation.metrics import per_class_accuracy, topk_accuracy
+from fgssl.evaluation.metrics import accuracy, per_class_accuracy, topk_accuracy
 
 
 class Confusion(NamedTuple):
@@ -49,24 +49,18 @@ class ClassifierResult:
 
 
 def judge(scores: Tensor, labels: Tensor, protocol: str) -> ClassifierResult:
-    """What a classifier's scores are worth.
-
-    Args:
-        scores: (M, C); minus infinity for a class that the classifier does not know.
-        labels: (M,) in [0, C).
-        protocol: How the classifier was made, in one line.
-    """
+    """What scores (M, C) of test images with labels (M,) are worth; minus infinity is a class not known."""
     scores, labels = scores.cpu(), labels.cpu()
-    predictions = scores.argmax(dim=1)
-    per_class = per_class_accuracy(predictions, labels, classes=scores.shape[1])
+    predictions, classes = scores.argmax(dim=1), scores.shape[1]
+    per_class = per_class_accuracy(predictions, labels, classes=classes)
     return ClassifierResult(
-        top1=100 * float((predictions == labels).double().mean()),
+        top1=accuracy(predictions, labels),
         top5=topk_accuracy(scores, labels, k=5),
         mean_per_class=float(per_class.nanmean()),
         per_class=per_class,
         predictions=predictions,
         correct=predictions == labels,
-        confusions=confusions(predictions, labels, scores.shape[1]),
+        confusions=confusions(predictions, labels, classes),
         protocol=protocol,
     )
 
@@ -76,4 +70,4 @@ def confusions(predictions: Tensor, labels: Tensor, classes: int, most: int = 20
     wrong = predictions != labels
     pairs, counts = torch.unique(labels[wrong] * classes + predictions[wrong], return_counts=True)
     order = counts.argsort(descending=True, stable=True)[:most]
-    return tuple(Confusion(int(pairs[i]) // classes, int(pairs[i]) % classes, int(counts[i])) for i in order)
+    return tuple(Confusion(*divmod(int(pairs[i]), classes), int(counts[i])) for i in order)

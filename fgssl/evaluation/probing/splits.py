@@ -1,10 +1,16 @@
-"""Which labelled images a probe is fitted on, and which it is scored on; none is in both."""
+"""Which labelled images a probe is fitted on, and which it is scored on: splits, and seeded choices by class.
+
+The choices are ours, not scikit-learn's `StratifiedShuffleSplit`: that refuses a class of one image, lets rounding
+leave a class out, and has other sets in other versions; published lists of labelled images must stay.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from fgssl.config.schema import DataConfig
 from fgssl.data.images import ImageSet, Subset
@@ -12,21 +18,31 @@ from fgssl.errors import FgsslError
 from fgssl.evaluation.class_names import common_labels
 from fgssl.evaluation.feature_file import read_features
 from fgssl.evaluation.feature_table import FeatureImages, FeatureTable
-from fgssl.evaluation.probing.stratified import stratified_split
-from fgssl.evaluation.subject import open_split, overlapping, require_labels
+from fgssl.evaluation.features import check_labels
+from fgssl.evaluation.subject import labels_of, open_split, overlapping
+
+_WHY = "the probe needs them"
+
+Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 class ProbeSplits(NamedTuple):
-    """Labelled images to fit the probe on and to score it on."""
+    """Labelled images to fit the probe on and to score it on, none in both."""
 
     train: ImageSet
     test: ImageSet
     protocol: str  # in words
-    divided: bool  # both are parts of one split
+
+
+class Split(NamedTuple):
+    """Two disjoint sets of rows, each ascending."""
+
+    kept: Tensor
+    held: Tensor
 
 
 def probe_splits(data: DataConfig, split: str | None, *, seed: int = 0) -> ProbeSplits:
-    """Train and test split for the probe, without an image in common; a single split is divided, stratified, 80 to 20.
+    """Train and test split for the probe; a single split is divided, stratified, 80 to 20.
 
     Raises:
         FgsslError: no labels.
@@ -37,23 +53,21 @@ def probe_splits(data: DataConfig, split: str | None, *, seed: int = 0) -> Probe
     if others and overlapping(train, test):  # an encoder trained on train+test
         train = open_split(data, "+".join(others), "train")
     for images in (train, test):
-        require_labels(images, "the probe needs them")
+        labels_of(images, _WHY)
     if overlapping(train, test):
         return divide(test, seed=seed)
-    return ProbeSplits(train, test, f"fitted on {train.split}, scored on {test.split}", False)
+    return ProbeSplits(train, test, f"fitted on {train.split}, scored on {test.split}")
 
 
 def divide(images: ImageSet, *, seed: int = 0) -> ProbeSplits:
     """Four fifths of the images of each class to fit on, one fifth to score on. Raises FgsslError without labels."""
-    require_labels(images, "the probe needs them")
-    assert images.labels is not None
-    kept, held = stratified_split(torch.from_numpy(images.labels), 0.2, seed=seed)
+    kept, held = stratified_split(labels_of(images, _WHY), 0.2, seed=seed)
     if not len(held):
         raise FgsslError(
             f"every class of {images.source} [{images.split}] has one image", "a probe needs classes with two or more"
         )
     words = f"{images.split} divided 80 to 20 by class (seed {seed})"
-    return ProbeSplits(Subset(images, kept.numpy()), Subset(images, held.numpy()), words, True)
+    return ProbeSplits(Subset(images, kept.numpy()), Subset(images, held.numpy()), words)
 
 
 def file_splits(table: FeatureTable, train: str | None, *, seed: int = 0) -> ProbeSplits:
@@ -73,11 +87,75 @@ def file_splits(table: FeatureTable, train: str | None, *, seed: int = 0) -> Pro
                              "give one, and --train the other, or name their images' source with --data")  # fmt: skip
         return divide(FeatureImages(table.files[0]), seed=seed)
     first, second = (FeatureImages(file) for file in (read_features(train), table.files[0]))
-    for images in (first, second):
-        require_labels(images, "the probe needs them")
-    assert first.labels is not None and second.labels is not None
-    numbered = [(torch.from_numpy(images.labels), images.class_names) for images in (first, second)]
+    numbered = [(labels_of(images, _WHY), images.class_names) for images in (first, second)]
     common = common_labels(*numbered, names=(train, second.source))
     first.labels, second.labels = common.first.numpy(), common.second.numpy()
     first.class_names = second.class_names = common.class_names
-    return ProbeSplits(first, second, f"fitted on {train}, scored on {second.source}", False)
+    return ProbeSplits(first, second, f"fitted on {train}, scored on {second.source}")
+
+
+def stratified_fraction(labels: Tensor, fraction: float, *, seed: int = 0) -> Tensor:
+    """Rows (M,), ascending, of a class-stratified share of the images, as for training on 20 % of the labels.
+
+    Each class gives `fraction` of its images, rounded half up, and never none; so rare classes weigh a little more.
+
+    Args:
+        labels: (N,) classes.
+        fraction: In (0, 1].
+        seed: The same seed gives the same rows.
+
+    Raises:
+        FgsslError: A fraction out of range, or one of fewer images than there are classes.
+    """
+    labels = _checked(labels, fraction, most=1.0)
+    groups = _shuffled_classes(labels, seed)
+    if round(fraction * len(labels)) < len(groups):
+        raise FgsslError(
+            f"{fraction:g} of {len(labels)} images leaves some of {len(groups)} classes without one",
+            f"use a fraction of {np.ceil(1e4 * len(groups) / len(labels)) / 1e4:g} or more",
+        )
+    chosen = [group[: max(1, _share(fraction, len(group)))] for group in groups]
+    return torch.from_numpy(np.sort(np.concatenate(chosen)))
+
+
+def stratified_split(labels: Tensor, fraction: float, *, seed: int = 0) -> Split:
+    """Hold out a share in (0, 1) of the images of each class.
+
+    A class with two images or more gives at least one and keeps at least one; the image of a class with only one is
+    kept. So `held` can be empty, and has no class that `kept` lacks. Raises FgsslError for a fraction out of range.
+    """
+    labels = _checked(labels, fraction, most=np.nextafter(1.0, 0.0))
+    kept, held = [], []
+    for group in _shuffled_classes(labels, seed):
+        size = min(max(1, _share(fraction, len(group))), len(group) - 1)
+        held.append(group[:size])
+        kept.append(group[size:])
+    return Split(*(torch.from_numpy(np.sort(np.concatenate(part))) for part in (kept, held)))
+
+
+def rows_by_class(labels: Tensor) -> list[Rows]:
+    """The rows of each class, by class."""
+    order = np.argsort(labels.numpy(), kind="stable")
+    _, starts = np.unique(labels.numpy()[order], return_index=True)
+    return np.split(order, starts[1:])
+
+
+def _checked(labels: Tensor, fraction: float, *, most: float) -> Tensor:
+    labels = check_labels(labels, len(labels)).cpu()
+    if len(labels) == 0:
+        raise FgsslError("no labels to choose from", "give at least one image")
+    if not 0 < fraction <= most:
+        limit = "up to 1" if most == 1 else "below 1"
+        raise FgsslError(f"a fraction of {fraction:g}", f"use one above 0 and {limit}")
+    return labels
+
+
+def _share(fraction: float, size: int) -> int:
+    # 0.29 * 50 is 14.499...: half up as a person would round it
+    return int(fraction * size + 0.5 + 1e-9)
+
+
+def _shuffled_classes(labels: Tensor, seed: int) -> list[Rows]:
+    # numpy's generator: its stream is stable over versions, so chosen lists can be published
+    generator = np.random.default_rng(seed)
+    return [generator.permutation(group) for group in rows_by_class(labels)]

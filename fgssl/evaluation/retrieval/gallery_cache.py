@@ -19,49 +19,43 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fgssl.data.cache.build import RETRIED_FAULTS, Fault, PixelStore
-from fgssl.data.cache.folder import cache_folder
+from fgssl.data.cache.location import cache_folder
 from fgssl.data.images import ImageSet
 from fgssl.errors import FgsslError
-from fgssl.evaluation.embed import Embeddings, evaluation_view
+from fgssl.evaluation.embed import Embeddings, evaluation_view, rows_of
 from fgssl.evaluation.subject import Subject
 from fgssl.runs.encoder_file import identity
 from fgssl.runtime.files import atomic_path
+from fgssl.runtime.text import shown
 
 FORMAT = "fgssl-kept-features-1"
 
 
-def kept_embeddings(subject: Subject, images: ImageSet, *, checkpoint: str) -> Embeddings:
+def kept_embeddings(subject: Subject, images: ImageSet) -> Embeddings:
     """Embeddings of a gallery from the cache, computed and kept first where they are not there.
 
-    A disk that is full or cannot be written only costs the time of the next search.
-
-    Args:
-        subject: Encoder and pooling.
-        images: The gallery.
-        checkpoint: The encoder as its user wrote it.
-
-    Raises:
-        FgsslError: As `Subject.embed`.
+    A disk that is full or cannot be written only costs the time of the next search. Raises FgsslError as
+    `Subject.embed`.
     """
     if subject.cache == "off":
         return subject.embed(images)
-    path = kept_path(subject, images, checkpoint=checkpoint)
+    path = _path(subject, images)
     kept = _read(path, images)
     if kept is not None and not _mended(subject, images, kept):
         return kept
     found = subject.embed(images)
+    told = {"source": images.source, "split": images.split, "pool": subject.pool, "checkpoint": subject.checkpoint}
     with contextlib.suppress(FgsslError):
-        _write(path, found, {"source": images.source, "split": images.split, "pool": subject.pool,
-                             "checkpoint": checkpoint})  # fmt: skip
+        _write(path, found, told)
         for former in path.parent.glob(f"{path.name.partition('-')[0]}-*"):
             if former != path:
                 former.unlink(missing_ok=True)
     return found
 
 
-def kept_path(subject: Subject, images: ImageSet, *, checkpoint: str) -> Path:
+def _path(subject: Subject, images: ImageSet) -> Path:
     """The file that would hold these embeddings: PLACE-CONTENT.safetensors, both parts hashes."""
-    place = (os.path.abspath(images.source), images.split, subject.pool, os.path.abspath(checkpoint))
+    place = (os.path.abspath(images.source), images.split, subject.pool, os.path.abspath(subject.checkpoint))
     view = evaluation_view(subject.encoder, subject.pool)
     content = (images.fingerprint(), identity(subject.encoder), repr(view), FORMAT)
     names = [hashlib.blake2b(repr(part).encode(), digest_size=12).hexdigest() for part in (place, content)]
@@ -72,8 +66,9 @@ def kept_path(subject: Subject, images: ImageSet, *, checkpoint: str) -> Path:
 def _write(path: Path, found: Embeddings, told: dict[str, str]) -> None:
     tensors = {"features": found.features.contiguous(), "positions": torch.from_numpy(found.positions)}
     faults = json.dumps([dataclasses.asdict(fault) for fault in found.faults])
+    about = {key: shown(value) for key, value in told.items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": FORMAT, "faults": faults, **told})
+        save_file(tensors, temporary, metadata={"format": FORMAT, "faults": faults, **about})
 
 
 def _read(path: Path, images: ImageSet) -> Embeddings | None:
@@ -83,11 +78,9 @@ def _read(path: Path, images: ImageSet) -> Embeddings | None:
             faults = tuple(Fault(**fault) for fault in json.loads(file.metadata()["faults"]))
         if len(features) != len(index) or len(index) + len(faults) != len(images):
             return None
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):  # not there, or damaged by somebody
+        return rows_of(images, features, index, faults)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError):  # not there, or damaged by somebody
         return None
-    labels = None if images.labels is None else torch.from_numpy(images.labels[index])
-    identifiers = tuple(images.identifier(int(i)) for i in index)
-    return Embeddings(features, labels, identifiers, images.class_names, index, faults)
 
 
 def _mended(subject: Subject, images: ImageSet, kept: Embeddings) -> bool:

@@ -1,4 +1,4 @@
-"""Retrieval: exact metrics of what features bring up, and (from their own files) search and bootstrap."""
+"""Exact metrics of what features bring up."""
 
 from __future__ import annotations
 
@@ -10,22 +10,9 @@ import torch
 from torch import Tensor
 
 from fgssl.errors import FgsslError
-from fgssl.evaluation.bootstrap import Comparison, Interval, bootstrap_interval, metric_intervals, paired_bootstrap
+from fgssl.evaluation.bootstrap import Interval, metric_intervals
 from fgssl.evaluation.features import check_features, check_labels, check_widths, unit_rows
-from fgssl.evaluation.retrieval.nearest import Neighbours, search
 from fgssl.evaluation.retrieval.ranking import RankedPositives, rank_positives
-
-__all__ = [
-    "DEFINITIONS",
-    "Comparison",
-    "Interval",
-    "Neighbours",
-    "RetrievalResult",
-    "bootstrap_interval",
-    "evaluate_retrieval",
-    "paired_bootstrap",
-    "search",
-]
 
 DEFINITIONS: dict[str, str] = {
     "rank1": "Share of queries whose best-ranked gallery image has the query's class (Recall@1).",
@@ -53,29 +40,17 @@ DEFINITIONS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """What `evaluate_retrieval` found; one entry for each query with a positive, in the order of the queries.
+    """What `evaluate_retrieval` found; one entry for each query with a positive, in the order of the queries."""
 
-    Attributes:
-        average_precision: (Q,) float64 in [0, 1], over the full ranking.
-        average_precision_at_r: (Q,) float64 in [0, 1].
-        r_precision: (Q,) float64 in [0, 1].
-        first_hit: (Q,) int64, rank of the best positive, from 1.
-        labels: (Q,) int64, class of each query.
-        indices: (Q,) int64, row of each query in the features given.
-        ks: The k of rank-k.
-        gallery: Images in the gallery (with leave-one-out each query sees one fewer).
-        lone_queries: Queries without a positive; in none of the arrays and means.
-    """
-
-    average_precision: Tensor
-    average_precision_at_r: Tensor
-    r_precision: Tensor
-    first_hit: Tensor
-    labels: Tensor
-    indices: Tensor
-    ks: tuple[int, ...]
-    gallery: int
-    lone_queries: int
+    average_precision: Tensor  # (Q,) float64 in [0, 1], over the full ranking
+    average_precision_at_r: Tensor  # (Q,) float64 in [0, 1]
+    r_precision: Tensor  # (Q,) float64 in [0, 1]
+    first_hit: Tensor  # (Q,) int64, rank of the best positive, from 1
+    labels: Tensor  # (Q,) int64, class of each query
+    indices: Tensor  # (Q,) int64, row of each query in the features given
+    ks: tuple[int, ...]  # of rank-k
+    gallery: int  # images in it (with leave-one-out each query sees one fewer)
+    lone_queries: int  # without a positive; in none of the arrays and means
 
     @property
     def queries(self) -> int:
@@ -84,9 +59,8 @@ class RetrievalResult:
 
     def per_query(self) -> dict[str, Tensor]:
         """Each metric's (Q,) values in [0, 1], by its name; their means are the results."""
-        hits = {f"rank{k}": (self.first_hit <= k).double() for k in self.ks}
         return {
-            **hits,
+            **{f"rank{k}": (self.first_hit <= k).double() for k in self.ks},
             "mAP": self.average_precision,
             "mAP_at_R": self.average_precision_at_r,
             "r_precision": self.r_precision,
@@ -101,7 +75,7 @@ class RetrievalResult:
     def intervals(self, *, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
         """The 95 % bootstrap interval of every metric in percent, by the names of `to_dict`."""
         found = metric_intervals(self.per_query(), self.labels, resamples=resamples, seed=seed)
-        return {name: Interval(*(100 * value for value in interval)) for name, interval in found.items()}
+        return {name: interval.percent() for name, interval in found.items()}
 
     def macro(self, values: Tensor) -> float:
         """Mean of the class means of (Q,) values."""
@@ -133,9 +107,6 @@ def evaluate_retrieval(
         normalize: Score by cosine; False takes the inner product.
         progress: Called with (queries done, queries).
 
-    Returns:
-        Per-query values, and through `to_dict` the means in percent. Ties are ranked to the query's disadvantage.
-
     Raises:
         FgsslError: Features with NaN or of different widths, labels that do not fit, an empty gallery, a k below 1,
             or no query with an image of its class to find.
@@ -153,14 +124,9 @@ def evaluate_retrieval(
         check_widths(found.features, sought.features, ("queries", "gallery"))
     found, own, lone = _without_lone(found, own, sought.labels)
     chunks = rank_positives(
-        found.features,
-        found.labels,
-        gallery=sought.features,
-        gallery_labels=sought.labels,
-        own=own,
-        memory_bytes=memory_bytes,
-        progress=progress,
-    )
+        found.features, found.labels, gallery=sought.features, gallery_labels=sought.labels, own=own,
+        memory_bytes=memory_bytes, progress=progress,
+    )  # fmt: skip
     # back from class order to the order of the queries
     back = found.order.argsort().cpu()
     metrics = torch.cat([_query_metrics(chunk) for chunk in chunks])[back]
@@ -218,12 +184,5 @@ def _query_metrics(chunk: RankedPositives) -> Tensor:
     real = hits <= counts[:, None]
     precision = (hits / ranks).masked_fill_(~real, 0)
     within = real & (ranks <= counts[:, None])
-    return torch.stack(
-        [
-            precision.sum(1) / counts,
-            precision.masked_fill(~within, 0).sum(1) / counts,
-            within.sum(1) / counts,
-            ranks[:, 0].double(),
-        ],
-        dim=1,
-    )
+    at_r = precision.masked_fill(~within, 0).sum(1) / counts
+    return torch.stack([precision.sum(1) / counts, at_r, within.sum(1) / counts, ranks[:, 0].double()], dim=1)

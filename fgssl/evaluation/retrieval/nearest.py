@@ -14,15 +14,10 @@ from fgssl.evaluation.retrieval.ranking import DEFAULT_MEMORY
 
 
 class Neighbours(NamedTuple):
-    """The best gallery images of each query, best first.
+    """The best gallery images of each query, best first."""
 
-    Attributes:
-        indices: (Nq, top) int64 rows of the gallery.
-        scores: (Nq, top), descending.
-    """
-
-    indices: Tensor
-    scores: Tensor
+    indices: Tensor  # (Nq, top) int64 rows of the gallery
+    scores: Tensor  # (Nq, top), descending
 
 
 def search(
@@ -45,9 +40,6 @@ def search(
         memory_bytes: Bound on the scratch memory; by default 512 MiB.
         normalize: Score by cosine; False takes the inner product.
         progress: Called with (queries done, queries).
-
-    Returns:
-        Rows and scores, (Nq, min(top, images to find)).
 
     Raises:
         FgsslError: Features with NaN or of different widths, an empty gallery, or `top` below 1.

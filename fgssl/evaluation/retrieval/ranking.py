@@ -22,15 +22,10 @@ _Row = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 
 class RankedPositives(NamedTuple):
-    """Ranks of the positives of a chunk of queries.
+    """Ranks of the positives of a chunk of queries."""
 
-    Attributes:
-        ranks: (c, R) int64, 1-based, ascending in each row; only the first `counts` entries of a row are meant.
-        counts: (c,) int64, number of positives of each query.
-    """
-
-    ranks: Tensor
-    counts: Tensor
+    ranks: Tensor  # (c, R) int64, 1-based, ascending in each row; only the first `counts` entries of a row are meant
+    counts: Tensor  # (c,) int64, number of positives of each query
 
 
 def rank_positives(
@@ -43,9 +38,7 @@ def rank_positives(
     memory_bytes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[RankedPositives]:
-    """Ranks of each query's positives among the gallery, chunk by chunk.
-
-    A negative with the same score as a positive is ranked before it.
+    """Ranks of each query's positives among the gallery, in chunks of queries; equal negatives are ranked before.
 
     Args:
         queries: (Nq, D), rows in the order of `query_labels`.
@@ -53,11 +46,8 @@ def rank_positives(
         gallery: (Ng, D).
         gallery_labels: (Ng,) int64, ascending: the positives of a query are one slice of the scores.
         own: (Nq,) int64 place of each query in the gallery, which it does not see; None if none is in it.
-        memory_bytes: Bound on the scratch memory, in bytes; never less than one row of scores.
+        memory_bytes: Bound on the scratch memory; never less than one row of scores.
         progress: Called with (queries done, queries).
-
-    Yields:
-        One `RankedPositives` a chunk, in the order of the queries.
     """
     total, images = len(queries), len(gallery)
     start = torch.searchsorted(gallery_labels, query_labels)
@@ -71,17 +61,13 @@ def rank_positives(
         last = min(first + rows, total)
         scores = torch.mm(queries[first:last], gallery.T, out=buffer[: last - first])
         place = None if own is None else own[first:last]
-        yield RankedPositives(*_rank_slices(scores, start[first:last], size[first:last], place))
+        yield _rank_slices(scores, start[first:last], size[first:last], place)
         if progress is not None:
             progress(last, total)
 
 
-def _rank_slices(scores: Tensor, start: Tensor, size: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Ranks of the positives scores[i, start[i]:start[i] + size[i]], without column own[i]; overwrites the scores.
-
-    Returns:
-        Ranks (c, R) int64 and the number of positives (c,).
-    """
+def _rank_slices(scores: Tensor, start: Tensor, size: Tensor, own: Tensor | None) -> RankedPositives:
+    """Ranks of the positives scores[i, start[i]:start[i] + size[i]], without column own[i]; overwrites the scores."""
     place = torch.arange(int(size.max()), device=scores.device)
     columns = start[:, None] + torch.minimum(place, size[:, None] - 1)  # (c, R)
     outside = place >= size[:, None]
@@ -92,18 +78,13 @@ def _rank_slices(scores: Tensor, start: Tensor, size: Tensor, own: Tensor | None
     positives = positives.sort(dim=1, descending=True).values
     scores.scatter_(1, columns, lowest)  # what remains are the negatives
     ranks = count_at_least(scores, positives) + place + 1
-    return ranks, size - int(own is not None)
+    return RankedPositives(ranks, size - int(own is not None))
 
 
 def count_at_least(scores: Tensor, thresholds: Tensor) -> Tensor:
-    """How many scores of a row are at least each threshold of that row.
+    """How many scores (c, N) of a row, overwritten, are at least each threshold (c, R) of that row: (c, R) int64.
 
-    Args:
-        scores: (c, N), no NaN; overwritten.
-        thresholds: (c, R), descending; minus infinity where there is none.
-
-    Returns:
-        (c, R) int64; without meaning where the threshold is minus infinity.
+    The thresholds descend; minus infinity stands where there is none, and its count means nothing.
     """
     if scores.device.type != "cpu":
         return scores.shape[1] - torch.searchsorted(scores.sort(dim=1).values, thresholds)

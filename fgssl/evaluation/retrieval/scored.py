@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 from fgssl.config.schema import DataConfig
@@ -15,51 +16,32 @@ from fgssl.evaluation.retrieval.gallery import (
     gallery_file,
     gallery_images,
     names_of,
-    pool_of,
+    open_beside,
+    refuse_queries,
+    refuse_query_rows,
     require_alike,
-    require_same_encoder,
-    shared_names,
-    shared_rows,
 )
 from fgssl.evaluation.retrieval.metrics import RetrievalResult, evaluate_retrieval
-from fgssl.evaluation.subject import Subject, open_split, open_subject, require_labels
-from fgssl.runtime.machine import scratch_memory
-from fgssl.runtime.reporting import Reporter
+from fgssl.evaluation.subject import EvaluationOptions, Subject, labels_of, open_split
 
 _LABELS_WHY = "retrieval is scored by them"
 
 
 class Asked(NamedTuple):
-    """Which images query, and which are searched.
+    """Which images query, and which are searched; without a gallery every image queries all the others of its split."""
 
-    Attributes:
-        data: Source of the queries, by default the one the encoder remembers.
-        query_split: Their split, by default the source's test split.
-        gallery: Another source or a file of features to search in.
-        gallery_split: Split of the gallery; of the queries' own source where `gallery` is None. Without both every
-            image queries all the others of its split.
-    """
-
-    data: str | None = None
-    query_split: str | None = None
-    gallery: str | None = None
-    gallery_split: str | None = None
+    query_split: str | None = None  # by default the source's test split
+    gallery: str | None = None  # another source, or a file of features
+    gallery_split: str | None = None  # of the gallery; of the queries' own source where `gallery` is None
 
 
 class Scored(NamedTuple):
-    """A retrieval with its numbers, and what they were measured on.
-
-    Attributes:
-        result: The metrics.
-        data: Source of the queries, or the file of features.
-        protocol: Which split was searched with which, in words.
-        pool: The pooling; None where a file of features does not tell.
-    """
+    """A retrieval with its numbers, and what they were measured on."""
 
     result: RetrievalResult
-    data: str
-    protocol: str
-    pool: str | None
+    data: str  # source of the queries, or the file of features
+    protocol: str  # which split was searched with which, in words
+    pool: str | None  # None where a file of features does not tell
 
 
 class _Side(NamedTuple):
@@ -67,135 +49,78 @@ class _Side(NamedTuple):
     name: str
 
 
-def score_encoder(
-    checkpoint: str,
-    asked: Asked,
-    *,
-    pool: str | None = None,
-    batch_size: int | None = None,
-    device: str | None = None,
-    cache: str | None = None,
-    memory_bytes: int | None = None,
-    reporter: Reporter | None = None,
-) -> Scored:
+def score_encoder(checkpoint: str, asked: Asked, options: EvaluationOptions) -> Scored:
     """Embed queries and gallery, and score the retrieval.
-
-    Args:
-        checkpoint: Run folder, encoder file or `timm:NAME`.
-        asked: Which images.
-        pool: gap, rationale, concat, zoom or cls.
-        batch_size: Images per forward.
-        device: Where to embed.
-        cache: Of decoded pictures: auto, off or a folder.
-        memory_bytes: Bound on the scratch memory of the scores; by default from the machine.
-        reporter: Told of progress, unreadable images and classes without a counterpart.
 
     Raises:
         FgsslError: What is asked for is not there, has no labels, or shares images with the queries.
     """
-    reporter = reporter or Reporter()
     file = gallery_file(asked.gallery, asked.gallery_split)
-    subject = open_subject(
-        checkpoint,
-        data=asked.data,
-        pool=pool_of(pool, file),
-        batch_size=batch_size,
-        device=device,
-        cache=cache,
-        reporter=reporter,
-    )
+    subject = open_beside(checkpoint, file, options)
     images = open_split(subject.data, asked.query_split, "test")
-    require_labels(images, _LABELS_WHY)
-    gallery: _Side | None = None
+    labels_of(images, _LABELS_WHY)
     if file is not None:
-        _require_labels_of(file)
-        require_same_encoder(subject, file)
-        _refuse_queries(shared_names(names_of(images), file.embeddings.identifiers), images, file.path)
-        queries, gallery = _embedded(subject, images), _Side(file.embeddings, file.path)
-    elif asked.gallery is None and asked.gallery_split is None:
-        queries = _embedded(subject, images)
-    else:
-        others = gallery_images(_gallery_data(subject, asked), asked.gallery_split)
-        require_labels(others, _LABELS_WHY)
-        _refuse_queries(shared_names(names_of(images), names_of(others)), images, others.split)
-        queries = _embedded(subject, images)
+        _require_labels(file)
+        refuse_queries(names_of(images), file.embeddings.identifiers, (images.split, file.path))
+    others: ImageSet | None = None
+    if file is None and not (asked.gallery is None and asked.gallery_split is None):
+        data = subject.data if asked.gallery is None else DataConfig(source=asked.gallery)
+        others = gallery_images(data, asked.gallery_split)
+        labels_of(others, _LABELS_WHY)
+        refuse_queries(names_of(images), names_of(others), (images.split, others.split))
+    queries = _Side(_embedded(subject, images), images.split)
+    gallery = None if file is None else _Side(file.embeddings, file.path)
+    if others is not None:
         name = others.split if asked.gallery is None else f"{others.source} [{others.split}]"
         gallery = _Side(_embedded(subject, others), name)
-    result, protocol = _evaluate(_Side(queries, images.split), gallery, memory_bytes, reporter)
+    result, protocol = _evaluate(queries, gallery, options)
     return Scored(result, subject.data.source, protocol, subject.pool)
 
 
-def score_files(
-    queries: str, gallery: str | None = None, *, memory_bytes: int | None = None, reporter: Reporter | None = None
-) -> Scored:
+def score_files(queries: str, gallery: str | None, options: EvaluationOptions) -> Scored:
     """Score the retrieval of features that any model wrote; without a gallery, leave-one-out within the file.
 
     Args:
         queries: A safetensors file with `features` and `labels`.
         gallery: Another one, of the same model.
-        memory_bytes: As in `score_encoder`.
-        reporter: As in `score_encoder`.
+        options: Those that need no encoder.
 
     Raises:
         FgsslError: A file is damaged, has no labels, or does not fit the other.
     """
-    found = read_features(queries)
-    _require_labels_of(found)
-    side = None
+    found, side = read_features(queries), None
+    _require_labels(found)
     if gallery is not None:
         other = read_features(gallery)
-        _require_labels_of(other)
+        _require_labels(other)
         require_alike(found, other)
-        shared = shared_rows(found.embeddings, other.embeddings)
-        if shared:
-            raise _holds_queries(shared, len(found.embeddings.features), gallery, queries)
+        refuse_query_rows(found.embeddings, other.embeddings, (queries, gallery))
         side = _Side(other.embeddings, gallery)
-    result, protocol = _evaluate(_Side(found.embeddings, queries), side, memory_bytes, reporter or Reporter())
+    result, protocol = _evaluate(_Side(found.embeddings, queries), side, options)
     return Scored(result, queries, protocol, found.pool)
-
-
-def _gallery_data(subject: Subject, asked: Asked) -> DataConfig:
-    return subject.data if asked.gallery is None else DataConfig(source=asked.gallery)
 
 
 def _embedded(subject: Subject, images: ImageSet) -> Embeddings:
     found = subject.embed(images)
-    for fault in found.faults:
-        subject.reporter.warn(f"left out: {fault.reason}")
+    subject.name_faults(found)
     return found
 
 
-def _require_labels_of(file: FeatureFile) -> None:
+def _require_labels(file: FeatureFile) -> None:
     if file.embeddings.labels is None:
-        raise FgsslError(f"'{file.path}' has no labels, and {_LABELS_WHY}", "write a tensor `labels` (N,) into it")
+        raise FgsslError(f"'{file.path}' has no labels ({file.embeddings.unlabelled}), and {_LABELS_WHY}",
+                         "write a tensor `labels` (N,) into it")  # fmt: skip
 
 
-def _refuse_queries(shared: int, images: ImageSet, gallery: str) -> None:
-    if shared:
-        raise _holds_queries(shared, len(images), gallery, images.split)
-
-
-def _holds_queries(shared: int, total: int, gallery: str, queries: str) -> FgsslError:
-    return FgsslError(
-        f"the gallery {gallery} holds the queries themselves ({shared} of {total} of {queries})",
-        "name another gallery, or none for leave-one-out",
-    )
-
-
-def _evaluate(
-    queries: _Side, gallery: _Side | None, memory_bytes: int | None, reporter: Reporter
-) -> tuple[RetrievalResult, str]:
+def _evaluate(queries: _Side, gallery: _Side | None, options: EvaluationOptions) -> tuple[RetrievalResult, str]:
     """The metrics of one side against the other, classes numbered alike, and the protocol in words."""
-    labels = queries.embeddings.require_labels(queries.name)
+    labels, reporter = queries.embeddings.known_labels, options.reporter
     found, other_labels = None, None
     if gallery is not None:
         sides = (f"'{queries.name}'", f"'{gallery.name}'")
         check_widths(queries.embeddings.features, gallery.embeddings.features, sides)
-        common = common_labels(
-            (labels, queries.embeddings.class_names),
-            (gallery.embeddings.require_labels(gallery.name), gallery.embeddings.class_names),
-            names=sides,
-        )
+        numbered = [(side.embeddings.known_labels, side.embeddings.class_names) for side in (queries, gallery)]
+        common = common_labels(*numbered, names=sides)
         labels, other_labels, found = common.first, common.second, gallery.embeddings.features
         if common.only_first:
             classes = f"{len(common.only_first)} classes of the queries have no image in the gallery"
@@ -205,7 +130,7 @@ def _evaluate(
         labels,
         gallery=found,
         gallery_labels=other_labels,
-        memory_bytes=memory_bytes or scratch_memory(),
-        progress=lambda done, total: reporter.progress("ranking", done, total),
+        memory_bytes=options.scratch,
+        progress=partial(reporter.progress, "ranking"),
     )
     return result, f"leave-one-out in {queries.name}" if gallery is None else f"{queries.name} -> {gallery.name}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,38 +14,29 @@ from torch import Tensor
 
 from fgssl.data.decoding.decode import decode_image, require_files
 from fgssl.data.images import ImageSet
-from fgssl.drawing import Map, Neighbour, QueryRow, search_sheet
+from fgssl.drawing import Map, Neighbour, SearchRow, search_sheet
 from fgssl.encoder import Encoder, Pool
 from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.evaluation.embed import Embeddings, evaluation_view
 from fgssl.evaluation.explain import explain, shown
 from fgssl.evaluation.feature_file import is_feature_file
 from fgssl.evaluation.features import check_widths
-from fgssl.evaluation.retrieval.gallery import gallery_file, gallery_images, pool_of, require_same_encoder
+from fgssl.evaluation.retrieval.gallery import gallery_file, gallery_images, open_beside, true_path
 from fgssl.evaluation.retrieval.gallery_cache import kept_embeddings
 from fgssl.evaluation.retrieval.nearest import search
-from fgssl.evaluation.subject import Subject, open_subject
-from fgssl.runtime.machine import scratch_memory
-from fgssl.runtime.reporting import Reporter
+from fgssl.evaluation.subject import EvaluationOptions, Subject
 
 SHEET_QUERIES, SHEET_HITS = 12, 24  # the most a sheet shows: larger ones no viewer opens
 PANEL = 200  # pixels of a picture on the sheet
 
 
 class Hit(NamedTuple):
-    """One found image.
+    """One found image."""
 
-    Attributes:
-        rank: From 1.
-        score: Cosine of query and image.
-        path: Its file, or its name in a data set.
-        label: Its class, where the gallery has classes.
-    """
-
-    rank: int
-    score: float
-    path: str
-    label: str | None
+    rank: int  # from 1
+    score: float  # cosine of query and image
+    path: str  # its file, or its name in a data set
+    label: str | None  # its class, where the gallery has classes
 
 
 class Result(NamedTuple):
@@ -72,30 +63,21 @@ class Lookup(NamedTuple):
 def look_up(
     checkpoint: str,
     queries: Sequence[Path],
+    options: EvaluationOptions,
     *,
     gallery: str | None = None,
     gallery_split: str | None = None,
     top: int = 10,
-    pool: str | None = None,
-    batch_size: int | None = None,
-    device: str | None = None,
-    cache: str | None = None,
-    memory_bytes: int | None = None,
-    reporter: Reporter | None = None,
 ) -> Lookup:
     """The images of a gallery most similar to each picture; a picture that lies in the gallery is not its own hit.
 
     Args:
-        checkpoint: Run folder, encoder file or `timm:NAME`.
-        queries: Pictures.
-        gallery: Data source or file of features, by default the data the encoder remembers.
+        checkpoint: As in `open_subject`.
+        queries: Pictures, or folders of pictures.
+        options: Of their `data` the default gallery.
+        gallery: Data source or file of features, by default the data.
         gallery_split: Split of the source, by default all of them.
         top: Hits a query; beyond the gallery it takes the whole gallery.
-        pool: gap, rationale, concat, zoom or cls; a file of features decides for itself.
-        batch_size: Images per forward.
-        device: Where to embed.
-        memory_bytes: Bound on the scratch memory of the scores; by default from the machine.
-        reporter: Told of progress and unreadable images.
 
     Raises:
         UnreadableImage: A query cannot be read.
@@ -109,33 +91,21 @@ def look_up(
             "give the encoder, and the file with --gallery",
         )
     require_files(queries)
-    reporter = reporter or Reporter()
+    gallery = gallery or options.data
     file = gallery_file(gallery, gallery_split)
-    subject = open_subject(
-        checkpoint,
-        data=gallery,
-        pool=pool_of(pool, file),
-        batch_size=batch_size,
-        device=device,
-        cache=cache,
-        reporter=reporter,
-    )
-    features = embed_pictures(
-        subject, queries
-    )  # first: a query that is no image is told before the gallery is embedded
+    subject = open_beside(checkpoint, file, replace(options, data=gallery))
+    # first: a query that is no image is told before the gallery is embedded
+    features = embed_pictures(subject, queries)
     if file is not None:
-        require_same_encoder(subject, file)
         source, found, name = None, file.embeddings, file.path
     else:
         source = gallery_images(subject.data, gallery_split)
-        found = kept_embeddings(subject, source, checkpoint=checkpoint)
-        name = f"{source.source} [{source.split}]"
+        found, name = kept_embeddings(subject, source), f"{source.source} [{source.split}]"
     check_widths(features, found.features, ("the queries' features", f"those of '{name}'"))
-    for fault in found.faults:
-        reporter.warn(f"left out: {fault.reason}")
+    subject.name_faults(found)
     if top > len(found.identifiers):
-        reporter.note(f"--top {top}: the gallery holds {len(found.identifiers)} images")
-    results = _results(queries, features, found, top, memory_bytes or scratch_memory())
+        options.reporter.note(f"--top {top}: the gallery holds {len(found.identifiers)} images")
+    results = _results(queries, features, found, top, options.scratch)
     return Lookup(subject.encoder, name, len(found.identifiers), subject.pool, tuple(queries), results, source, found)
 
 
@@ -147,7 +117,7 @@ def embed_pictures(subject: Subject, paths: Sequence[Path]) -> Tensor:
     for first in range(0, len(paths), subject.batch_size):
         chunk = paths[first : first + subject.batch_size]
         pixels = np.stack([np.asarray(view(decode_image(path, 2 * view.size))) for path in chunk])  # (n, S, S, 3)
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(subject.device)
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(encoder.device)
         parts.append(encoder(images, subject.pool).cpu())
     return torch.cat(parts)
 
@@ -158,12 +128,9 @@ def _results(
     nearest = search(features, gallery.features, top=top + 1, memory_bytes=memory_bytes)
     results = []
     for query, rows, scores in zip(queries, nearest.indices.tolist(), nearest.scores.tolist(), strict=True):
-        itself = os.path.abspath(query)
-        kept = [
-            (row, score)
-            for row, score in zip(rows, scores, strict=True)
-            if os.path.abspath(gallery.identifiers[row]) != itself
-        ][:top]
+        itself = true_path(query)
+        scored = zip(rows, scores, strict=True)
+        kept = [(row, score) for row, score in scored if true_path(gallery.identifiers[row]) != itself][:top]
         hits = tuple(
             Hit(rank, score, gallery.identifiers[row], _label(gallery, row))
             for rank, (row, score) in enumerate(kept, 1)
@@ -189,7 +156,7 @@ def draw_lookup(found: Lookup, *, title: str) -> Image.Image:
             Neighbour(view, _caption(hit), score=hit.score, rationale=weights)
             for (view, weights), (hit, _) in zip(others, hits, strict=True)
         ]
-        rows.append(QueryRow(query[0], path.name, neighbours, query[1]))
+        rows.append(SearchRow(query[0], path.name, neighbours, query[1]))
     footer = f"Scores are cosines; {found.pool} pooling. Each picture is cut to what the encoder sees of it."
     left_out = len(found.results) - len(rows)
     return search_sheet(
@@ -197,6 +164,7 @@ def draw_lookup(found: Lookup, *, title: str) -> Image.Image:
         title=title,
         footer=footer + (f" {left_out} more queries are not drawn." if left_out else ""),
         panel_size=PANEL,
+        columns=min(8, max(1, max(len(row.hits) for row in rows))),
     )
 
 

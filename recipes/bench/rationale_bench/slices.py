@@ -15,7 +15,7 @@ from fgssl.data import default_split, load_images
 from fgssl.data.demo.demo_set import DemoMasks, DemoSet
 from fgssl.data.images import ImageSet, Subset
 from fgssl.errors import FgsslError
-from fgssl.evaluation.probing.stratified import stratified_split
+from fgssl.evaluation.probing.splits import stratified_split
 
 HELD_IMAGES, HELD_CLASSES = 0.2, 0.25
 SLICE_SEED = 0  # the same slice for every cell

@@ -13,14 +13,10 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from fgssl.errors import FgsslError
+from fgssl.evaluation.bootstrap import bootstrap_interval, paired_bootstrap
 from fgssl.evaluation.retrieval import ranking
-from fgssl.evaluation.retrieval.metrics import (
-    DEFINITIONS,
-    bootstrap_interval,
-    evaluate_retrieval,
-    paired_bootstrap,
-    search,
-)
+from fgssl.evaluation.retrieval.metrics import DEFINITIONS, evaluate_retrieval
+from fgssl.evaluation.retrieval.nearest import search
 
 
 def on_a_line(*scores: float) -> Tensor:
