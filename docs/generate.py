@@ -54,6 +54,7 @@ def settings_tables() -> str:
         for field in fields(kind):
             words = choices(hints[field.name])
             meaning = field.metadata["help"] + (f": {words}" if words else "")
+            meaning += f" ({field.metadata['range'].words})" if field.metadata["range"] else ""
             default = shown(field.default)
             parts.append(
                 f"| `{section.name}.{field.name}` | {f'`{default}`' if default else 'open'} "

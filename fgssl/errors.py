@@ -21,6 +21,10 @@ class FgsslError(Exception):
         return type(self), (self.problem, self.remedy)
 
 
+class SettingError(FgsslError):
+    """A setting that cannot be so, wherever it was given: wrong usage."""
+
+
 class UnreadableImage(FgsslError):
     """One image could not be decoded; a run names it, counts it and goes on."""
 

@@ -10,7 +10,7 @@ without a gradient, and GradCAM needs one. The mean over the map equals timm's `
 from __future__ import annotations
 
 from fgssl.backbones.build import build_backbone, open_weights, rebuild_backbone, survey_backbone
-from fgssl.backbones.frozen import GivenMap, freeze_backbone, layer_groups
+from fgssl.backbones.frozen import GivenMap, freeze_backbone, layer_groups, rest_batch_norm
 from fgssl.backbones.initial import InitialWeights, load_initial_weights, weights_file
 from fgssl.backbones.memory import batch_that_fits, training_bytes
 from fgssl.backbones.module import Backbone, MapAndToken
@@ -34,6 +34,7 @@ __all__ = [
     "open_weights",
     "origin_of",
     "rebuild_backbone",
+    "rest_batch_norm",
     "save_timm",
     "suggest_backbones",
     "survey_backbone",

@@ -68,6 +68,17 @@ def freeze_backbone(backbone: Backbone, groups: int | None = None) -> None:
     backbone.train(backbone.training)
 
 
+def rest_batch_norm(backbone: Backbone) -> None:
+    """Keep BatchNorm's running statistics, in place: it normalises by them in training, too; its weights still learn.
+
+    Statistics of small batches of strongly augmented crops are not those of the pictures that trained weights came
+    with: they alone ruin the features before a gradient does (docs/trained-weights.md).
+    """
+    norms = {name for name, module in backbone.model.named_modules() if isinstance(module, _BatchNorm)}
+    backbone.resting |= norms
+    backbone.train(backbone.training)
+
+
 def _resting(model: nn.Module, frozen: set[str]) -> Iterator[str]:
     """BatchNorm and dropout whose surroundings, the smallest that have parameters, are frozen as a whole."""
     for name, module in model.named_modules():

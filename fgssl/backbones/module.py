@@ -49,7 +49,7 @@ class Backbone(nn.Module):
         channels_last: Whether the channels_last memory format is known to be safe and faster on a CPU.
         good_in_bf16: Whether bf16 autocast is known to be good; ``good_compiled`` likewise of torch.compile.
         frozen: Whether all of it keeps its weights (see ``freeze_backbone``).
-        resting: Names of BatchNorm and dropout modules inside frozen layers; they work as in evaluation.
+        resting: Names of BatchNorm and dropout modules that work as in evaluation: of frozen layers, or all BatchNorm.
         has_class_token: Whether ``forward_with_token`` is available.
         parameters_total: Number of parameters; ``parameters_trained`` leaves out the frozen ones.
         route, model_args, transformer, unused_parameters: As the ``plan`` has them.
@@ -126,7 +126,7 @@ class Backbone(nn.Module):
             ) from error
 
     def train(self, mode: bool = True) -> Backbone:
-        """Train mode, in which BatchNorm and dropout of frozen layers rest.
+        """Train mode, in which the ``resting`` modules stay as they are in evaluation.
 
         The other modules of frozen layers follow the mode: some families cache attention biases in eval mode.
         """

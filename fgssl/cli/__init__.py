@@ -30,7 +30,7 @@ from fgssl.cli.pretrain import pretrain
 from fgssl.cli.probe import probe
 from fgssl.cli.retrieve import retrieve
 from fgssl.cli.visualize import visualize
-from fgssl.errors import FgsslError
+from fgssl.errors import FgsslError, SettingError
 from fgssl.runtime.launch import launched, may_speak
 
 # how torch's collectives say that another process is gone
@@ -98,7 +98,7 @@ def main() -> None:
     except FgsslError as error:
         if may_speak():
             print_error(error.problem, error.remedy)
-        code = 1
+        code = 2 if isinstance(error, SettingError) else 1
     except Exception as error:
         code = _unexpected(error)
     else:

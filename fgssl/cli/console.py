@@ -271,7 +271,9 @@ def make_reporter(*, quiet: bool) -> PlainReporter:
         reporter: PlainReporter = QuietReporter()
     else:
         reporter = LiveReporter() if err.is_terminal and not err.is_dumb_terminal else PlainReporter()
-    listen(reporter.progress)
+    listen(
+        reporter.progress, remarks=lambda level, text: (reporter.warn if level == "warning" else reporter.note)(text)
+    )
     return reporter
 
 

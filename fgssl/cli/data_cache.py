@@ -26,8 +26,7 @@ def cache(
     """List or clear the cache. It holds decoded pictures and features; what is needed is made anew."""
     from pathlib import Path
 
-    from fgssl.data.cache.inventory import KINDS, cache_files, clear_cache
-    from fgssl.data.cache.location import cache_folder
+    from fgssl.data.cache.folder import KINDS, cache_files, cache_folder, clear_cache
     from fgssl.runtime.files import refuse_file
 
     if kind is not None and kind not in KINDS:

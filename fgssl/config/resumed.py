@@ -6,8 +6,9 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from fgssl.config.presets import RATIONALE_PRESETS, VIEW_PRESETS
 from fgssl.config.resolve import AS_BEGUN, Resolved, config_from_flat
-from fgssl.config.schema import RATIONALE_PRESETS, VIEW_PRESETS, flatten
+from fgssl.config.schema import flatten
 from fgssl.errors import FgsslError
 
 FREE = (
@@ -31,11 +32,13 @@ class Change(NamedTuple):
 
 
 def as_begun(saved: Resolved) -> Resolved:
-    """A run saved before there were layer-wise rates and a default drop path goes on without them."""
-    if saved.origins["optimizer.layer_decay"] != "default":
-        return saved
-    flat = {**flatten(saved.config), "optimizer.layer_decay": 1.0}
-    origins = {**saved.origins, "optimizer.layer_decay": AS_BEGUN, "backbone.drop_path": AS_BEGUN}
+    """A run saved before a setting existed goes on as it then did: one rate, no drop path, BatchNorm of the batch."""
+    flat, origins = flatten(saved.config), dict(saved.origins)
+    if origins["backbone.batch_norm"] == "default":
+        flat["backbone.batch_norm"], origins["backbone.batch_norm"] = "batch", AS_BEGUN
+    if origins["optimizer.layer_decay"] == "default":
+        flat["optimizer.layer_decay"], origins["optimizer.layer_decay"] = 1.0, AS_BEGUN
+        origins["backbone.drop_path"] = AS_BEGUN
     return Resolved(config_from_flat(flat).config, origins)
 
 

@@ -6,16 +6,41 @@ shows what each such value became and why. How recipes, flags and `--set` are me
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
 
-def knob(default: Any, text: str) -> Any:
-    """A dataclass field with its one-line description (shown by --dry-run and the docs)."""
-    return field(default=default, metadata={"help": text})
+class Range(NamedTuple):
+    """What a number may be, ends included but for `above`."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+
+    def holds(self, number: float) -> bool:
+        """Whether it is such a number."""
+        low = (self.least is None or number >= self.least) and (self.above is None or number > self.above)
+        return low and (self.most is None or number <= self.most)
+
+    @property
+    def words(self) -> str:
+        """As a message has it: at least 1 and at most 1,000."""
+        ends = {"at least": self.least, "above": self.above, "at most": self.most}
+        return " and ".join(f"{name} {end:,}" for name, end in ends.items() if end is not None)
+
+
+SHARE = Range(0, 1)
+POSITIVE = Range(above=0)
+NOT_NEGATIVE = Range(0)
+WIDTH = Range(1, 16_384)
+STEPS = Range(1, 1_000_000_000)
+
+
+def knob(default: Any, text: str, within: Range | None = None) -> Any:
+    """A dataclass field with its one-line description (shown by --dry-run and the docs) and the range of a number."""
+    return field(default=default, metadata={"help": text, "range": within})
 
 
 def filled(value: T | None) -> T:
@@ -43,19 +68,19 @@ class ViewsConfig:
     """The random views of an image. Defaults are MoCo v2's (paper section 4), but keep hue and saturation."""
 
     preset: Literal["mocov2", "colour", "shape", "geometric"] = knob("colour", "named set of the values below")
-    crop_min: float = knob(0.2, "smallest area of a random crop, as a fraction of the image")
-    crop_max: float = knob(1.0, "largest area of a random crop")
-    flip: float = knob(0.5, "probability of a horizontal flip")
-    jitter: float = knob(0.8, "probability of colour jitter")
-    brightness: float = knob(0.4, "brightness factor drawn from 1 -/+ this")
-    contrast: float = knob(0.4, "contrast factor drawn from 1 -/+ this")
-    saturation: float = knob(0.1, "saturation factor drawn from 1 -/+ this")
-    hue: float = knob(0.0, "hue shift drawn from -/+ this, in turns of the colour circle (at most 0.5)")
-    grayscale: float = knob(0.0, "probability of dropping the colour")
-    blur: float = knob(0.5, "probability of Gaussian blur")
-    blur_sigma_min: float = knob(0.1, "smallest blur, in pixels of a 224-pixel crop")
-    blur_sigma_max: float = knob(2.0, "largest blur, in pixels of a 224-pixel crop")
-    solarize: float = knob(0.0, "probability of inverting bright pixels")
+    crop_min: float = knob(0.2, "smallest area of a random crop, as a fraction of the image", Range(above=0, most=1))
+    crop_max: float = knob(1.0, "largest area of a random crop", SHARE)
+    flip: float = knob(0.5, "probability of a horizontal flip", SHARE)
+    jitter: float = knob(0.8, "probability of colour jitter", SHARE)
+    brightness: float = knob(0.4, "brightness factor drawn from 1 -/+ this", NOT_NEGATIVE)
+    contrast: float = knob(0.4, "contrast factor drawn from 1 -/+ this", NOT_NEGATIVE)
+    saturation: float = knob(0.1, "saturation factor drawn from 1 -/+ this", NOT_NEGATIVE)
+    hue: float = knob(0.0, "hue shift drawn from -/+ this, in turns of the colour circle", Range(0, 0.5))
+    grayscale: float = knob(0.0, "probability of dropping the colour", SHARE)
+    blur: float = knob(0.5, "probability of Gaussian blur", SHARE)
+    blur_sigma_min: float = knob(0.1, "smallest blur, in pixels of a 224-pixel crop", NOT_NEGATIVE)
+    blur_sigma_max: float = knob(2.0, "largest blur, in pixels of a 224-pixel crop", POSITIVE)
+    solarize: float = knob(0.0, "probability of inverting bright pixels", SHARE)
 
 
 @dataclass(frozen=True)
@@ -66,10 +91,13 @@ class BackboneConfig:
     pretrained: bool | None = knob(None, "start from timm's pretrained weights (default: yes, but not for demo)")
     init: str | None = knob(None, "start from a run, an encoder or weights file, a timm folder, name or tag")
     freeze: str = knob("none", "what keeps its weights: none, backbone, or the first N layer groups (1 = the stem)")
-    cached_views: int = knob(1, "with a frozen backbone: pairs of views an image, drawn once, whose maps are kept")
-    image_size: int | None = knob(None, "side of the square input in pixels (default: the model's own)")
-    output_stride: int | None = knob(None, "reduce the stride of a CNN for a finer map (8 or 16, where supported)")
-    drop_path: float | None = knob(None, "stochastic depth rate (default: 0.1 for trained transformers)")
+    batch_norm: Literal["batch", "rest"] | None = knob(
+        None, "BatchNorm normalises by the batch, or by the statistics it came with (default: rest on trained weights)"
+    )
+    cached_views: int = knob(1, "with a frozen backbone: pairs of views an image whose maps are kept", Range(1, 1_000))
+    image_size: int | None = knob(None, "side of the square input (default: the model's own)", Range(8, 4_096))
+    output_stride: int | None = knob(None, "stride of a CNN for a finer map (8 or 16, where supported)", Range(1, 64))
+    drop_path: float | None = knob(None, "stochastic depth rate (default: 0.1 for trained transformers)", SHARE)
 
 
 @dataclass(frozen=True)
@@ -80,18 +108,14 @@ class ObjectiveConfig:
     """
 
     name: str = knob("mocov2", "self-supervised objective")
-    projector_hidden: int | None = knob(None, "hidden width of the projector (default: by objective and map)")
-    projector_dim: int | None = knob(None, "width of the projection (default: by objective)")
-    predictor_hidden: int | None = knob(
-        None, "hidden width of the predictor of byol and simsiam (default: by objective)"
-    )
-    temperature: float | None = knob(None, "temperature of mocov2 and simclr (default: by objective; 0.1 from scratch)")
-    momentum: float | None = knob(None, "momentum of the key encoder (default: averages a fifth of the run)")
-    momentum_end: float | None = knob(
-        None, "momentum at the end, risen by half a cosine (default: byol 1; mocov2 no rise)"
-    )
+    projector_hidden: int | None = knob(None, "hidden width of the projector (default: by objective and map)", WIDTH)
+    projector_dim: int | None = knob(None, "width of the projection (default: by objective)", WIDTH)
+    predictor_hidden: int | None = knob(None, "hidden width of byol's and simsiam's predictor", WIDTH)
+    temperature: float | None = knob(None, "temperature of mocov2 and simclr (default: 0.1 from scratch)", POSITIVE)
+    momentum: float | None = knob(None, "momentum of the key encoder (default: averages a fifth of the run)", SHARE)
+    momentum_end: float | None = knob(None, "momentum at the end, risen by half a cosine (default: byol 1)", SHARE)
     queue_size: int | None = knob(
-        None, "mocov2's number of stored keys (default: half an epoch, at most 65,536; one batch from scratch)"
+        None, "mocov2's number of stored keys (default: half an epoch; one batch from scratch)", Range(1, 1_000_000)
     )
     batch_negatives: bool | None = knob(
         None, "mocov2's negatives hold the keys of the same batch, too (default: from scratch; MoCo: older keys alone)"
@@ -115,18 +139,18 @@ class RationaleConfig:
     sign: Literal["raise", "lower"] = knob("raise", "GradCAM of places that raise the loss (+dL/dF) or lower it")
     target: Literal["softmax", "probability"] = knob("probability", "GradCAM map to distribution")
     axis: Literal["all", "row"] = knob("all", "distributions over all places, or one for each row of the map")
-    temperature: float = knob(1.0, "temperature of the target (below 1 sharpens)")
-    prediction_temperature: float = knob(1.0, "temperature of the softmax over the branch's map")
+    temperature: float = knob(1.0, "temperature of the target (below 1 sharpens)", POSITIVE)
+    prediction_temperature: float = knob(1.0, "temperature of the softmax over the branch's map", POSITIVE)
     fit: Literal["kl", "regression"] = knob("kl", "divergence of distributions, or squared distance of the maps")
     detach_target: bool = knob(True, "no gradient through the target")
     stop_gradient: bool = knob(True, "the fit does not train the backbone")
     normalization: Literal["none", "batch"] = knob("none", "map normalisation (a - min) / max before the fit")
-    projections: int = knob(32, "K, the number of 1x1 projections")
+    projections: int = knob(32, "K, the number of 1x1 projections", Range(1, 4_096))
     branch_norm: Literal["batch", "none"] = knob("batch", "normalisation after the projections")
     combine: Literal["max", "linear"] = knob("max", "how K maps become one; linear: learned weights, none negative")
     reduction: Literal["mean", "sum"] = knob("mean", "fit loss over images (and rows)")
-    weight: float = knob(1.0, "weight of the fit in the total loss")
-    warmup_epochs: float = knob(0.0, "epochs over which the weight rises from 0")
+    weight: float = knob(1.0, "weight of the fit in the total loss", NOT_NEGATIVE)
+    warmup_epochs: float = knob(0.0, "epochs over which the weight rises from 0", NOT_NEGATIVE)
     train_pool: Literal["gap", "rationale"] = knob("gap", "pooling in the objective's own loss")
     pool: Literal["mean", "gem"] = knob("mean", "pooling of the weighted places (gem: generalised mean, exponent 3)")
 
@@ -135,35 +159,35 @@ class RationaleConfig:
 class OptimizerConfig:
     """The optimiser and its schedule: linear warm-up, then cosine to zero."""
 
-    name: Literal["sgd", "adamw", "lars"] | None = knob(
-        None, "optimiser (default: adamw from scratch, else the paper's)"
-    )
-    lr: float | None = knob(None, "peak learning rate (default: by optimiser and init)")
-    weight_decay: float | None = knob(None, "weight decay, not applied to norms and biases with adamw and lars")
-    momentum: float = knob(0.9, "momentum of sgd and lars")
-    layer_decay: float | None = knob(None, "a layer's rate relative to the next one's (0.75 for trained transformers)")
-    warmup_epochs: float | None = knob(
-        None, "epochs of linear warm-up (default: a tenth with lars, trained transformers)"
-    )
+    name: Literal["sgd", "adamw", "lars"] | None = knob(None, "default: adamw from scratch, else the paper's")
+    lr: float | None = knob(None, "peak learning rate (default: by optimiser and init)", POSITIVE)
+    weight_decay: float | None = knob(None, "weight decay, with adamw and lars not of norms and biases", NOT_NEGATIVE)
+    momentum: float = knob(0.9, "momentum of sgd and lars", SHARE)
+    layer_decay: float | None = knob(None, "a layer's rate relative to the next one's", Range(above=0, most=1))
+    warmup_epochs: float | None = knob(None, "epochs of linear warm-up (default: with lars a tenth)", NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """Length, batch and machine."""
 
-    epochs: int = knob(100, "passes over the training split")
-    max_steps: int | None = knob(None, "stop after this many optimiser steps")
-    batch_size: int | None = knob(None, "images per step over all processes (default: 128, less for few images)")
-    seed: int = knob(0, "seed of everything random")
-    workers: int | None = knob(None, "loader processes per process (default: by machine)")
+    epochs: int = knob(100, "passes over the training split", Range(1, 1_000_000))
+    max_steps: int | None = knob(None, "stop after this many optimiser steps", STEPS)
+    batch_size: int | None = knob(None, "images per step over all processes (default: 128 or fewer)", Range(2, 65_536))
+    seed: int = knob(0, "seed of everything random", Range(0, 2**63 - 1))
+    workers: int | None = knob(None, "loader processes per process (default: by machine)", Range(0, 1_000))
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = knob("auto", "autocast precision")
-    accumulate: int = knob(1, "parts a batch is worked through in, to save memory; BatchNorm sees one part at a time")
+    accumulate: int = knob(
+        1, "parts a batch is worked through in, to save memory; BatchNorm sees one part at a time", Range(1, 65_536)
+    )
     checkpoint_gradients: bool = knob(False, "compute the backbone's activations twice instead of keeping them")
     compile: bool = knob(False, "compile the backbone by torch.compile: minutes at first, then faster steps on a GPU")
     cache: str = knob(
         "auto", "decoded pictures: auto (kept where they fit the disk, as JPEG above the budget), off, or a folder"
     )
-    cache_budget: float | None = knob(None, "gigabytes a split's cache may take (default: a quarter of the free disk)")
+    cache_budget: float | None = knob(
+        None, "gigabytes a split's cache may take (default: a quarter of the free disk)", NOT_NEGATIVE
+    )
     device: str | None = knob(None, "cpu, cuda, cuda:1, mps (default: the best at hand)")
     save_every: str = knob("10m", "between saved states: steps (200) or time (90s, 10m, 2h)")
     stall_limit: str = knob(
@@ -171,9 +195,9 @@ class TrainingConfig:
     )
     stop_on_collapse: bool = knob(False, "stop when the features collapse, instead of only warning")
     keep_states: bool = knob(False, "keep the resume states of a finished run")
-    log_every: int = knob(10, "steps between lines of metrics.jsonl")
+    log_every: int = knob(10, "steps between lines of metrics.jsonl", STEPS)
     signals_every: int | None = knob(
-        None, "steps between label-free signals in metrics.jsonl, 0 for none (default: about 1% of the run's work)"
+        None, "steps between label-free signals, 0 for none (default: about 1% of the work)", Range(0, 1_000_000_000)
     )
     evaluate: bool = knob(True, "retrieval and overview.png at the end of the run")
 
@@ -189,84 +213,6 @@ class PretrainConfig:
     rationale: RationaleConfig = field(default_factory=RationaleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-
-
-# A preset gives values for its section; whatever the user sets explicitly wins over it.
-VIEW_PRESETS: dict[str, dict[str, Any]] = {
-    # the default, for classes that colour helps to tell apart: hue and saturation stay
-    "colour": {},
-    "mocov2": {"saturation": 0.4, "hue": 0.1, "grayscale": 0.2},
-    # colour says little: what is left is shape and texture
-    "shape": {"jitter": 1.0, "saturation": 0.8, "hue": 0.5, "grayscale": 0.4},
-    "geometric": {"jitter": 0.0, "saturation": 0.4, "hue": 0.1, "grayscale": 0.0, "blur": 0.0},
-}
-RATIONALE_PRESETS: dict[str, dict[str, Any]] = {
-    # the default (docs/results.md): the objective pools by the map, a sum of projections fitted to what lowers it
-    "pooled": {"sign": "lower", "fit": "regression", "combine": "linear", "train_pool": "rationale"},
-    # one distribution per image, detached, mean per image: the dataclass's values
-    "normalized": {},
-    # what the authors' code computes for MoCo (used by recipes/cub-resnet50-moco.yaml)
-    "official": {
-        "sign": "raise",
-        "target": "softmax",
-        "axis": "row",
-        "temperature": 1.0,
-        "prediction_temperature": 1.0,
-        "detach_target": False,
-        "stop_gradient": False,
-        "normalization": "batch",
-        "branch_norm": "batch",
-        "combine": "max",
-        "reduction": "sum",
-        "weight": 0.01,
-        "fit": "kl",
-        "train_pool": "gap",
-        "pool": "mean",
-    },
-}
-# What a run on the built-in demo set uses unless told otherwise: minutes on two cores, offline. timm's smallest ResNet
-# takes enough steps in that time; a coat tells no bird's kind, hence views without colour; crops keep the small parts.
-DEMO_PROFILE: dict[str, Any] = {
-    "backbone.name": "test_resnet",
-    "backbone.pretrained": False,
-    "backbone.image_size": 96,
-    "backbone.output_stride": 16,
-    "views.preset": "shape",
-    "views.crop_min": 0.4,
-    "training.epochs": 16,
-}
-# The defaults that a data source brings along. Paint tells no model of a car or aircraft.
-DATA_PROFILES: dict[str, dict[str, Any]] = {
-    "demo": DEMO_PROFILE,
-    "cars": {"views.preset": "mocov2"},
-    "aircraft": {"views.preset": "mocov2"},
-}
-
-
-_INTERVAL = re.compile(r"(\d+(?:\.\d+)?)\s*(|s|m|min|h)")
-_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600}
-
-
-class Interval(NamedTuple):
-    """How often something happens, in steps or in time."""
-
-    steps: int | None
-    seconds: float | None
-
-    def over(self, steps: int, seconds: float) -> bool:
-        """Whether it is time again after so many steps and seconds."""
-        return steps >= self.steps if self.steps is not None else seconds > (self.seconds or 0)
-
-
-def interval(text: str) -> Interval | None:
-    """`200` steps, or `90s`, `10m`, `2h`; None for what is neither. `10.0`, as old runs wrote it, is minutes."""
-    match = _INTERVAL.fullmatch(text.strip())
-    if match is None:
-        return None
-    number, unit = match.groups()
-    if not unit and number.isdecimal():
-        return Interval(max(1, int(number)), None)
-    return Interval(None, float(number) * _SECONDS[unit or "m"])
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,28 +1,29 @@
 """Where images come from: presets, hub data sets, folders, lists, parquet and the drawn demo set.
 
-Three functions cover every source; what they need is imported when they are called.
+A few functions cover every source; what they need is imported when they are called.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from fgssl.data.sources.listing import split_of
 from fgssl.data.sources.open import open_source
 from fgssl.data.sources.presets import PRESETS, DatasetPreset
 from fgssl.errors import FgsslError
+from fgssl.runtime.progress_events import remark
 
 if TYPE_CHECKING:
     from fgssl.config.schema import DataConfig
     from fgssl.data.images import ImageSet
 
-__all__ = ["PRESETS", "DatasetPreset", "available_splits", "default_split", "load_images"]
+__all__ = ["PRESETS", "DatasetPreset", "available_splits", "default_split", "load_images", "no_split"]
 
-_TRAIN_NAMES = ("train", "training")
-_TEST_NAMES = ("test", "testing", "validation", "val", "valid", "dev")
+_NAMES = {"train": ("train", "training"), "test": ("test", "testing", "validation", "val", "valid", "dev")}
 
 
 def load_images(data: DataConfig, split: str) -> ImageSet:
-    """Opens one split of a source.
+    """Opens one split of a source, and tells the listener what it was taken for and what was left out.
 
     Args:
         data: Where the images are.
@@ -34,6 +35,8 @@ def load_images(data: DataConfig, split: str) -> ImageSet:
     Raises:
         FgsslError: No such source or split, no image in it, or the hub cannot give it; one line with the remedy.
     """
+    from fgssl.data.images import Concatenated
+
     source = open_source(data)
     known = source.splits()
     names = [split] if split in known else split.split("+")
@@ -42,19 +45,14 @@ def load_images(data: DataConfig, split: str) -> ImageSet:
         if name.lower() not in by_lower:
             raise FgsslError(f"{data.source} has no split {name!r}", f"its splits are: {', '.join(known)}")
     parts = [source.load(name if name in known else by_lower[name.lower()]) for name in names]
-    if len(parts) == 1:
-        return parts[0]
-    from fgssl.data.images import Concatenated
-
-    return Concatenated(parts)
+    images = parts[0] if len(parts) == 1 else Concatenated(parts)
+    for level, text in images.remarks:
+        remark(level, text)
+    return images
 
 
 def available_splits(data: DataConfig) -> tuple[str, ...]:
-    """Names of the splits of a source; ("all",) where it has none.
-
-    Raises:
-        FgsslError: As `load_images`.
-    """
+    """Names of the splits of a source; ("all",) where it has none. Raises FgsslError as `load_images`."""
     return open_source(data).splits()
 
 
@@ -80,11 +78,26 @@ def default_split(data: DataConfig, role: Literal["train", "test"]) -> str | Non
     if data.source in PRESETS:
         preset = PRESETS[data.source]
         return preset.train_split if role == "train" else preset.test_split
-    known = available_splits(data)
-    by_lower = {name.lower(): name for name in reversed(known)}
-    for name in _TRAIN_NAMES if role == "train" else _TEST_NAMES:
-        if name in by_lower:
-            return by_lower[name]
+    known = sorted(available_splits(data), key=len)  # "train" before "train2"
+    for name in _NAMES[role]:
+        for split in known:
+            if split_of(split) == name:
+                return split
     # a single split of another name ("all", "full", "images") is all there is to train on; a lone test split is not
-    alone = len(known) == 1 and known[0].lower() not in _TEST_NAMES
+    alone = len(known) == 1 and split_of(known[0]) not in _NAMES["test"]
     return known[0] if role == "train" and alone else None
+
+
+def no_split(data: DataConfig, role: str, *, option: str) -> FgsslError:
+    """The one line for a source that has no split for a role, and why, where its layout tells.
+
+    Args:
+        data: Where the images are.
+        role: "training" or "test".
+        option: That names a split.
+    """
+    source = open_source(data)
+    why = "".join(f" ({text})" for _, text in getattr(source, "remarks", ()))
+    return FgsslError(
+        f"'{data.source}' has no {role} split{why}", f"name one with {option}: {', '.join(source.splits())}"
+    )

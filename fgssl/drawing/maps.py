@@ -1,15 +1,18 @@
-"""A coarse map drawn over its photograph: upsampled smoothly, coloured, and blended so that both are read."""
+"""What is drawn over a photograph: a coarse map, upsampled and blended; many small ones; an outlined window."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from fgssl.drawing.sheets import HAIRLINE, INK, WHITE, fit_image
+from fgssl.drawing.text import font, text_width
 from fgssl.errors import FgsslError
 
+Map = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
 MapStyle = Literal["heat", "dim"]
 
@@ -20,10 +23,11 @@ _ANCHORS = (
     (254, 206, 44), (255, 248, 150),
 )  # fmt: skip
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
+_CELL_GAP = 6  # between small multiples
 _FLAT = 1e-3  # a map that varies by less than this share of its largest value has nothing to show
 
 
-def colormap(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def colormap(values: Map) -> npt.NDArray[np.uint8]:
     """Colours of values in [0, 1] (clipped): an array (...,) becomes (..., 3) of RGB bytes, dark to light."""
     positions = np.linspace(0.0, 1.0, len(_ANCHORS))
     anchors = np.asarray(_ANCHORS, dtype=np.float64)
@@ -32,7 +36,7 @@ def colormap(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
 
 
-def _checked(values: npt.NDArray[Any]) -> FloatArray:
+def _checked(values: Map) -> FloatArray:
     grid = np.asarray(values, dtype=np.float64)
     if grid.ndim != 2 or grid.size == 0:
         raise FgsslError(f"a map to draw has shape {grid.shape}", "pass one map of shape (height, width)")
@@ -40,19 +44,13 @@ def _checked(values: npt.NDArray[Any]) -> FloatArray:
     return np.where(np.isfinite(grid), grid, finite.min() if finite.size else 0.0)
 
 
-def is_flat(values: npt.NDArray[Any]) -> bool:
+def is_flat(values: Map) -> bool:
     """Whether a map (h, w) prefers no place: it varies by less than a thousandth of its largest absolute value."""
     grid = _checked(values)
     return bool(np.ptp(grid) <= _FLAT * np.abs(grid).max())
 
 
-def heat(
-    values: npt.NDArray[Any],
-    size: tuple[int, int],
-    *,
-    low: float | None = None,
-    high: float | None = None,
-) -> FloatArray:
+def heat(values: Map, size: tuple[int, int], *, low: float | None = None, high: float | None = None) -> FloatArray:
     """A map brought to the size of its image, smoothly, in [0, 1].
 
     The map is first scaled (its minimum to 0, its maximum to 1), then upsampled bicubically with cells centred where
@@ -65,28 +63,25 @@ def heat(
         high: Value shown as 1; the map's maximum by default.
 
     Returns:
-        (height, width). A flat map (see `is_flat`) on its own scale is 0 everywhere: no place is preferred, and
-        stretching its rounding noise to full contrast would show structure that is not there.
+        (height, width). A flat map on its own scale is 0 everywhere: stretching its rounding noise to full contrast
+        would show structure that is not there.
 
     Raises:
         FgsslError: `values` is not one non-empty map.
     """
     grid = _checked(values)
-    width, height = size
-    if low is None and high is None and is_flat(grid):
-        return np.zeros((height, width))
     bottom = float(grid.min()) if low is None else low
     top = float(grid.max()) if high is None else high
-    if not top > bottom:
-        return np.zeros((height, width))
+    if not top > bottom or (low is None and high is None and is_flat(grid)):
+        return np.zeros(size[::-1])
     scaled = ((grid - bottom) / (top - bottom)).astype(np.float32)
-    resized = Image.fromarray(scaled).resize((width, height), Image.Resampling.BICUBIC)
+    resized = Image.fromarray(scaled).resize(size, Image.Resampling.BICUBIC)
     return np.clip(np.asarray(resized, dtype=np.float64), 0.0, 1.0)
 
 
 def overlay(
     image: Image.Image,
-    values: npt.NDArray[Any],
+    values: Map,
     *,
     strength: float = 0.55,
     style: MapStyle = "heat",
@@ -95,10 +90,9 @@ def overlay(
 ) -> Image.Image:
     """The map over its photograph, at the photograph's size.
 
-    `heat`: the photograph loses most of its colour (so that a red apple is not read as a hot place) and takes the
-    colour of the map, more of it the higher the value; the colour is shaded by the photograph's own light, so that
-    edges and texture stay visible under the hottest place. `dim`: the photograph stays as it is where the map is
-    high and sinks into dark grey where it is low, as a weighted pooling would see it.
+    `heat`: the photograph loses most of its colour (a red apple is no hot place) and takes that of the map, shaded by
+    its own light, so that edges stay visible under the hottest place. `dim`: the photograph stays as it is where the
+    map is high and sinks into dark grey where it is low, as a weighted pooling would see it.
 
     Args:
         image: The view the map was computed on (the crop, not the whole file).
@@ -107,9 +101,6 @@ def overlay(
         style: `heat` or `dim`.
         low: As in `heat`.
         high: As in `heat`.
-
-    Returns:
-        An RGB image of the same size.
     """
     photograph = image.convert("RGB")
     if low is None and high is None and is_flat(values):
@@ -130,7 +121,51 @@ def overlay(
     return Image.fromarray(np.rint(np.clip(drawn, 0.0, 255.0)).astype(np.uint8))
 
 
-def colour_bar(width: int = 96, height: int = 10, *, style: MapStyle = "heat") -> Image.Image:
+def projection_block(image: Image.Image, projections: Map, size: int) -> Image.Image:
+    """The K maps (K, h, w) as numbered small multiples over the image, all on one scale: their maximum is the whole.
+
+    The block is `size` pixels high: as many lines of cells as have at least 96 pixels.
+    """
+    lines = max(1, (size + _CELL_GAP) // (96 + _CELL_GAP))
+    cell = (size - (lines - 1) * _CELL_GAP) // lines
+    pitch, across, face = cell + _CELL_GAP, -(-len(projections) // lines), font(11)
+    block = Image.new("RGB", (across * pitch - _CELL_GAP, size), WHITE)
+    draw = ImageDraw.Draw(block)
+    small = fit_image(image, (cell, cell))
+    finite = np.asarray(projections, dtype=np.float64)
+    finite = finite[np.isfinite(finite)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    for number, values in enumerate(projections):
+        x, y = number % across * pitch, number // across * pitch
+        place = (x + (cell - small.width) // 2, y + (cell - small.height) // 2)
+        block.paste(overlay(small, values, low=low, high=high), place)
+        draw.rectangle((x, y, x + text_width(str(number), face) + 5, y + 13), fill=WHITE, outline=HAIRLINE)
+        draw.text((x + 3, y), str(number), fill=INK, font=face)
+    return block
+
+
+def colour_bar() -> Image.Image:
     """A legend strip from low (left) to high (right), drawn as `overlay` draws it over a middle grey."""
-    ground = Image.new("RGB", (width, height), (176, 176, 176))
-    return overlay(ground, np.linspace(0.0, 1.0, width)[None, :], style=style)
+    return overlay(Image.new("RGB", (96, 10), (176, 176, 176)), np.linspace(0.0, 1.0, 96)[None, :])
+
+
+class Window(NamedTuple):
+    """Part of a picture, as fractions of its width and height."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def outlined(image: Image.Image, window: Window) -> Image.Image:
+    """A copy with a white line within a black one around the window: seen on dark and on bright photographs."""
+    drawn = image.copy()
+    pen = ImageDraw.Draw(drawn)
+    left, top, right, bottom = (
+        round(fraction * (length - 1)) for fraction, length in zip(window, (*image.size, *image.size), strict=True)
+    )
+    line = max(1, round(max(image.size) / 150))
+    for inset, colour, width in ((0, (0, 0, 0), 3 * line), (line, (255, 255, 255), line)):
+        pen.rectangle((left + inset, top + inset, right - inset, bottom - inset), outline=colour, width=width)
+    return drawn

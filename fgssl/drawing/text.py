@@ -1,11 +1,13 @@
 """Text on pictures: Pillow's own embedded font, measured, wrapped and shortened so that nothing is ever clipped.
 
-The embedded font knows ASCII and little more. Everything else is brought down to it: accents are dropped, a few
-signs are spelled out, and what remains (other scripts, emoji, control characters) appears as its escape.
+Pillow lays out lines but breaks them at spaces alone and knows no ellipsis; file names need both. The embedded font
+knows ASCII and little more. Everything else is brought down to it: accents are dropped, a few signs are spelled out,
+and what remains (other scripts, emoji, control characters) appears as its escape.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 import re
 import unicodedata
@@ -15,7 +17,7 @@ from PIL import ImageFont
 
 from fgssl.runtime.text import shown
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Font = ImageFont.FreeTypeFont
 
 _SPELLED = {
     "–": "-", "—": "-", "−": "-", "×": "x", "→": "->", "←": "<-", "≥": ">=", "≤": "<=", "ß": "ss", "æ": "ae",  # noqa: RUF001
@@ -28,11 +30,10 @@ _BREAK_AFTER = re.compile(r"(?<=[ \-_/\\.,])")
 
 @lru_cache(maxsize=32)
 def font(size: int) -> Font:
-    """The embedded font at `size` pixels (at a fixed small size where Pillow lacks FreeType)."""
-    try:
-        return ImageFont.load_default(size)
-    except (ImportError, OSError):  # a Pillow built without FreeType
-        return ImageFont.load_default()
+    """The embedded font at `size` pixels."""
+    found = ImageFont.load_default(size)
+    assert isinstance(found, ImageFont.FreeTypeFont)  # every Pillow wheel has FreeType
+    return found
 
 
 @lru_cache(maxsize=4096)
@@ -42,8 +43,6 @@ def _drawable(character: str) -> bool:
     if unicodedata.category(character).startswith("C"):  # control, surrogate, unassigned
         return False
     face = font(24)
-    if not isinstance(face, ImageFont.FreeTypeFont):
-        return character.isascii()
     return bytes(face.getmask(character)) != bytes(face.getmask(_MISSING))
 
 
@@ -75,10 +74,7 @@ def text_width(text: str, face: Font) -> int:
 
 def line_height(face: Font) -> int:
     """Distance in pixels from one line of text to the next."""
-    if isinstance(face, ImageFont.FreeTypeFont):
-        ascent, descent = face.getmetrics()
-        return ascent + descent
-    return math.ceil(face.getbbox("Ag")[3]) + 2
+    return sum(face.getmetrics())
 
 
 def _fits(text: str, face: Font, width: int) -> bool:
@@ -88,18 +84,14 @@ def _fits(text: str, face: Font, width: int) -> bool:
 
 def _longest_prefix(text: str, face: Font, width: int) -> int:
     """Number of leading characters (at least 1) that fit in `width`."""
-    low, high = 1, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if _fits(text[:middle], face, width) else (low, middle - 1)
-    return low
+    return 1 + bisect.bisect_left(range(2, len(text) + 1), True, key=lambda n: not _fits(text[:n], face, width))
 
 
 def wrap(text: str, face: Font, width: int, *, limit: int | None = None) -> list[str]:
     """Breaks printable text into lines of at most `width` pixels, after spaces and the joints of file names.
 
-    A stretch without a joint that is wider than a line is cut where the line ends. A single character wider than
-    `width` stands alone. After `limit` lines the rest is not looked at: one line too many says that it does not fit.
+    A longer stretch is cut where the line ends. After `limit` lines the rest is not looked at: one line too many says
+    that it does not fit.
     """
     lines: list[str] = []
     for paragraph in text.split("\n"):
@@ -120,35 +112,24 @@ def wrap(text: str, face: Font, width: int, *, limit: int | None = None) -> list
 
 
 def fit_lines(text: str, face: Font, width: int, *, lines: int = 1) -> list[str]:
-    """The text in at most `lines` lines of `width` pixels, shortened in the middle by an ellipsis where it must be.
+    """Any text in at most `lines` lines of `width` pixels, its middle an ellipsis where it must be (none: no line).
 
-    The middle goes because both ends of a file name tell something: the class in front, the number behind.
-
-    Args:
-        text: Any text; line breaks and characters that the font lacks are escaped first.
-        face: The font to measure with.
-        width: Pixels a line may take.
-        lines: The most lines to return.
-
-    Returns:
-        The lines; none for an empty text, or where not even the ellipsis fits.
+    Both ends of a file name tell something: the class in front, the number behind. What is not printable is escaped.
     """
     text = printable(shown(text))
     if not text.strip():
         return []
-    if len(text) <= _LONGEST:
-        whole = wrap(text, face, width, limit=lines)
-        if len(whole) <= lines and all(_fits(line, face, width) for line in whole):
-            return whole
-    mark = "…" if _drawable("…") else "..."
-    best: list[str] = []
-    low, high = 0, min(len(text), _LONGEST, lines * width)
-    while low <= high:
-        kept = (low + high) // 2
+
+    def wrapped(candidate: str) -> list[str] | None:
+        found = wrap(candidate, face, width, limit=lines)
+        return found if len(found) <= lines and all(_fits(line, face, width) for line in found) else None
+
+    def shortened(kept: int) -> list[str] | None:
         head, tail = text[: (kept + 1) // 2], text[len(text) - kept // 2 :]
-        tried = wrap(head.rstrip() + mark + tail.lstrip(), face, width, limit=lines)
-        if len(tried) <= lines and all(_fits(line, face, width) for line in tried):
-            best, low = tried, kept + 1
-        else:
-            high = kept - 1
-    return best
+        return wrapped(head.rstrip() + "…" + tail.lstrip())
+
+    if len(text) <= _LONGEST and (whole := wrapped(text)) is not None:
+        return whole
+    counts = range(min(len(text), _LONGEST, lines * width) + 1)
+    too_many = bisect.bisect_left(counts, True, key=lambda kept: shortened(kept) is None)
+    return (shortened(too_many - 1) or []) if too_many else []

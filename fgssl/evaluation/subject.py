@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fgssl.config.schema import DataConfig
-from fgssl.data import available_splits, default_split, load_images
+from fgssl.data import default_split, load_images, no_split
 from fgssl.data.images import ImageSet
 from fgssl.encoder import POOLS, Encoder, Pool
 from fgssl.errors import FgsslError
@@ -122,9 +122,7 @@ def open_split(data: DataConfig, split: str | None, role: str) -> ImageSet:
     if split is None:
         split = default_split(data, "train" if role == "train" else "test") or default_split(data, "train")
     if split is None:
-        raise FgsslError(
-            f"'{data.source}' has no {role} split", f"name one with --split: {', '.join(available_splits(data))}"
-        )
+        raise no_split(data, role, option="--split")
     return load_images(data, split)
 
 

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, Sampler
 
 from fgssl.backbones import Backbone
 from fgssl.data.cache.build import Fault, Preparation
-from fgssl.data.cache.location import cache_folder
+from fgssl.data.cache.folder import cache_folder
 from fgssl.data.cache.map_store import MapStore, rounded
 from fgssl.data.feed.views import Key, StepSampler, ViewBatch, ViewDataset, epoch_order
 from fgssl.runtime.reporting import Reporter

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from fgssl.data.feed.pairs import view_pairs
+from fgssl.data.feed.views import view_pairs
 from fgssl.evaluation.label_free import signals_of
 from fgssl.runs.folder import METRICS_FILE
 from fgssl.runtime.machine import available_cores, peak_memory

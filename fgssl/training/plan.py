@@ -12,7 +12,7 @@ from fgssl.backbones import Backbone, InitialWeights
 from fgssl.config.defaults import Draft, RunFacts, derive_objective
 from fgssl.config.resolve import Resolved, build
 from fgssl.config.schema import DataConfig, PretrainConfig, flatten
-from fgssl.data import PRESETS, available_splits, default_split, load_images
+from fgssl.data import PRESETS, default_split, load_images, no_split
 from fgssl.data.cache.map_store import entry_bytes
 from fgssl.data.images import ImageSet
 from fgssl.errors import FgsslError
@@ -132,10 +132,7 @@ def _derive_precision(draft: Draft, backbone: Backbone, device: torch.device) ->
 def _open_splits(data: DataConfig, draft: Draft) -> tuple[ImageSet, ImageSet | None]:
     train_split, test_split = default_split(data, "train"), default_split(data, "test")
     if train_split is None:
-        raise FgsslError(
-            f"'{data.source}' has no training split",
-            f"name one with --set data.train_split=...: {', '.join(available_splits(data))}",
-        )
+        raise no_split(data, "training", option="--set data.train_split=...")
     train = load_images(data, train_split)
     if len(train) < 2:
         raise FgsslError(

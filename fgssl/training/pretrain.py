@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
-from fgssl.config.schema import interval
+from fgssl.config.interval import interval
 from fgssl.data.cache.build import PixelStore, Shrunk, open_pixels
 from fgssl.errors import FgsslError
 from fgssl.runs.encoder_file import save_encoder

@@ -12,7 +12,7 @@ from PIL import Image
 from fgssl.backbones import save_timm
 from fgssl.data.feed.views import Key, ViewDataset, epoch_order
 from fgssl.data.images import ImageSet
-from fgssl.drawing import Neighbour, OverviewRow, overview_sheet, save_png, view_pairs_sheet
+from fgssl.drawing import Neighbour, QueryRow, overview_sheet, save_png, view_pairs_sheet
 from fgssl.encoder import Encoder, Pool
 from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.evaluation.embed import Embeddings, embed
@@ -187,7 +187,7 @@ def draw_overview(encoder: Encoder, images: ImageSet, embeddings: Embeddings) ->
             if (picture := _still_there(images, index[i])) is not None
         ]
         picture = shown(encoder, pictures[query], size=224)
-        rows.append(OverviewRow(picture, _name(images, index[query]), maps.gradcam, maps.rationale, neighbours))
+        rows.append(QueryRow(picture, _name(images, index[query]), neighbours, maps.rationale, maps.gradcam))
     title = f"{encoder.backbone.name} on {images.source} [{images.split}]"
     return overview_sheet(rows, title=title)
 

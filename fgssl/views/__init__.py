@@ -7,7 +7,7 @@ hold both to torchvision. Images come and go as levels 0 to 255; normalisation h
 
 from __future__ import annotations
 
-from fgssl.views.crop import make_views
+from fgssl.views.cpu import make_views
 from fgssl.views.draw import DRAWS, Views, draw_views
 from fgssl.views.evaluation import EvaluationView, resize_short_side
 

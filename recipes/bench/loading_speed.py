@@ -24,7 +24,8 @@ import torch
 from torchvision import datasets
 from torchvision import transforms as v1
 
-from fgssl.config.schema import VIEW_PRESETS, DataConfig, ViewsConfig
+from fgssl.config.presets import VIEW_PRESETS
+from fgssl.config.schema import DataConfig, ViewsConfig
 from fgssl.data import available_splits, load_images
 from fgssl.data.cache.build import Shrunk, open_pixels
 from fgssl.data.feed.views import StepSampler, ViewDataset, build_feed

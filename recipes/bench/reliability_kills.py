@@ -10,6 +10,7 @@ last while it writes its results; the moment within is random.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -27,6 +28,11 @@ OPTIONS = (
     "--mixed-precision", "no", "--device", "cpu", "--workers", "0", "--save-every", "1", "--quiet",
     "--set", "training.log_every=2", "--set", "backbone.drop_path=0.2",
 )  # fmt: skip
+LOADED = (
+    "fgssl.cli.pretrain",
+    "fgssl.training.pretrain",
+    "torch._dynamo",
+)  # what a run imports, so that no attempt has to
 CLOCK = ("images_per_second", "wait_share", "seconds_left", "peak_memory_gb")  # measured: all that may differ
 
 
@@ -127,6 +133,8 @@ def _newest(run: Path) -> str:
 def kill_and_compare(work: Path, *, kills: int, steps: int, seed: int) -> Outcome:
     """One run killed so many times against one left alone."""
 
+    for room in LOADED:  # here, once: an attempt is a fork
+        importlib.import_module(room)
     photos, whole, run = make_photos(work / "photos", 48), work / "whole", work / "killed"
     begin = ["pretrain", "--data", str(photos), *OPTIONS, "--max-steps", str(steps), "--epochs", str(steps)]
     log = work / "log"

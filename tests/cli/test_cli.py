@@ -161,40 +161,42 @@ def test_wrong_usage_is_exit_2(arguments: tuple[str, ...]) -> None:
     assert "Usage:" in outcome.err and "Error:" in outcome.err and "Traceback" not in outcome.err
 
 
-# ---- mistakes: one line with culprit and remedy, exit 1
+# ---- mistakes: one line with culprit and remedy; exit 2 for a setting that cannot be so, else 1
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("code", "options", "expected"),
     [
-        (("--backbone", "mobilenetv3_smal_050"), ("mobilenetv3_smal_050", BACKBONE)),
-        (("--data", "cubs"), ("cubs", "cub", "demo")),
-        (("--data", "./nowhere"), ("nowhere",)),
-        (("--objective", "byoll"), ("byoll", "mocov2")),
-        (("--set", "views.preset=rainbow"), ("rainbow", "colour")),
-        (("--set", "rationale.preset=best"), ("best", "official")),
-        (("--set", "rationale.preset=oficial"), ("'oficial'; did you mean 'official'?", "choose one of")),
-        (("--set", "rationale.projection=3"), ("rationale.projection", "rationale.projections")),
-        (("--set", "rationale"), ("section.key=value",)),
-        (("--set", "data.train_split=trian"), ("trian", "train", "test")),
-        (("--set", "data.test_split=tset"), ("tset", "train", "test")),
-        (("--batch-size", "25"), ("25", "24 images")),
-        (("--batch-size", "1"), ("1", "at least 2")),
-        (("--set", "objective.queue_size=7"), ("queue_size 7", "--batch-size 8")),
-        (("--image-size", "16"), (BACKBONE, "16 px", "smallest")),
-        (("--device", "tpu9"), ("tpu9", "cpu")),
-        (("--mixed-precision", "fp8"), ("fp8", "bf16")),
-        (("--mixed-precision", "fp16"), ("fp16", "bf16")),
-        (("--lr", "0"), ("optimizer.lr", "above 0")),
-        (("--seed", "-1"), ("training.seed", "at least 0")),
-        (("--pretrained",), (BACKBONE, "--no-pretrained")),  # offline
-        (("--recipe", "nowhere.yaml"), ("recipe 'nowhere.yaml' does not exist; give",)),
-        (("--recipe", "."), ("cannot read recipe '.': Is a directory; give",)),
+        (1, ("--backbone", "mobilenetv3_smal_050"), ("mobilenetv3_smal_050", BACKBONE)),
+        (1, ("--data", "cubs"), ("cubs", "cub", "demo")),
+        (1, ("--data", "./nowhere"), ("nowhere",)),
+        (2, ("--objective", "byoll"), ("byoll", "mocov2")),
+        (2, ("--set", "views.preset=rainbow"), ("rainbow", "colour")),
+        (2, ("--set", "rationale.preset=best"), ("best", "official")),
+        (2, ("--set", "rationale.preset=oficial"), ("'oficial'; did you mean 'official'?", "choose one of")),
+        (2, ("--set", "rationale.projection=3"), ("rationale.projection", "rationale.projections")),
+        (2, ("--set", "rationale"), ("section.key=value",)),
+        (1, ("--set", "data.train_split=trian"), ("trian", "train", "test")),
+        (1, ("--set", "data.test_split=tset"), ("tset", "train", "test")),
+        (1, ("--batch-size", "25"), ("25", "24 images")),
+        (2, ("--batch-size", "1"), ("1", "at least 2")),
+        (2, ("--set", "objective.queue_size=7"), ("queue_size 7", "--batch-size 8")),
+        (1, ("--image-size", "16"), (BACKBONE, "16 px", "smallest")),
+        (1, ("--device", "tpu9"), ("tpu9", "cpu")),
+        (2, ("--mixed-precision", "fp8"), ("fp8", "bf16")),
+        (1, ("--mixed-precision", "fp16"), ("fp16", "bf16")),
+        (2, ("--lr", "0"), ("optimizer.lr", "above 0")),
+        (2, ("--seed", "-1"), ("training.seed", "at least 0")),
+        (1, ("--pretrained",), (BACKBONE, "--no-pretrained")),  # offline
+        (1, ("--recipe", "nowhere.yaml"), ("recipe 'nowhere.yaml' does not exist; give",)),
+        (1, ("--recipe", "."), ("cannot read recipe '.': Is a directory; give",)),
     ],
 )
-def test_mistakes_of_pretrain_are_one_line(options: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path) -> None:
+def test_mistakes_of_pretrain_are_one_line(
+    code: int, options: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path
+) -> None:
     outcome = fgssl("pretrain", "--data", photos(), *SHORT, *options, cwd=tmp_path)
-    error = outcome.error()
+    error = outcome.error(code)
     assert all(word in error for word in expected), error
     assert outcome.err.count("\n") == 1 and outcome.out == ""
     assert list(tmp_path.iterdir()) == []

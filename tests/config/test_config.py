@@ -12,16 +12,11 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from fgssl.config.presets import DEMO_PROFILE, RATIONALE_PRESETS, VIEW_PRESETS
 from fgssl.config.resolve import MAX_RECIPE_BYTES, build, config_from_flat, load_config
-from fgssl.config.schema import (
-    DEMO_PROFILE,
-    RATIONALE_PRESETS,
-    VIEW_PRESETS,
-    PretrainConfig,
-    flatten,
-    nested,
-)
-from fgssl.errors import FgsslError
+from fgssl.config.schema import PretrainConfig, flatten, nested
+from fgssl.config.values import ranges, type_hints
+from fgssl.errors import FgsslError, SettingError
 
 KEYS = sorted(flatten(PretrainConfig()))
 
@@ -223,6 +218,38 @@ BAD_VALUES = {
 def test_impossible_values_are_refused_by_name(key, bad):
     with pytest.raises(FgsslError, match=key):
         load_config(flags={key: bad})
+
+
+def test_every_whole_number_has_two_ends_which_messages_say():
+    config = load_config().config
+    hints, ends = type_hints(PretrainConfig), ranges(config)
+    whole = [key for key, hint in hints.items() if hint in (int, int | None)]
+    assert len(whole) > 10
+    for key in whole:
+        least, most = ends[key].least, ends[key].most
+        assert value(load_config(flags={key: most} | room_for(key)), key) == most
+        for bad in (most + 1, least - 1, 10**21, "9" * 5000):
+            with pytest.raises(SettingError, match=f"^{key}") as caught:
+                load_config(flags={key: bad})
+            assert f"at least {least:,} and at most {most:,}" in caught.value.remedy and len(str(caught.value)) < 250
+
+
+def room_for(key: str) -> dict:
+    """What the largest value of a setting needs beside it."""
+    return {"objective.predictor_hidden": {"objective.name": "byol"}}.get(key, {})
+
+
+def test_numbers_are_told_in_words():
+    with pytest.raises(SettingError, match=r"a whole number, at least 1 and at most 1,000,000"):
+        load_config(sets=["training.epochs=999999999999999999999"])
+    with pytest.raises(SettingError, match=r"rationale.projections is 100000000; .* at least 1 and at most 4,096"):
+        load_config(sets=["rationale.projections=100000000"])
+    with pytest.raises(SettingError, match=r"views.crop_min is 0.0; it must be above 0 and at most 1"):
+        load_config(sets=["views.crop_min=0"])
+    with pytest.raises(SettingError, match=r"optimizer.lr is -1.0; it must be above 0"):
+        load_config(sets=["optimizer.lr=-1"])
+    with pytest.raises(SettingError, match="--freeze cannot be"):
+        load_config(sets=["backbone.freeze=" + "9" * 5000])
 
 
 def test_contradictions_name_both_sides():

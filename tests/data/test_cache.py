@@ -27,8 +27,7 @@ from fgssl.data.cache.build import (
     decode,
     open_pixels,
 )
-from fgssl.data.cache.inventory import cache_files
-from fgssl.data.cache.location import cache_folder
+from fgssl.data.cache.folder import cache_files, cache_folder
 from fgssl.data.cache.pixels import FOOTER
 from fgssl.errors import UnreadableImage
 from fgssl.views import EvaluationView

@@ -131,6 +131,84 @@ def test_sixteen_bit_and_wide_numbers() -> None:
     assert (pixels(encoded(Image.fromarray(constant), "TIFF")) == 0).all()
 
 
+def packed_png(samples: np.ndarray, depth: int, kind: int, key: bytes | None) -> bytes:
+    """A PNG written by hand: kind 0 is grey, 2 RGB."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    height, width = samples.shape[:2]
+    bits = ((samples.reshape(height, -1, 1) >> np.arange(depth)[::-1]) & 1).reshape(height, -1).astype(np.uint8)
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in bits)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
+    transparent = b"" if key is None else chunk(b"tRNS", key)
+    return b"\x89PNG\r\n\x1a\n" + header + transparent + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_grey_of_any_depth_with_a_transparent_value(depth: int, keyed: bool) -> None:
+    top = 2**depth - 1
+    samples = noise(12, 16, high=top + 1, dtype=np.int64)
+    key = int(samples[3, 3])
+    samples[0, 0] = key ^ 1  # the nearest other value is opaque
+    expected = np.rint(samples * 255 / top)
+    if keyed:
+        expected[samples == key] = 255
+    found = pixels(packed_png(samples, depth, 0, struct.pack(">H", key) if keyed else None))
+    np.testing.assert_array_equal(found, np.repeat(expected[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_rgb_with_a_transparent_colour(depth: int) -> None:
+    top = 2**depth - 1
+    samples = noise(12, 16, 3, high=top + 1, dtype=np.int64)
+    samples[0, :3] = samples[3, 3]
+    samples[0, 1, 2] ^= 1
+    key = samples[3, 3]
+    expected = samples * 255 / top
+    expected[(samples == key).all(-1)] = 255
+    found = pixels(packed_png(samples, depth, 2, struct.pack(">HHH", *key.tolist())))
+    assert np.abs(found - expected).max() <= 1  # Pillow cuts 16 bits to 8, where rounding may give one more
+
+
+def tiff(values: np.ndarray, bits: int, *, photometric: int = 1, order: str = "<") -> bytes:
+    """A grey TIFF of unsigned numbers written by hand; 12 bits are two numbers in three bytes."""
+    if bits == 12:
+        first, second = values.reshape(-1, 2).T
+        data = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1).astype(np.uint8).tobytes()
+    else:
+        data = values.astype(f"{order}u{bits // 8}").tobytes()
+    height, width = values.shape
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: height, 279: len(data)}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
+    start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, len(tags))
+    return start + entries + struct.pack(f"{order}I", 0) + data
+
+
+def test_tiff_of_12_16_and_32_bits_without_sign_and_with_white_as_zero() -> None:
+    twelve, sixteen = (noise(8, 8, high=2**bits, dtype=np.int64) for bits in (12, 16))
+    wide = noise(8, 8, high=2**32, dtype=np.int64)
+    stretched = (wide - wide.min()) / (wide.max() - wide.min()) * 255
+    for data, expected in (
+        (tiff(twelve, 12), twelve / 4095 * 255),
+        (tiff(sixteen, 16, order=">"), sixteen / 65535 * 255),
+        (tiff(sixteen, 16, photometric=0), (65535 - sixteen) / 65535 * 255),
+        (tiff(wide, 32), stretched),
+    ):
+        np.testing.assert_array_equal(pixels(data)[..., 0], np.rint(expected))
+
+
+def test_a_sheet_that_fgssl_drew_is_no_photograph(tmp_path: Path) -> None:
+    from fgssl.drawing import save_png
+
+    for name in ("sheet.png", "sheet.jpg", "sheet.webp"):
+        save_png(Image.fromarray(noise(20, 20, 3)), tmp_path / name)
+        with pytest.raises(UnreadableImage, match=f"{name}: is a sheet that fgssl drew"):
+            decode_image(tmp_path / name)
+
+
 def test_floats() -> None:
     unit = np.random.default_rng(0).random((8, 8), dtype=np.float32)
     np.testing.assert_array_equal(pixels(encoded(Image.fromarray(unit), "TIFF"))[..., 0], np.rint(unit * 255.0))

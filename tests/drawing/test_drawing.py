@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fgssl import drawing
-from fgssl.drawing import bands, maps, text
+from fgssl.drawing import maps, sheets, text
 from fgssl.errors import FgsslError
 from fgssl.runtime.files import check_output
 
@@ -194,14 +194,14 @@ def test_every_mode_becomes_rgb_with_transparent_parts_white(mode: str) -> None:
 def test_the_size_of_a_plain_sheet_is_the_sum_of_its_parts() -> None:
     rows = [[drawing.Panel(photograph(50, 50))] * 3, [drawing.Panel(photograph(50, 50)), None]]
     drawn = drawing.sheet(rows, panel_size=100)
-    assert drawn.width == 2 * bands.MARGIN + 3 * 100 + 2 * bands.GAP
-    assert drawn.height == 2 * bands.MARGIN + 2 * (100 + 2 * bands.BORDER) + 14
+    assert drawn.width == 2 * sheets.MARGIN + 3 * 100 + 2 * sheets.GAP
+    assert drawn.height == 2 * sheets.MARGIN + 2 * (100 + 2 * sheets.BORDER) + 14
 
 
 def test_a_panel_is_pasted_pixel_for_pixel_and_its_border_surrounds_it() -> None:
     image = photograph(100, 100)
     drawn = drawing.sheet([[drawing.Panel(image, border=drawing.RED)]], panel_size=100)
-    left, top = bands.MARGIN, bands.MARGIN + bands.BORDER
+    left, top = sheets.MARGIN, sheets.MARGIN + sheets.BORDER
     assert np.array_equal(np.asarray(drawn)[top : top + 100, left : left + 100], np.asarray(image))
     for corner in [(left - 4, top - 4), (left + 103, top - 4), (left - 4, top + 103), (left + 103, top + 103)]:
         assert drawn.getpixel(corner) == drawing.RED
@@ -218,7 +218,7 @@ def test_a_row_of_landscapes_is_as_high_as_they_are() -> None:
 def test_nothing_reaches_into_the_margin(panel_size: int) -> None:
     name = "/a/very/long name/" + "x" * 400 + "🐦" * 50
     panel = drawing.Panel(photograph(), name, drawing.GREEN, "check")
-    words = {"column_titles": [name] * 3, "row_titles": [name, name], "title": name, "footer": name}
+    words = {"column_titles": [name] * 3, "title": name, "footer": name}
     drawn = drawing.sheet(
         [[panel, None, panel], [panel]],
         **words,
@@ -228,25 +228,26 @@ def test_nothing_reaches_into_the_margin(panel_size: int) -> None:
         rules=True,
     )
     pixels = np.asarray(drawn)
-    margin = bands.MARGIN - bands.BORDER
+    margin = sheets.MARGIN - sheets.BORDER
     assert (pixels[:margin] == 255).all() and (pixels[-margin:] == 255).all()
     assert (pixels[:, :margin] == 255).all() and (pixels[:, -margin:] == 255).all()
 
 
 def test_nothing_to_draw_is_one_clear_line() -> None:
-    for call in (lambda: drawing.sheet([]), lambda: drawing.sheet([[None]]), lambda: drawing.contact_sheet([])):
+    for call in (lambda: drawing.sheet([]), lambda: drawing.sheet([[None]]), lambda: drawing.sheet([[]])):
         with pytest.raises(FgsslError, match="no image to draw"):
             call()
     with pytest.raises(FgsslError, match="no pixels"):
-        drawing.contact_sheet([Image.new("RGB", (0, 4))])
+        drawing.sheet([[drawing.Panel(Image.new("RGB", (0, 4)))]])
 
 
-def test_contact_sheet_keeps_reading_order() -> None:
+def test_a_sheet_keeps_reading_order() -> None:
     colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
-    drawn = drawing.contact_sheet([Image.new("RGB", (9, 9), c) for c in colours], columns=2, panel_size=50)
-    step = 50 + bands.GAP
-    middle = bands.MARGIN + 25
-    below = middle + 50 + 2 * bands.BORDER + 14
+    panels = [drawing.Panel(Image.new("RGB", (9, 9), c)) for c in colours]
+    drawn = drawing.sheet([panels[:2], panels[2:]], panel_size=50)
+    step = 50 + sheets.GAP
+    middle = sheets.MARGIN + 25
+    below = middle + 50 + 2 * sheets.BORDER + 14
     found = [drawn.getpixel(p) for p in [(middle, middle + 4), (middle + step, middle + 4), (middle, below + 4)]]
     assert found == colours
 
@@ -254,14 +255,14 @@ def test_contact_sheet_keeps_reading_order() -> None:
 # figures
 
 
-def overview(labels: bool = True) -> list[drawing.OverviewRow]:
+def overview(labels: bool = True) -> list[drawing.QueryRow]:
     hits = [
         drawing.Neighbour(photograph(seed=1), "wren", True if labels else None, 0.91),
         drawing.Neighbour(photograph(seed=2), "robin", False if labels else None, 0.5),
     ]
     return [
-        drawing.OverviewRow(photograph(50, 50), "wren", delta(7, 7, 2, 3), delta(7, 7, 4, 4), hits),
-        drawing.OverviewRow(photograph(50, 50), "odd", None, np.ones((7, 7)), hits[:1]),
+        drawing.QueryRow(photograph(50, 50), "wren", hits, delta(7, 7, 4, 4), delta(7, 7, 2, 3)),
+        drawing.QueryRow(photograph(50, 50), "odd", hits[:1], np.ones((7, 7))),
     ]
 
 
@@ -279,13 +280,13 @@ def test_overview_frames_neighbours_by_agreement_and_greys_them_without_labels()
 def test_overview_leaves_out_a_column_nobody_has() -> None:
     full = drawing.overview_sheet(overview())
     plain = drawing.overview_sheet([row._replace(rationale=None) for row in overview()])
-    assert full.width - plain.width == 144 + bands.GAP
+    assert full.width - plain.width == 144 + sheets.GAP
 
 
 def test_explain_sheet_grows_its_panels_for_few_images() -> None:
     row = drawing.ExplainRow(photograph(50, 50), "a.jpg", delta(3, 3, 1, 1), delta(3, 3, 0, 0))
     widths = [drawing.explain_sheet([row] * count).width for count in (1, 2, 4)]
-    assert widths == [2 * bands.MARGIN + 2 * bands.GAP + 3 * size for size in (448, 320, 224)]
+    assert widths == [2 * sheets.MARGIN + 2 * sheets.GAP + 3 * size for size in (448, 320, 224)]
 
 
 @pytest.mark.parametrize("count", [1, 5, 32])
@@ -304,8 +305,8 @@ def test_view_pairs_and_search_sheets_take_any_count() -> None:
     narrow, wide = drawing.view_pairs_sheet([three] * 3, ["a"]), drawing.view_pairs_sheet([three] * 5)
     assert wide.width > narrow.width
     hits = [drawing.Neighbour(photograph(), "hit", None, 0.5)] * 11
-    drawing.search_sheet([drawing.SearchRow(photograph(), "query", hits), drawing.SearchRow(photograph(), "none")])
-    drawing.search_sheet([drawing.SearchRow(photograph(), "none")])
+    drawing.search_sheet([drawing.QueryRow(photograph(), "query", hits), drawing.QueryRow(photograph(), "none")])
+    drawing.search_sheet([drawing.QueryRow(photograph(), "none")])
 
 
 def test_the_same_call_draws_the_same_bytes() -> None:

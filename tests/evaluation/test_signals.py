@@ -18,8 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from fgssl.config.schema import ViewsConfig
 from fgssl.data.cache.build import PixelStore, Shrunk
-from fgssl.data.feed.pairs import view_pairs
-from fgssl.data.feed.views import ViewDataset
+from fgssl.data.feed.views import ViewDataset, view_pairs
 from fgssl.encoder import evaluated
 from fgssl.errors import FgsslError
 from fgssl.evaluation.label_free import MEANINGS, feature_stats, label_free_signals, signals_of, view_stats

@@ -20,9 +20,9 @@ from run_results import assert_equal_encoders, metrics
 from running import SHORT, TINY, fgssl, photos
 from stopping import after_step, start_run, stopped_run
 
+from fgssl.config.interval import Interval, interval
 from fgssl.config.resolve import AS_BEGUN, load_config
 from fgssl.config.resumed import as_begun, changed, with_changes
-from fgssl.config.schema import Interval, interval
 from fgssl.errors import FgsslError
 from fgssl.runs import lock as runlock
 from fgssl.runs.lock import LOCK_FILE, hold_run
@@ -284,6 +284,14 @@ def test_a_run_of_before_layer_wise_rates_goes_on_without_them(stopped: Path) ->
     outcome = fgssl("pretrain", "--resume", stopped)
     assert outcome.code == 0 and "resuming after step 3" in outcome.err
     assert as_begun(load_config(path)).origins["backbone.drop_path"] != AS_BEGUN  # by now it says what it does
+
+
+def test_a_run_of_before_batch_norm_could_rest_goes_on_with_the_batchs_statistics(stopped: Path) -> None:
+    path = stopped / "config.yaml"
+    old = [line for line in path.read_text().splitlines() if line.split(":")[0].strip() != "batch_norm"]
+    path.write_text("\n".join([*old, ""]).replace("init: null", "init: somewhere"))
+    saved = as_begun(load_config(path))
+    assert saved.config.backbone.batch_norm == "batch" and saved.origins["backbone.batch_norm"] == AS_BEGUN
 
 
 def test_a_state_that_fits_no_more_is_one_line(stopped: Path) -> None:

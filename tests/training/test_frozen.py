@@ -199,5 +199,5 @@ def test_stage_names_of_the_groups() -> None:
 def test_too_many_groups_are_one_line() -> None:
     with pytest.raises(FgsslError, match="--freeze 5: resnet18 has 5 layer groups; use 1 to 4, or backbone for all"):
         freeze_backbone(build_backbone("resnet18"), 5)
-    error = fgssl("pretrain", "--data", photos(), *TINY, "--freeze", "0", "--dry-run").error()
+    error = fgssl("pretrain", "--data", photos(), *TINY, "--freeze", "0", "--dry-run").error(2)
     assert "--freeze cannot be '0'; choose none, backbone, or a number of layer groups" in error

@@ -19,11 +19,13 @@ from hub_server import Repository, serve
 from running import TINY, fgssl, finished_run, photos
 from safetensors.torch import load_file, save_file
 
-from fgssl.backbones import build_backbone, origin_of, save_timm
+from fgssl.backbones import Backbone, build_backbone, origin_of, save_timm
 from fgssl.config.resolve import load_config
 from fgssl.config.schema import OptimizerConfig
+from fgssl.runtime.reporting import Reporter
 from fgssl.training.optimizer import build_optimizer, learning_rate, parameter_groups, set_rate
 from fgssl.training.plan import derived_batch, make_plan
+from fgssl.training.pretrain import build_trainer
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +82,11 @@ def test_keys_without_a_partner_are_listed(vit_folder: Path, tmp_path: Path) -> 
 
 
 def test_what_cannot_start_a_run_is_one_line(tmp_path: Path) -> None:
-    def error(*options: str | Path) -> str:
-        return fgssl("pretrain", "--data", photos(), "--backbone", "resnet18", *options, "--dry-run").error()
+    def error(*options: str | Path, code: int = 1) -> str:
+        return fgssl("pretrain", "--data", photos(), "--backbone", "resnet18", *options, "--dry-run").error(code)
 
-    assert "--pretrained and --init are both given; choose one" in error("--pretrained", "--init", "x.safetensors")
+    both = error("--pretrained", "--init", "x.safetensors", code=2)
+    assert "--pretrained and --init are both given; choose one" in both
     assert "no such file or folder: x.safetensors" in error("--init", "x.safetensors")
     assert "has no weights; it needs one of" in error("--init", tmp_path)
     torch.save({"conv1.weight": torch.ones(64, 3, 3, 3)}, tmp_path / "w.pth")
@@ -157,6 +160,38 @@ def test_each_start_has_its_own_defaults(vit_folder: Path, tmp_path: Path) -> No
     }
     asked = plan_of(**{"backbone.init": str(vit_folder), "optimizer.layer_decay": 0.5, "backbone.drop_path": 0.0})
     assert asked.config.optimizer.layer_decay == 0.5 and asked.config.backbone.drop_path == 0.0
+
+
+def batch_norms(backbone: Backbone) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in backbone.model.named_buffers() if "running" in key}
+
+
+def test_batch_norm_of_a_trained_start_keeps_its_statistics_and_learns_its_weights(tmp_path: Path) -> None:
+    trained = build_backbone("test_resnet", image_size=64)
+    for value in (value for key, value in trained.model.named_buffers() if "running" in key):
+        value.uniform_(0.5, 1.5)
+    plan = plan_of(**{"backbone.init": str(save_timm(trained, tmp_path / "cnn")), "training.batch_size": 4})
+    assert plan.config.backbone.batch_norm == "rest" and "trained weights" in plan.origins["backbone.batch_norm"]
+    trainer = build_trainer(plan, tmp_path / "run", Reporter())
+    backbone, target = trainer.model.encoder.backbone, trainer.model.objective.key_backbone
+    before, weight = batch_norms(backbone), backbone.model.bn1.weight.detach().clone()
+    trainer.model.train()
+    for step, batch in zip(range(2), trainer.batches(0), strict=False):
+        trainer.step(step, batch)
+    for found in (batch_norms(backbone), batch_norms(target)):
+        assert all(torch.equal(found[key], before[key]) for key in before)
+    assert not torch.equal(backbone.model.bn1.weight, weight)
+    images = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(backbone.train()(images), backbone.eval()(images))
+
+
+def test_batch_norm_of_the_batch_is_from_scratch_and_where_asked_for(tmp_path: Path) -> None:
+    cnn = save_timm(build_backbone("test_resnet", image_size=64), tmp_path / "cnn")
+    scratch = {"backbone.name": "test_resnet", "backbone.pretrained": False, "backbone.image_size": 64}
+    for settings in (scratch, {"backbone.init": str(cnn), "backbone.batch_norm": "batch"}):
+        plan = plan_of(**settings)
+        assert plan.config.backbone.batch_norm == "batch" and plan.backbone.train().model.bn1.training
 
 
 def test_adamw_of_channels_last_weights_is_torchs_and_hands_over_what_is_contiguous() -> None:

@@ -9,20 +9,18 @@ decoded at each reading; evaluation never sees anything but the pictures themsel
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from fgssl.data.cache.location import cache_folder
+from fgssl.data.cache.folder import cache_folder, remove_unused
 from fgssl.data.cache.pixels import (
     ENCODED_MAGIC,
     FOOTER,
@@ -43,7 +41,7 @@ __all__ = ["Fault", "PixelStore", "Preparation", "Shrunk", "cache_bytes", "cache
 FREE_SPACE_SHARE = 0.25  # of the free disk a cache may take
 ENCODED_SHARE = 0.25  # of the pixels' size that JPEG takes: photographs of groceries 0.25 at 125 px, 0.19 at 291 px
 RETRIED_FAULTS = 100  # unreadable images tried again when a cache is opened
-ABANDONED_SECONDS = 86_400  # a file still being built was written to more recently than this
+ABANDONED_DAYS = 1  # a file still being built was written to more recently than this
 
 Progress = Callable[[int, int], None]
 
@@ -154,7 +152,7 @@ def _build(images: ImageSet, prepare: Preparation, path: Path, workers: int, pro
     count, encoded = len(images), path.suffix == ".jpegs"
     offsets, shapes = np.zeros(count + 1, np.int64), np.zeros((count, 2), np.int32)
     faults: dict[int, str] = {}
-    _remove_abandoned(path.parent)
+    remove_unused(path.parent, ".building-*", days=ABANDONED_DAYS)  # what builders that were killed have left
     handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=".building-", delete=False)  # noqa: SIM115
     try:
         with handle:
@@ -181,11 +179,3 @@ def _build(images: ImageSet, prepare: Preparation, path: Path, workers: int, pro
     except BaseException:
         Path(handle.name).unlink(missing_ok=True)
         raise
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Delete what builders that were killed have left."""
-    for path in folder.glob(".building-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                path.unlink()

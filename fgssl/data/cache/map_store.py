@@ -11,11 +11,12 @@ import contextlib
 import os
 import shutil
 import struct
-import time
 import zlib
 from pathlib import Path
 
 import numpy as np
+
+from fgssl.data.cache.folder import remove_unused
 
 _HEADER = struct.Struct("<IIq")  # checksum, mark, position of the image
 _MARK = 0x6D617001
@@ -47,7 +48,7 @@ class MapStore:
         self._size = entry_bytes(shape)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_unused(path.parent)
+            remove_unused(path.parent, "*.maps", days=UNUSED_DAYS)
             room = FREE_SPACE_SHARE * shutil.disk_usage(path.parent).free
             kept = min(images, int(room // (self._size * slots)))
             with contextlib.suppress(FileExistsError), path.open("xb") as file:
@@ -59,7 +60,10 @@ class MapStore:
 
     def has(self, image: int, slot: int) -> bool:
         """Whether the entry was written; its checksum is checked by `read`."""
-        return image < self.kept and self._header(image, slot)[1] == _MARK
+        if image >= self.kept:
+            return False
+        _, mark, _ = _HEADER.unpack(os.pread(self._file, _HEADER.size, self._place(image, slot)))
+        return bool(mark == _MARK)
 
     def read(self, image: int, slot: int) -> tuple[np.ndarray, int] | None:
         """The maps (2, C, H, W) float16 and the position of the image used; None where they are missing or damaged."""
@@ -93,10 +97,6 @@ class MapStore:
     def _place(self, image: int, slot: int) -> int:
         return (image * self.slots + slot) * self._size
 
-    def _header(self, image: int, slot: int) -> tuple[int, int, int]:
-        checksum, mark, used = _HEADER.unpack(os.pread(self._file, _HEADER.size, self._place(image, slot)))
-        return checksum, mark, used
-
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path, "images": self.images, "slots": self.slots, "shape": self.shape}
 
@@ -112,10 +112,3 @@ def rounded(maps: np.ndarray) -> np.ndarray:
     """Maps as the store holds them: float16, clipped to what it can hold."""
     clipped: np.ndarray = np.clip(maps, -LARGEST, LARGEST).astype(np.float16)
     return clipped
-
-
-def _remove_unused(folder: Path) -> None:
-    for path in folder.glob("*.maps"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > UNUSED_DAYS * 86_400:
-                path.unlink()

@@ -9,11 +9,11 @@ import stat
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
-from fgssl.data.decoding.modes import to_rgb
+from fgssl.data.decoding.modes import raw_mode, to_rgb, with_transparent_colour
 from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.runtime.text import shown
 
@@ -29,7 +29,7 @@ some start other programs (EPS), some accept nearly any bytes (TGA, PCX)."""
 warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
 
 _REMEDY = "replace or remove it"
-_ORIENTATION_TAG = 0x0112
+_ORIENTATION_TAG, _SOFTWARE_TAG = 0x0112, 0x0131
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -149,13 +149,18 @@ def _decode(stream: IO[bytes], size: int, min_side: int | None) -> Examined:
     animated = form in _ANIMATED and _is_animated(image)
     if min_side is not None:
         image.draft(None, (min_side, min_side))  # no-op for all but JPEG; never below the size asked for
+    raw = raw_mode(image)
     image.load()
-    orientation = _orientation(image)
-    image = to_rgb(image)
+    exif = _exif(image)
+    if exif.get(_SOFTWARE_TAG) == "fgssl":  # as `fgssl.drawing` marks them
+        raise _Refused("is a sheet that fgssl drew, not a photograph")
+    orientation = exif.get(_ORIENTATION_TAG, 1)
+    if raw == "RGB;16B" and "transparency" in image.info:
+        image = with_transparent_colour(image, stream)
+    image = to_rgb(image, raw)
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
-    if orientation >= 5 and orientation in _UPRIGHT:
-        width, height = height, width
+        width, height = (height, width) if orientation >= 5 else (width, height)
     # a plain Image: without the file handle and metadata of the format's class, and cheap to pickle
     plain = image if type(image) is Image.Image else image.copy()
     return Examined(plain, width, height, mode, form, animated, b"")
@@ -166,11 +171,11 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in (*FORMATS, "HEIF") if name in Image.OPEN)  # HEIF where a plugin has registered it
 
 
-def _orientation(image: Image.Image) -> int:
+def _exif(image: Image.Image) -> dict[int, Any]:
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        return dict(image.getexif())
     except Exception:  # broken metadata around good pixels: the pixels are what counts
-        return 1
+        return {}
 
 
 def _is_animated(image: Image.Image) -> bool:

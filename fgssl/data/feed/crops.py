@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fgssl.config.schema import ViewsConfig
 from fgssl.data.cache.build import PixelStore
-from fgssl.data.feed.views import epoch_order, start_worker, whole_batch
+from fgssl.data.feed.views import Key, epoch_order, start_worker, whole_batch
 from fgssl.views import DRAWS, draw_views, make_views
 
 # torchvision's RandomResizedCrop and a flip, nothing else: how linear classifiers are trained on ImageNet
@@ -29,14 +28,7 @@ class CropBatch:
     index: Tensor  # (N,) int64 positions in the split
 
 
-class CropKey(NamedTuple):
-    """One image of one epoch."""
-
-    epoch: int
-    position: int
-
-
-class CropSampler(Sampler[list[CropKey]]):
+class CropSampler(Sampler[list[Key]]):
     """Every chosen image once an epoch, in an order that depends on seed and epoch alone.
 
     Args:
@@ -47,16 +39,16 @@ class CropSampler(Sampler[list[CropKey]]):
     """
 
     def __init__(self, positions: NDArray[np.int64], *, batch_size: int, epochs: int, seed: int) -> None:
-        self.positions, self.batch_size, self.epochs, self.seed = positions, batch_size, epochs, seed
+        self.indexs, self.batch_size, self.epochs, self.seed = positions, batch_size, epochs, seed
 
     def __len__(self) -> int:
-        return self.epochs * -(-len(self.positions) // self.batch_size)
+        return self.epochs * -(-len(self.indexs) // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[CropKey]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         for epoch in range(self.epochs):
-            order = self.positions[epoch_order(len(self.positions), self.seed, epoch)]
+            order = self.indexs[epoch_order(len(self.indexs), self.seed, epoch)]
             for first in range(0, len(order), self.batch_size):
-                yield [CropKey(epoch, int(i)) for i in order[first : first + self.batch_size]]
+                yield [Key(epoch, int(i)) for i in order[first : first + self.batch_size]]
 
 
 class CropDataset(Dataset[CropBatch]):
@@ -72,15 +64,15 @@ class CropDataset(Dataset[CropBatch]):
     def __init__(self, pixels: PixelStore, *, size: int, seed: int, views: ViewsConfig = CROPS) -> None:
         self.pixels, self.size, self.seed, self.views = pixels, size, seed, views
 
-    def __getitems__(self, keys: Sequence[CropKey]) -> CropBatch:
-        found = [(key, self.pixels.read(key.position)) for key in keys]
+    def __getitems__(self, keys: Sequence[Key]) -> CropBatch:
+        found = [(key, self.pixels.read(key.index)) for key in keys]
         readable = [(key, pixels) for key, pixels in found if not isinstance(pixels, str)]
-        index = torch.tensor([key.position for key, _ in readable], dtype=torch.int64)
+        index = torch.tensor([key.index for key, _ in readable], dtype=torch.int64)
         if not readable:
             return CropBatch(torch.empty(0, 3, self.size, self.size, dtype=torch.uint8), index)
         pictures = [pixels for _, pixels in readable]
         randoms = np.stack(
-            [np.random.default_rng([self.seed, key.epoch, key.position]).random(DRAWS) for key, _ in readable]
+            [np.random.default_rng([self.seed, key.epoch, key.index]).random(DRAWS) for key, _ in readable]
         )
         heights, widths = np.array([pixels.shape[:2] for pixels in pictures]).T
         views = draw_views(randoms, self.views, heights=heights, widths=widths, size=self.size)

@@ -22,6 +22,8 @@ from fgssl.runtime.stopping import ignore_stop_signals
 from fgssl.views import DRAWS, Views, draw_views, make_views
 from fgssl.views.device import PackedViews, pack_views
 
+SAMPLE_EPOCH = 2**31 - 1  # whose views no run trains on
+
 
 @dataclass(frozen=True)
 class ViewBatch:
@@ -172,6 +174,25 @@ class ViewDataset(Dataset[ViewBatch]):
             except UnreadableImage as error:
                 faults.append(Fault(candidate, str(error)))
         raise UnreadableImage("no image of the training split can be read", "see the reasons above")
+
+
+def view_pairs(views: ViewDataset, count: int) -> Tensor:
+    """Two views of up to `count` images spread evenly over a split, for signals; unreadable ones are left out.
+
+    Args:
+        views: Pixels and the views' distribution; the same one gives the same pairs.
+        count: Images to take.
+
+    Returns:
+        (2, N, 3, S, S) uint8.
+    """
+    total = len(views.pixels)
+    chosen = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
+    readings = [(views.pixels.read(index), Key(SAMPLE_EPOCH, index)) for index in chosen.tolist()]
+    readable = [(pixels, key) for pixels, key in readings if not isinstance(pixels, str)]
+    if not readable:
+        return torch.empty(2, 0, 3, views.size, views.size, dtype=torch.uint8)
+    return views.make([pixels for pixels, _ in readable], [key for _, key in readable])
 
 
 def whole_batch(batch: Any) -> Any:

@@ -94,7 +94,7 @@ class FolderSource:
             raise FgsslError(
                 f"cannot list the folder {shown(folder)} ({error.strerror})", "check its permissions"
             ) from error
-        self._splits = [Split(name, level, level.classes()) for name, level in levels]
+        self._splits = [Split(name, level, level.classes()) for name, level in levels.items()]
         # over all splits, so that an id means the same class in every one of them
         found = sorted({name for split in self._splits for name in split.classes})
         self._classes = found if len(found) > 1 else []
@@ -160,7 +160,7 @@ class FolderSource:
         if labelled and level.empty:
             yield Remark("note", f"folders of {named} without pictures are no classes: {some(level.empty)}")
 
-    def _find_splits(self, folder: bytes) -> list[tuple[str, Level]]:
+    def _find_splits(self, folder: bytes) -> dict[str, Level]:
         for _ in range(MOST_WRAPPERS):
             level = self._level(folder)
             named = {name: found for name in level.filled if (found := split_of(shown(name)))}
@@ -171,7 +171,7 @@ class FolderSource:
                 self.remarks += (Remark("warning", f"{text}; where it is a split, give its own path"),)
             elif named:
                 self._leave_out(level, others)
-                return self._unwrapped([(shown(name), self._level(level.inside(name))) for name in named])
+                return self._unwrapped({shown(name): self._level(level.inside(name)) for name in named})
             if not level.filled and not level.pictures:
                 report = WalkReport()
                 list(walk_images(folder, report))
@@ -179,7 +179,7 @@ class FolderSource:
             if level.pictures or len(level.filled) != 1:
                 break
             folder = level.inside(level.filled[0])
-        return [("all", level)]
+        return {"all": level}
 
     def _level(self, folder: bytes) -> Level:
         entries = scan(folder, self._report)
@@ -193,27 +193,19 @@ class FolderSource:
                 text = f"{what} beside the split folders of {shown(level.path)} are in no split and left out"
                 self.remarks += (Remark("warning", f"{text}: {some(names)}"),)
 
-    def _unwrapped(self, splits: list[tuple[str, Level]]) -> list[tuple[str, Level]]:
+    def _unwrapped(self, splits: dict[str, Level]) -> dict[str, Level]:
         """Splits without folders around all of their content: train/train/..., train/images/CLASS/..."""
         for _ in range(MOST_WRAPPERS):
-            wrappers = [level.filled[0] for _, level in splits if len(level.filled) == 1 and not level.pictures]
-            inner = [
-                (name, self._level(level.inside(level.filled[0])))
-                if len(level.filled) == 1 and not level.pictures
-                else (name, level)
-                for name, level in splits
-            ]
-            own = [
-                after if split_of(shown(os.path.basename(after[1].path))) == split_of(before[0]) else before
-                for before, after in zip(splits, inner, strict=True)
-            ]
-            below = {name for _, level in inner for name in level.filled}
-            if own != splits:
-                splits = own
-            elif len(wrappers) == len(splits) and len(set(wrappers)) == 1 and len(below) > 1:
-                splits = inner
-            else:
+            wrapped = [name for name, level in splits.items() if len(level.filled) == 1 and not level.pictures]
+            inner = {name: self._level(splits[name].inside(splits[name].filled[0])) for name in wrapped}
+            called = {name: os.path.basename(level.path) for name, level in inner.items()}
+            own = {name: level for name, level in inner.items() if split_of(shown(called[name])) == split_of(name)}
+            below = {name for level in inner.values() for name in level.filled}
+            alike = len(inner) == len(splits) and len(set(called.values())) == 1 and len(below) > 1
+            entered = own or (inner if alike else {})
+            if not entered:
                 break
+            splits = splits | entered
         return splits
 
 

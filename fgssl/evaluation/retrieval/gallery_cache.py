@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fgssl.data.cache.build import RETRIED_FAULTS, Fault, PixelStore
-from fgssl.data.cache.location import cache_folder
+from fgssl.data.cache.folder import cache_folder
 from fgssl.data.images import ImageSet
 from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import Embeddings, evaluation_view, rows_of

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fgssl.data.decoding.decode import decode_image, require_files
 from fgssl.data.images import ImageSet
-from fgssl.drawing import Map, Neighbour, SearchRow, search_sheet
+from fgssl.drawing import Map, Neighbour, QueryRow, search_sheet
 from fgssl.encoder import Encoder, Pool
 from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.evaluation.embed import Embeddings, evaluation_view
@@ -156,7 +156,7 @@ def draw_lookup(found: Lookup, *, title: str) -> Image.Image:
             Neighbour(view, _caption(hit), score=hit.score, rationale=weights)
             for (view, weights), (hit, _) in zip(others, hits, strict=True)
         ]
-        rows.append(SearchRow(query[0], path.name, neighbours, query[1]))
+        rows.append(QueryRow(query[0], path.name, neighbours, query[1]))
     footer = f"Scores are cosines; {found.pool} pooling. Each picture is cut to what the encoder sees of it."
     left_out = len(found.results) - len(rows)
     return search_sheet(
@@ -164,7 +164,6 @@ def draw_lookup(found: Lookup, *, title: str) -> Image.Image:
         title=title,
         footer=footer + (f" {left_out} more queries are not drawn." if left_out else ""),
         panel_size=PANEL,
-        columns=min(8, max(1, max(len(row.hits) for row in rows))),
     )
 
 

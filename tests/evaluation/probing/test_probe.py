@@ -16,7 +16,8 @@ from torch import Tensor
 from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
 from fgssl.data.cache.build import PixelStore, Shrunk
-from fgssl.data.feed.crops import CropDataset, CropKey, CropSampler, crop_batches
+from fgssl.data.feed.crops import CropDataset, CropSampler, crop_batches
+from fgssl.data.feed.views import Key
 from fgssl.errors import FgsslError
 from fgssl.evaluation.probing.classifiers import linear_probe
 from fgssl.evaluation.probing.label_shares import draw_labels, run_trials
@@ -141,7 +142,7 @@ def test_every_image_once_an_epoch_in_new_crops_that_do_not_depend_on_the_worker
     for epoch in (found[0][:3], found[0][3:]):
         assert sorted(torch.cat([batch.index for batch in epoch]).tolist()) == positions.tolist()
     assert all(torch.equal(a.images, b.images) for a, b in zip(found[0], found[2], strict=True))
-    first, second = (dataset.__getitems__([CropKey(epoch, 4)]) for epoch in (0, 1))
+    first, second = (dataset.__getitems__([Key(epoch, 4)]) for epoch in (0, 1))
     assert not torch.equal(first.images, second.images)
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from fgssl.cli.greedy import repeat_flag
 from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
-from fgssl.data.cache.location import cache_folder
+from fgssl.data.cache.folder import cache_folder
 from fgssl.evaluation.embed import embed
 from fgssl.runs.encoder_file import load_encoder
 

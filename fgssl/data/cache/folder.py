@@ -1,4 +1,4 @@
-"""What lies in the cache folder: listed by kind, cleared."""
+"""The cache folder: where it is, what lies in it by kind, and what of it goes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ KINDS = {
     "maps": ("maps of frozen backbones", ("*.maps",)),
 }
 BUILDING_SECONDS = 3600  # a hidden file written to more recently is still being built
+DAY = 86_400  # seconds
 
 
 class CacheFile(NamedTuple):
@@ -24,6 +25,13 @@ class CacheFile(NamedTuple):
     path: Path
     size: int  # bytes
     age_days: float  # since it was last read, where the disk notes that, else since it was written
+
+
+def cache_folder() -> Path:
+    """Where decoded pictures live: FGSSL_CACHE, else XDG_CACHE_HOME/fgssl, else ~/.cache/fgssl."""
+    if os.environ.get("FGSSL_CACHE"):
+        return Path(os.environ["FGSSL_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fgssl"
 
 
 def cache_files(folder: Path) -> list[CacheFile]:
@@ -36,7 +44,7 @@ def cache_files(folder: Path) -> list[CacheFile]:
                 age = max(0.0, time.time() - max(status.st_atime, status.st_mtime))
                 building = path.name.startswith(".") and age < BUILDING_SECONDS
                 if path.is_file() and not building:
-                    found.append(CacheFile(kind, path, status.st_size, age / 86_400))
+                    found.append(CacheFile(kind, path, status.st_size, age / DAY))
     return sorted(found, key=lambda file: -file.size)
 
 
@@ -48,3 +56,11 @@ def clear_cache(files: list[CacheFile]) -> list[CacheFile]:
             os.unlink(file.path)
             gone.append(file)
     return gone
+
+
+def remove_unused(folder: Path, pattern: str, *, days: float) -> None:
+    """Delete files that nobody has written to for so long."""
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > days * DAY:
+                path.unlink()

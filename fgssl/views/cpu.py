@@ -1,23 +1,59 @@
-"""Operations on colours for the CPU: one view at a time, by numpy, in memory that stays in a core's cache.
+"""Views on the CPU: one after another, crop and resize by torch's uint8 kernel, then the colours by numpy.
 
-They compute what `fgssl.views.colour` computes for a batch on a device. There a kernel costs the same for one view or
-many; here a pass over a view takes about as long as asking for it, so that views of different jitter are not brought
-together and what changes nothing is left out. Each view is computed alone: it does not depend on those beside it.
+The colours are those of `fgssl.views.device`, in memory that stays in a core's cache. There a kernel costs the same
+for one view or many; here a pass over a view takes about as long as asking for it, so that views of different jitter
+are not brought together and what changes nothing is left out. Each view is computed alone: it does not depend on
+those beside it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from fgssl.views.colour import BLUE, GREEN, LEAST_SIGMA, RED, blur_radius, blurred
+from fgssl.views.device import BLUE, GREEN, LEAST_SIGMA, RED, blur_radius, blurred
 from fgssl.views.draw import BRIGHTNESS, CONTRAST, HUE, ORDERS, SATURATION, Views
 
 Levels = NDArray[np.float32]
 WIDE = 8  # a blur whose radius is a larger part of the view than one WIDE-th is quicker as a product of matrices
+
+
+def make_views(
+    pictures: Sequence[NDArray[np.uint8]], views: Views, size: int, *, dtype: torch.dtype = torch.uint8
+) -> Tensor:
+    """Make one view of each picture.
+
+    Args:
+        pictures: M of (H, W, 3), for instance slices of the decoded cache; only the crops are read.
+        views: What to do with each.
+        size: Side of the views in pixels.
+        dtype: uint8, or float32 for the same levels where they are not sent anywhere (no conversion to and fro).
+
+    Returns:
+        (M, 3, S, S) whole levels 0 to 255.
+    """
+    out = torch.empty(len(pictures), 3, size, size, dtype=dtype)
+    painter = Painter(size)
+    # on one thread: others would spend more on taking Python's lock in turns than such short operations take
+    for row in range(len(pictures)):
+        crop = crop_resized(pictures[row], views.box[row], size, bool(views.flip[row]))
+        painter.paint(crop.numpy(), views, row, out[row].numpy())
+    return out
+
+
+def crop_resized(picture: NDArray[np.uint8], box: NDArray[np.int64], size: int, flip: bool = False) -> Tensor:
+    """A crop of an (H, W, 3) picture resized (bilinear, antialiased): (3, S, S) uint8."""
+    top, left, height, width = box.tolist()
+    # copied: the cache is read-only
+    crop = torch.from_numpy(np.array(picture[top : top + height, left : left + width]))
+    planes = crop.permute(2, 0, 1).unsqueeze(0)  # channels_last, which the uint8 kernel is quickest on
+    out = torch.nn.functional.interpolate(planes, (size, size), mode="bilinear", antialias=True)[0]
+    return out.flip(-1) if flip else out
 
 
 class Painter:
@@ -34,14 +70,7 @@ class Painter:
         self._padded = np.empty((3, 3 * size * (size + 2 * (size // WIDE))), np.float32)  # of the blur, flat
 
     def paint(self, crop: NDArray[np.uint8], views: Views, row: int, out: NDArray[np.float32 | np.uint8]) -> None:
-        """One view.
-
-        Args:
-            crop: (3, S, S), resized.
-            views: What to do.
-            row: Of the view in `views`.
-            out: (3, S, S) whole levels 0 to 255, written.
-        """
+        """Colour a resized (3, S, S) crop as a row of `views` says; whole levels 0 to 255 are written to `out`."""
         sigma, solarize = float(views.sigma[row]), bool(views.solarize[row])
         levels = self._levels
         np.copyto(levels, crop)
@@ -56,13 +85,7 @@ class Painter:
         np.rint(levels, out=out, casting="unsafe")
 
     def jitter(self, levels: Levels, order: int, factors: list[float]) -> Levels:
-        """Colour jitter of (3, S, S), changed in place or not.
-
-        Args:
-            levels: The view.
-            order: Position in ORDERS; -1 does nothing.
-            factors: Of brightness, contrast and saturation, and the hue's shift in turns.
-        """
+        """Colour jitter of (3, S, S), changed in place or not; order and factors as in `Views`."""
         for operation in ORDERS[order] if order >= 0 else ():
             factor = factors[operation]
             if factor == (0 if operation == HUE else 1):

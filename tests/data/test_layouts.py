@@ -1,0 +1,149 @@
+"""What a folder is taken for: a stray entry is left out and said, a test split is never trained on unasked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from running import SHORT, fgssl, make_photos
+
+from fgssl.config.schema import DataConfig
+from fgssl.data import available_splits, default_split, load_images
+from fgssl.data.images import ImageSet
+from fgssl.errors import FgsslError
+
+CLASSES = [f"{kind}/{number}.jpg" for kind in ("jay", "owl") for number in range(6)]
+SPLITS = [f"{split}/{name}" for split in ("train", "test") for name in CLASSES]
+
+
+def put(root: Path, *names: str) -> Path:
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 6), (number, 0, 0)).save(root / name, "PNG")
+    return root
+
+
+def source(root: Path) -> DataConfig:
+    return DataConfig(source=str(root))
+
+
+def opened(root: Path, split: str = "all") -> ImageSet:
+    return load_images(source(root), split)
+
+
+def said(images: ImageSet, level: str) -> str:
+    return "\n".join(remark.text for remark in images.remarks if remark.level == level)
+
+
+@pytest.mark.parametrize("stray", ["cover.jpg", "holdout/jay/1.jpg", "docs/figure.png"])
+def test_what_lies_beside_splits_is_left_out_and_named(stray: str, tmp_path: Path) -> None:
+    put(tmp_path, *SPLITS, stray)
+    assert available_splits(source(tmp_path)) == ("test", "train")
+    assert default_split(source(tmp_path), "train") == "train"
+    for split in ("train", "test"):
+        images = opened(tmp_path, split)
+        assert len(images) == 12 and images.class_names == ("jay", "owl")
+        warning = said(images, "warning")
+        assert "are in no split and left out" in warning and stray.split("/")[0] in warning
+
+
+def test_a_clean_folder_is_not_remarked_on(tmp_path: Path) -> None:
+    for root in (put(tmp_path / "a", *CLASSES), put(tmp_path / "b", "1.jpg", "2.jpg")):
+        assert opened(root).remarks == ()
+    assert opened(put(tmp_path / "c", *SPLITS), "train").remarks == ()
+
+
+def test_a_few_pictures_beside_classes_are_strays(tmp_path: Path) -> None:
+    images = opened(put(tmp_path, *CLASSES, "cover.jpg"))
+    assert len(images) == 12 and images.class_names == ("jay", "owl") and images.unlabelled == ""
+    assert "are in no class and left out: cover.jpg" in said(images, "warning")
+
+
+def test_many_pictures_beside_classes_are_a_set_without_labels(tmp_path: Path) -> None:
+    images = opened(put(tmp_path, *CLASSES, "a.jpg", "b.jpg", "c.jpg", "d.jpg"))
+    assert len(images) == 16 and images.labels is None
+    assert "beside the class folders" in images.unlabelled and "a.jpg, b.jpg, c.jpg and 1 more" in images.unlabelled
+    assert "all pictures are one set without labels" in said(images, "warning")
+
+
+@pytest.mark.parametrize(
+    ("folders", "train", "test"),
+    [
+        (("Train", "TEST"), "Train", "TEST"),
+        (("train2017", "val2017"), "train2017", "val2017"),
+        (("train_images", "test_images"), "train_images", "test_images"),
+        (("training set", "valid"), "training set", "valid"),
+        (("test", "photos"), None, "test"),  # never trained on unasked, whatever lies beside it
+        (("val", "other"), None, "val"),
+        (("train", "holdout"), "train", None),
+    ],
+)
+def test_splits_by_any_usual_name(
+    folders: tuple[str, ...], train: str | None, test: str | None, tmp_path: Path
+) -> None:
+    put(tmp_path, *(f"{folder}/{name}" for folder in folders for name in CLASSES))
+    assert default_split(source(tmp_path), "train") == train
+    assert default_split(source(tmp_path), "test") == test
+
+
+def test_a_flat_folder_beside_a_test_split_is_not_a_class(tmp_path: Path) -> None:
+    put(tmp_path, *CLASSES, "test/1.jpg", "test/2.jpg")
+    assert available_splits(source(tmp_path)) == ("test",) and default_split(source(tmp_path), "train") is None
+    outcome = fgssl("pretrain", "--data", tmp_path, *SHORT, "--output", tmp_path / "run")
+    assert "has no training split" in outcome.error() and "left out: jay, owl" in outcome.error()
+
+
+def test_a_class_called_train_is_said_to_be_one(tmp_path: Path) -> None:
+    images = opened(put(tmp_path, "bus/1.jpg", "car/2.jpg", "train/3.jpg"))
+    assert images.class_names == ("bus", "car", "train")
+    assert "the folder train of" in said(images, "warning") and "is taken for a class like bus, car" in said(
+        images, "warning"
+    )
+
+
+@pytest.mark.parametrize("inner", ["train/train", "train/images", "data/train/images"])
+def test_folders_around_a_split_are_entered(inner: str, tmp_path: Path) -> None:
+    put(tmp_path, *(f"{inner}/{name}" for name in CLASSES))
+    put(tmp_path, *(f"{inner.replace('train', 'test')}/{name}" for name in CLASSES[:6]))
+    train, test = opened(tmp_path, "train"), opened(tmp_path, "test")
+    assert train.class_names == test.class_names == ("jay", "owl")
+    assert train.labels is not None and train.labels.tolist() == [0] * 6 + [1] * 6
+    assert test.labels is not None and test.labels.tolist() == [0] * 6  # a split of one class
+
+
+def test_why_there_are_no_labels(tmp_path: Path) -> None:
+    put(tmp_path / "one", "photos/2024/1.jpg", "photos/2024/2.jpg")
+    assert "directly in" in opened(tmp_path / "one").unlabelled
+    put(tmp_path / "single", "train/jay/1.jpg", "test/jay/2.jpg")
+    reason = opened(tmp_path / "single", "train").unlabelled
+    assert "a single class tells nothing apart" in reason and "one class folder: jay" in reason
+
+
+def test_empty_class_folders_are_said(tmp_path: Path) -> None:
+    put(tmp_path, *CLASSES)
+    (tmp_path / "wren").mkdir()
+    (tmp_path / "wren" / "Thumbs.db").touch()
+    (tmp_path / "README.md").touch()
+    images = opened(tmp_path)
+    assert images.class_names == ("jay", "owl") and "without pictures are no classes: wren" in said(images, "note")
+
+
+def test_a_run_inside_a_photo_folder_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = make_photos(tmp_path / "photos", 12)
+    monkeypatch.chdir(photos)
+    before = opened(photos)
+    assert fgssl("pretrain", "--data", ".", *SHORT).code == 0
+    (run,) = (photos / "runs").iterdir()
+    assert (run / "views.png").exists()
+    after = opened(photos)
+    assert [after.name(i) for i in range(len(after))] == [before.name(i) for i in range(len(before))]
+    assert (
+        after.class_names == before.class_names
+        and "passed over" in said(after, "note")
+        and run.name in said(after, "note")
+    )
+    again = fgssl("pretrain", "--data", ".", *SHORT)
+    assert again.code == 0 and "runs of fgssl are passed over" in again.err
+    with pytest.raises(FgsslError, match="is a run of fgssl"):
+        opened(run)
