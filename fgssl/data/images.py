@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,37 +24,52 @@ class Remark(NamedTuple):
     text: str
 
 
-@runtime_checkable
-class ImageSet(Protocol):
-    """An ordered set of images, with or without labels; picklable, and cheap to hand to forked workers.
+class About(NamedTuple):
+    """What is known of a set of images besides the images.
 
     Attributes:
-        source: The source as the user wrote it ("cub", "./photos", "owner/name").
-        split: The split these images are from ("train"; "all" where the source has no splits).
         labels: Class of every image (N,), or None where there are none. Ids agree between the splits of a source.
         class_names: Name of every class id, or None where there are no labels.
         unlabelled: Why there are no labels, in words: "the column 'label' is missing in 1 of 48 rows".
         remarks: What the source was taken for and what of it was left out, for the user to hear once.
+        skipped: "path: reason" of what a listing passed over, for reports.
     """
 
-    source: str
-    split: str
-    labels: NDArray[np.int64] | None  # (N,)
-    class_names: tuple[str, ...] | None
-    unlabelled: str
-    remarks: tuple[Remark, ...]
+    labels: NDArray[np.int64] | None = None
+    class_names: tuple[str, ...] | None = None
+    unlabelled: str = ""
+    remarks: tuple[Remark, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+
+NOTHING = About()
+
+
+class ImageSet:
+    """An ordered set of images, with or without labels; picklable, and cheap to hand to forked workers.
+
+    A set of its own adds `__len__`, `load`, `examine` and `fingerprint`, and has what `about` holds as attributes.
+
+    Args:
+        source: The source as the user wrote it ("cub", "./photos", "owner/name").
+        split: The split these images are from ("train"; "all" where the source has no splits).
+        about: Labels and remarks.
+    """
+
+    def __init__(self, source: str, split: str = "all", about: About = NOTHING) -> None:
+        self.source, self.split = source, split
+        self.labels, self.class_names, self.unlabelled, self.remarks, self.skipped = about
 
     def __len__(self) -> int:
-        """Number of images."""
-        ...
+        raise NotImplementedError
 
     def name(self, index: int) -> str:
         """The name of one image for results and look-ups: its true path (see `os.fsdecode`), or "cub[train]#17"."""
-        ...
+        return f"{self.source}[{self.split}]#{index}"
 
     def identifier(self, index: int) -> str:
         """The same in printable characters, for messages."""
-        ...
+        return shown(self.name(index))
 
     def load(self, index: int, min_side: int | None = None) -> Image:
         """Decodes one image: upright, RGB.
@@ -67,36 +82,19 @@ class ImageSet(Protocol):
         Raises:
             UnreadableImage: The image cannot be read; the message names it and the reason.
         """
-        ...
+        raise NotImplementedError
 
     def examine(self, index: int, min_side: int | None = None) -> Examined:
         """As `load`, with what is known of the stored picture: its size, mode, format, a digest of its content."""
-        ...
+        raise NotImplementedError
 
     def fingerprint(self) -> str:
         """Hex identity of the set's content, cheap to compute, for caches."""
-        ...
+        raise NotImplementedError
 
 
-class BaseImages:
-    """What most image sets share; a set of its own adds `__len__`, `name`, `load`, `examine` and `fingerprint`."""
-
-    source = ""
-    split = "all"
-    labels: NDArray[np.int64] | None = None
-    class_names: tuple[str, ...] | None = None
-    unlabelled = ""
-    remarks: tuple[Remark, ...] = ()
-
-    def name(self, index: int) -> str:
-        return f"{self.source}[{self.split}]#{index}"
-
-    def identifier(self, index: int) -> str:
-        return shown(self.name(index))
-
-
-class EncodedImages(BaseImages):
-    """The decoding half of an `ImageSet` whose images are stored as files or bytes."""
+class EncodedImages(ImageSet):
+    """The decoding half of a set whose images are stored as files or bytes."""
 
     def content(self, index: int) -> bytes | str:
         """The encoded image, or the path of its file."""
@@ -109,7 +107,7 @@ class EncodedImages(BaseImages):
         return examine_image(self.content(index), min_side, name=self.identifier(index))
 
 
-class _Indirect(BaseImages):
+class _Indirect(ImageSet):
     """Images of other sets: what a set of its own adds is where each of them is."""
 
     def _locate(self, index: int) -> tuple[ImageSet, int]:
@@ -141,9 +139,9 @@ class Subset(_Indirect):
         if len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(images)):
             raise IndexError(f"indices outside 0..{len(images) - 1}")
         self._images, self._indices = images, chosen
-        self.source, self.split, self.class_names = images.source, images.split, images.class_names
-        self.unlabelled, self.remarks = images.unlabelled, images.remarks
-        self.labels = None if images.labels is None else images.labels[chosen]
+        labels = None if images.labels is None else images.labels[chosen]
+        about = About(labels, images.class_names, images.unlabelled, images.remarks, images.skipped)
+        super().__init__(images.source, images.split, about)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -169,16 +167,17 @@ class Concatenated(_Indirect):
             raise FgsslError("no image set to join", "give at least one split")
         self._parts = tuple(parts)
         self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-        self.source = parts[0].source
-        self.split = "+".join(part.split for part in parts)
         labels = [part.labels for part in parts if part.labels is not None]
-        same = len({part.class_names for part in parts}) == 1
-        labelled = len(labels) == len(parts) and same
-        self.labels = np.concatenate(labels) if labelled else None
-        self.class_names = parts[0].class_names if labelled else None
+        labelled = len(labels) == len(parts) and len({part.class_names for part in parts}) == 1
         reasons = [f"{part.split}: {part.unlabelled}" for part in parts if part.unlabelled]
-        self.unlabelled = "; ".join(reasons) or ("" if labelled else "its splits name different classes")
-        self.remarks = tuple(dict.fromkeys(remark for part in parts for remark in part.remarks))
+        about = About(
+            np.concatenate(labels) if labelled else None,
+            parts[0].class_names if labelled else None,
+            "; ".join(reasons) or ("" if labelled else "its splits name different classes"),
+            tuple(dict.fromkeys(remark for part in parts for remark in part.remarks)),
+            tuple(line for part in parts for line in part.skipped),
+        )
+        super().__init__(parts[0].source, "+".join(part.split for part in parts), about)
 
     def __len__(self) -> int:
         return int(self._ends[-1])

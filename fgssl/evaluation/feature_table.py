@@ -9,7 +9,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from fgssl.data.images import BaseImages, ImageSet
+from fgssl.data.images import About, ImageSet
 from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.evaluation.embed import Embeddings, rows_of
 from fgssl.evaluation.feature_file import FeatureFile, is_feature_file, read_features
@@ -78,7 +78,7 @@ class FeatureTable:
         return rows_of(images, self.features[rows], np.arange(len(rows)))
 
 
-class FeatureImages(BaseImages):
+class FeatureImages(ImageSet):
     """The images that a file of features tells of, as a split without pixels.
 
     Args:
@@ -87,9 +87,8 @@ class FeatureImages(BaseImages):
 
     def __init__(self, file: FeatureFile) -> None:
         found = file.embeddings
-        self.source, self.split = file.path, file.split or "all"
-        self.class_names, self.unlabelled = found.class_names, found.unlabelled
-        self.labels = None if found.labels is None else found.labels.numpy()
+        labels = None if found.labels is None else found.labels.numpy()
+        super().__init__(file.path, file.split or "all", About(labels, found.class_names, found.unlabelled))
         self._names = found.identifiers
 
     def __len__(self) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from fgssl.data.decoding.decode import Examined
-from fgssl.data.images import BaseImages
+from fgssl.data.images import ImageSet
 from fgssl.errors import UnreadableImage
 
 
@@ -20,12 +20,11 @@ def make_picture(seed: int, width: int, height: int) -> Image.Image:
     return Image.fromarray(np.clip(smooth + rng.integers(-12, 13, smooth.shape), 0, 255).astype(np.uint8))
 
 
-class ArrayImages(BaseImages):
+class ArrayImages(ImageSet):
     """An `ImageSet` in memory; the images in `broken` are unreadable."""
 
-    source = "memory"
-
     def __init__(self, pictures: list[Image.Image], broken: tuple[int, ...] = ()) -> None:
+        super().__init__("memory")
         self.pictures, self.broken = pictures, broken
         self.loads = 0
 

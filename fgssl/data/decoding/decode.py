@@ -7,9 +7,9 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
@@ -58,8 +58,6 @@ _KNOWN_STARTS: tuple[tuple[bytes, str], ...] = (
 EncodedImage = bytes | str | os.PathLike[str]
 """Encoded bytes, or the path of a file (bytes are always content)."""
 
-_Result = TypeVar("_Result")
-
 
 class Examined(NamedTuple):
     """A decoded image and what is known of the file it came from."""
@@ -77,7 +75,7 @@ def decode_image(data: EncodedImage, min_side: int | None = None, *, name: str |
     """Decodes an image: upright, RGB, the first frame of an animation.
 
     Args:
-        data: The encoded bytes, or the path of a file (str or PathLike; bytes are always content).
+        data: The encoded bytes, or the path of a file.
         min_side: Lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as its short side stays at least
             this many pixels. None decodes at full size.
         name: How messages call the image; by default its path.
@@ -88,55 +86,50 @@ def decode_image(data: EncodedImage, min_side: int | None = None, *, name: str |
     Raises:
         UnreadableImage: Missing, empty, cut off, not an image, too large, or broken in any other way.
     """
-    return _read(data, name, lambda stream, size: _decode(stream, size, min_side).image)
+    return _read(data, min_side, name, digest=False).image
+
+
+def examine_image(data: EncodedImage, min_side: int | None = None, *, name: str | None = None) -> Examined:
+    """As `decode_image`, and what the file itself is: its size, mode, format and a digest of its content."""
+    return _read(data, min_side, name, digest=True)
 
 
 def require_files(paths: Sequence[Path]) -> None:
     """Raises FgsslError for the first of the pictures somebody named that is not there, or is a folder."""
     for path in paths:
         if not os.path.lexists(path):
-            raise FgsslError(f"no such file: {shown(os.fspath(path))}", "check the path")
+            raise FgsslError(f"no such file: {shown(path)}", "check the path")
         if path.is_dir():
-            raise FgsslError(f"{shown(os.fspath(path))} is a folder, not a picture", "name pictures in it")
+            raise FgsslError(f"{shown(path)} is a folder, not a picture", "name pictures in it")
 
 
-def examine_image(data: EncodedImage, min_side: int | None = None, *, name: str | None = None) -> Examined:
-    """As `decode_image`, and what the file itself is: its size, mode, format and a digest of its content."""
-
-    def examine(stream: IO[bytes], size: int) -> Examined:
-        digest = hashlib.blake2b(digest_size=16)
-        while block := stream.read(1 << 20):
-            digest.update(block)
-        stream.seek(0)
-        return _decode(stream, size, min_side)._replace(digest=digest.digest())
-
-    return _read(data, name, examine)
-
-
-def _read(data: EncodedImage, name: str | None, use: Callable[[IO[bytes], int], _Result]) -> _Result:
-    """Opens the content for `use(stream, size)`; whatever goes wrong becomes UnreadableImage."""
+def _read(data: EncodedImage, min_side: int | None, name: str | None, *, digest: bool) -> Examined:
     try:
         if isinstance(data, bytes):
             name = name or f"image of {len(data)} bytes"
-            return use(io.BytesIO(data), len(data))
-        name = name or shown(os.fspath(data))
-        status = os.stat(data)
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise _Refused("is a folder, not a file" if stat.S_ISDIR(status.st_mode) else "is not a regular file")
+            return _decode(io.BytesIO(data), min_side, digest=digest)
+        name = name or shown(data)
+        kind = os.stat(data).st_mode
+        if not stat.S_ISREG(kind):  # opening a pipe would wait for ever
+            raise _Refused("is a folder, not a file" if stat.S_ISDIR(kind) else "is not a regular file")
         with open(data, "rb") as stream:
-            return use(stream, status.st_size)
+            return _decode(stream, min_side, digest=digest)
     except Exception as error:  # on broken bytes Pillow raises nearly anything: OSError, SyntaxError, struct.error ...
-        reason = _reason(error, data)
-        raise UnreadableImage(f"unreadable image {name}: {reason}", _REMEDY) from error
+        raise UnreadableImage(f"unreadable image {name}: {_reason(error, data)}", _REMEDY) from error
 
 
 class _Refused(Exception):
     """A reason found here, already in plain words."""
 
 
-def _decode(stream: IO[bytes], size: int, min_side: int | None) -> Examined:
-    if size == 0:
+def _decode(stream: IO[bytes], min_side: int | None, *, digest: bool) -> Examined:
+    if stream.seek(0, os.SEEK_END) == 0:
         raise _Refused("is empty (0 bytes)")
+    stream.seek(0)
+    content = hashlib.blake2b(digest_size=16)
+    while digest and (block := stream.read(1 << 20)):
+        content.update(block)
+    stream.seek(0)
     Image.preinit()
     try:
         image: Image.Image = Image.open(stream, formats=_formats())
@@ -163,7 +156,7 @@ def _decode(stream: IO[bytes], size: int, min_side: int | None) -> Examined:
         width, height = (height, width) if orientation >= 5 else (width, height)
     # a plain Image: without the file handle and metadata of the format's class, and cheap to pickle
     plain = image if type(image) is Image.Image else image.copy()
-    return Examined(plain, width, height, mode, form, animated, b"")
+    return Examined(plain, width, height, mode, form, animated, content.digest())
 
 
 def _formats() -> tuple[str, ...]:

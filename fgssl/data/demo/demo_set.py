@@ -28,7 +28,7 @@ from fgssl.data.decoding.decode import Examined
 from fgssl.data.demo.bird import Drawing, Nuisance, draw_nuisance, paint
 from fgssl.data.demo.paper import IMAGE_SIZE
 from fgssl.data.demo.parts import BEAKS, CROWNS, WINGS, Traits
-from fgssl.data.images import BaseImages
+from fgssl.data.images import About, ImageSet
 from fgssl.errors import FgsslError
 
 __all__ = ["CLASS_NAMES", "CLASS_TRAITS", "IMAGE_SIZE", "SIZES", "SPLITS", "DemoMasks", "DemoSet"]
@@ -51,7 +51,7 @@ class DemoMasks(NamedTuple):
     parts: npt.NDArray[np.bool_]  # (IMAGE_SIZE, IMAGE_SIZE), a subset of `object`
 
 
-class DemoSet(BaseImages):
+class DemoSet(ImageSet):
     """One split of the demo set, drawn when asked for; an `ImageSet` with masks.
 
     Image i is a pure function of (seed, split, i): a smaller set is the beginning of a larger one.
@@ -78,12 +78,8 @@ class DemoSet(BaseImages):
             raise FgsslError(f"the seed of the demo set is {seed}", "use a whole number from 0 on")
         if size is not None and size < 1:
             raise FgsslError(f"the size of the demo set is {size}", "use at least 1")
-        self.source = "demo"
-        self.split = split
-        self.seed = seed
-        self.labels: npt.NDArray[np.int64] | None = np.arange(size or SIZES[split], dtype=np.int64) % len(CLASS_NAMES)
-        self.class_names: tuple[str, ...] | None = CLASS_NAMES
-        self._size = size or SIZES[split]
+        self.seed, self._size = seed, size or SIZES[split]
+        super().__init__("demo", split, About(np.arange(self._size, dtype=np.int64) % len(CLASS_NAMES), CLASS_NAMES))
 
     def __len__(self) -> int:
         return self._size

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fgssl.data.images import About
 from fgssl.data.sources.files import sorted_classes
 from fgssl.errors import FgsslError
 from fgssl.runtime.text import shown
@@ -33,14 +34,6 @@ class Column(NamedTuple):
         """In words, which was taken of several; "" where there was one."""
         others = ", ".join(map(shown, self.others))
         return f"the column {self.name!r} is taken for the {what}, not {others} ({option}=NAME)" if others else ""
-
-
-class Labels(NamedTuple):
-    """Class ids of each split and the names they share."""
-
-    ids: dict[str, NDArray[np.int64]]  # per split that has them all: (N,)
-    lacking: dict[str, str]  # per other split: why it has none
-    class_names: tuple[str, ...]
 
 
 def find_image_column(features: Features, wanted: str | None, *, source: str) -> Column:
@@ -94,8 +87,8 @@ def find_label_column(features: Features, wanted: str | None, *, source: str) ->
     return Column(found[0], tuple(found[1:])) if found else None
 
 
-def read_labels(splits: Mapping[str, Sequence[datasets.Dataset]], column: str, *, source: str) -> Labels:
-    """Class ids of every split, in one mapping; classes of different tables are matched by their names.
+def read_labels(splits: Mapping[str, Sequence[datasets.Dataset]], column: str, *, source: str) -> dict[str, About]:
+    """The labels of every split, in one mapping; classes of different tables are matched by their names.
 
     ClassLabels that agree keep their ids and names. Numbers and text become ids in the order of the sorted distinct
     values. A split in which any label is missing (null, or -1 as hub data sets mark it) counts as unlabelled.
@@ -113,12 +106,11 @@ def read_labels(splits: Mapping[str, Sequence[datasets.Dataset]], column: str, *
     every = [part for found in parts.values() for part in found]
     names = _class_names(every, column, source)
     number = {text: index for index, text in enumerate(names)}
-    ids = {
-        name: np.concatenate([part.codes(number) for part in found]) if found else np.empty(0, np.int64)
-        for name, found in parts.items()
+    labels = {name: np.concatenate([part.codes(number) for part in found]) for name, found in parts.items() if found}
+    shown_names = tuple(map(shown, names))
+    return {
+        name: About(labels[name], shown_names) if name in labels else About(unlabelled=lacking[name]) for name in splits
     }
-    reasons = {name: reason for name, reason in lacking.items() if reason}
-    return Labels(ids, reasons, tuple(shown(text) for text in names))
 
 
 class _Part:

@@ -8,9 +8,8 @@ from array import array
 from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fgssl.data.images import EncodedImages, Remark
+from fgssl.data.images import NOTHING, About, EncodedImages
 from fgssl.errors import FgsslError
 from fgssl.runtime.progress_events import Told
 from fgssl.runtime.text import shown
@@ -50,31 +49,13 @@ class FileImages(EncodedImages):
     """An `ImageSet` of files below (or beside) one folder.
 
     Args:
-        source: The source as the user wrote it.
-        split: The split's name.
+        source: As of `ImageSet`, with `split` and `about`.
         folder: Folder the names are relative to, as the user wrote it.
         names: Paths relative to the folder; absolute paths stay as they are.
-        labels: Class ids (N,), or None.
-        class_names: Name of every class id, or None.
-        unlabelled: See `ImageSet`, as `remarks`.
-        skipped: "path: reason" of what the listing passed over, for reports.
     """
 
-    def __init__(
-        self,
-        source: str,
-        split: str,
-        *,
-        folder: bytes,
-        names: PackedNames,
-        labels: NDArray[np.int64] | None = None,
-        class_names: tuple[str, ...] | None = None,
-        unlabelled: str = "",
-        remarks: tuple[Remark, ...] = (),
-        skipped: tuple[str, ...] = (),
-    ) -> None:
-        self.source, self.split, self.labels, self.class_names = source, split, labels, class_names
-        self.unlabelled, self.remarks, self.skipped = unlabelled, remarks, skipped
+    def __init__(self, source: str, split: str, about: About = NOTHING, *, folder: bytes, names: PackedNames) -> None:
+        super().__init__(source, split, about)
         self._shown = folder
         self._root = os.path.abspath(folder)  # a worker or a test may change the current folder
         self._names = names
@@ -134,16 +115,9 @@ class ListSource:
         lines = [line for line in self._lines() if line and not line.startswith(b"#")]
         if not lines:
             raise FgsslError(f"the list {self._source} names no image", _EXAMPLE)
-        labels, class_names = self._labels(lines)
-        return FileImages(
-            self._source,
-            split,
-            folder=os.fsencode(os.path.dirname(self._path) or "."),
-            names=PackedNames(line.split(b"\t", 1)[0].rstrip() for line in lines),
-            labels=labels,
-            class_names=class_names,
-            unlabelled="" if labels is not None else "no line of the list has a tab and a label",
-        )
+        names = PackedNames(line.split(b"\t", 1)[0].rstrip() for line in lines)
+        folder = os.fsencode(os.path.dirname(self._path) or ".")
+        return FileImages(self._source, split, self._labels(lines), folder=folder, names=names)
 
     def _lines(self) -> list[bytes]:
         try:
@@ -155,9 +129,9 @@ class ListSource:
             raise FgsslError(f"the list {self._source} is not a text file", _EXAMPLE)
         return [line.strip() for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
 
-    def _labels(self, lines: list[bytes]) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
+    def _labels(self, lines: list[bytes]) -> About:
         if not any(b"\t" in line for line in lines):
-            return None, None
+            return About(unlabelled="no line of the list has a tab and a label")
         for line in lines:
             if b"\t" not in line:
                 raise FgsslError(
@@ -167,7 +141,7 @@ class ListSource:
         texts = [shown(line.split(b"\t", 1)[1].strip()) for line in lines]
         names = sorted_classes(set(texts))
         number = {name: index for index, name in enumerate(names)}
-        return np.array([number[text] for text in texts], np.int64), names
+        return About(np.array([number[text] for text in texts], np.int64), names)
 
 
 def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fgssl.data.images import Remark
+from fgssl.data.images import About, Remark
 from fgssl.data.sources.files import FileImages, PackedNames
 from fgssl.data.sources.listing import (
     FolderKey,
@@ -84,7 +84,7 @@ class FolderSource:
 
     def __init__(self, source: str, folder: bytes) -> None:
         self._source = source
-        self._report = WalkReport(shown(folder))
+        self._report = WalkReport()
         self.remarks: tuple[Remark, ...] = ()
         if is_run_folder(folder):
             raise FgsslError(f"{shown(folder)} is a run of fgssl, not a set of images", "give the photographs")
@@ -114,27 +114,19 @@ class FolderSource:
 
     def _list(self, split: Split) -> FileImages:
         folder, report = split.level.path, WalkReport(shown(split.level.path))
-        labels, class_names, unlabelled = None, None, self._unlabelled(split)
-        if unlabelled:
+        about = About(unlabelled=self._unlabelled(split))
+        if about.unlabelled:
             names = PackedNames(walk_images(folder, report))
         else:
             ids: list[NDArray[np.int64]] = []
             names = PackedNames(_walk_classes(folder, split.classes, self._classes, ids, report))
-            labels, class_names = np.concatenate([np.empty(0, np.int64), *ids]), tuple(map(shown, self._classes))
-        report.told.end(report.met)
+            about = About(np.concatenate([np.empty(0, np.int64), *ids]), tuple(map(shown, self._classes)))
+        report.end()
         if not len(names):
             raise _no_image(self._source if len(self._splits) == 1 else shown(folder), report)
-        return FileImages(
-            self._source,
-            split.name,
-            folder=folder,
-            names=names,
-            labels=labels,
-            class_names=class_names,
-            unlabelled=unlabelled,
-            remarks=(*self.remarks, *self._remarks(split, report, labelled=not unlabelled)),
-            skipped=tuple(report.skipped),
-        )
+        remarks = (*self.remarks, *self._remarks(split, report, labelled=not about.unlabelled))
+        about = about._replace(remarks=remarks, skipped=tuple(report.skipped))
+        return FileImages(self._source, split.name, about, folder=folder, names=names)
 
     def _unlabelled(self, split: Split) -> str:
         named, beside = shown(split.level.path), some(split.level.pictures)

@@ -36,7 +36,7 @@ class WalkReport:
     """What a walk saw besides images.
 
     Args:
-        folder: What is walked, for those who wait.
+        folder: What is walked, for those who wait; nobody hears of it where it is not given.
 
     Attributes:
         others: Number of other files by extension ("" for none).
@@ -44,16 +44,22 @@ class WalkReport:
         runs: Run folders of fgssl, whose pictures are no photographs.
     """
 
-    def __init__(self, folder: str = "the folder") -> None:
+    def __init__(self, folder: str = "") -> None:
         self.others: Counter[str] = Counter()
         self.skipped: list[str] = []
         self.runs: list[str] = []
-        self.told, self.met = Told(f"listing {folder}"), 0
+        self.told, self.met = Told(f"listing {folder}") if folder else None, 0
 
     def meet(self, entries: int) -> None:
         """So many more files and folders were looked at."""
         self.met += entries
-        self.told(self.met)
+        if self.told:
+            self.told(self.met)
+
+    def end(self) -> None:
+        """The walk is over."""
+        if self.told:
+            self.told.end(self.met)
 
     def skip(self, path: bytes, reason: str) -> None:
         """Notes a path that was passed over."""

@@ -10,13 +10,11 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import datasets
-import numpy as np
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from fgssl.config.schema import DataConfig
-from fgssl.data.images import EncodedImages, Remark
-from fgssl.data.sources.columns import Labels, find_image_column, find_label_column, read_labels
+from fgssl.data.images import About, EncodedImages, Remark
+from fgssl.data.sources.columns import find_image_column, find_label_column, read_labels
 from fgssl.data.sources.listing import shards_by_split, some
 from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.runtime.hub_progress import told_bars
@@ -34,29 +32,15 @@ class TableImages(EncodedImages):
     """An `ImageSet` of the rows of memory-mapped tables.
 
     Args:
-        source: The source as the user wrote it.
-        split: The split's name.
+        source: As of `ImageSet`, with `split` and `about`.
         tables: Their rows one after the other; only the image column is kept, undecoded.
         column: The column of the images.
-        labels: Class ids (N,), or None.
-        class_names: Name of every class id, or None.
-        unlabelled: See `ImageSet`, as `remarks`.
     """
 
     def __init__(
-        self,
-        source: str,
-        split: str,
-        *,
-        tables: Sequence[datasets.Dataset],
-        column: str,
-        labels: NDArray[np.int64] | None = None,
-        class_names: tuple[str, ...] | None = None,
-        unlabelled: str = "",
-        remarks: tuple[Remark, ...] = (),
+        self, source: str, split: str, about: About, *, tables: Sequence[datasets.Dataset], column: str
     ) -> None:
-        self.source, self.split, self.labels, self.class_names = source, split, labels, class_names
-        self.unlabelled, self.remarks = unlabelled, remarks
+        super().__init__(source, split, about)
         # undecoded: decoding belongs to the workers, and a corrupt row must be named, not raised by the reader
         kept = [table.select_columns([column]).cast_column(column, datasets.Image(decode=False)) for table in tables]
         self._rows = kept[0] if len(kept) == 1 else datasets.concatenate_datasets(kept)
@@ -107,21 +91,13 @@ def table_images(splits: Tables, split: str, data: DataConfig, *, remarks: Seque
         find_image_column(table.features, image.name, source=data.source)
     every = {name: kind for name in splits for table in splits[name] for name, kind in table.features.items()}
     label = find_label_column({**every, **tables[0].features}, data.label_column, source=data.source)
-    found = Labels({}, {split: f"no column is named like one of classes: {', '.join(map(shown, every))}"}, ())
-    if label is not None:
-        found = read_labels(splits, label.name, source=data.source)
+    about = About(unlabelled=f"no column is named like one of classes: {', '.join(map(shown, every))}")
     taken = [image.remark("pictures", "--set data.image_column")]
-    taken += [label.remark("classes", "--set data.label_column")] if label else []
-    return TableImages(
-        data.source,
-        split,
-        tables=tables,
-        column=image.name,
-        labels=found.ids.get(split),
-        class_names=found.class_names if split in found.ids else None,
-        unlabelled=found.lacking.get(split, ""),
-        remarks=(*remarks, *(Remark("note", f"{data.source}: {text}") for text in taken if text)),
-    )
+    if label is not None:
+        about = read_labels(splits, label.name, source=data.source)[split]
+        taken.append(label.remark("classes", "--set data.label_column"))
+    heard = (*remarks, *(Remark("note", f"{data.source}: {text}") for text in taken if text))
+    return TableImages(data.source, split, about._replace(remarks=heard), tables=tables, column=image.name)
 
 
 class ParquetSource:
