@@ -40,10 +40,9 @@ class Encoder(nn.Module):
     Args:
         backbone: Images to feature maps.
         rationale: The fitted branch, if there is one.
-        projector: The objective's projector, needed for GradCAM only.
-        predictor: The objective's predictor, if it has one, for the same purpose.
+        projector: The objective's projector, needed for GradCAM only; `predictor` likewise, if it has one.
         keys: (M, D) l2-normalised projections of training images, GradCAM's negatives where the objective has any.
-        config: The run's config (rationale options, temperature, data); None for an encoder not trained by fgssl.
+        config: The run's; None for an encoder not trained by fgssl.
     """
 
     keys: Tensor | None
@@ -144,17 +143,11 @@ class Encoder(nn.Module):
         return project(feature_map, self.projector, self.objective_pool if pooled else None, predictor)
 
     def forward(self, images: Tensor, pool: Pool = "gap") -> Tensor:
-        """Embeddings of (N, 3, S, S) uint8 images, S being `view_size(pool)`: (N, D), l2-normalised.
-
-        D is C, for concat 2C, for zoom 3C or, without a rationale, 2C.
-        """
+        """(N, 3, S, S) uint8, S being `view_size(pool)` -> (N, D) l2-normalised: C long, concat 2C, zoom 2C or 3C."""
         return self.embeddings(images, (pool,))[pool]
 
     def embeddings(self, images: Tensor, pools: Sequence[Pool]) -> dict[Pool, Tensor]:
-        """Several poolings of one forward pass; cls is the model's class token after its last norm, l2-normalised.
-
-        zoom takes larger pictures than the others, and therefore comes alone.
-        """
+        """Several poolings of one forward pass; zoom, which takes larger pictures, comes alone."""
         if "zoom" in pools:
             if len(set(pools)) > 1:
                 raise ValueError(f"zoom takes pictures of another size than {', '.join(pools)}")
@@ -197,9 +190,8 @@ class Encoder(nn.Module):
     def loss_gradcam(self, images: Tensor) -> Tensor:
         """GradCAM of the self-supervised loss for any pictures: (N, 3, S, S) uint8 -> (N, H, W), not negative.
 
-        Positive: the projection of the picture's mirror image. Negatives: the sample of training keys in the file,
-        for objectives that contrast; byol and simsiam have none. Both are constants. The loss is summed over pictures
-        (`Objective.picture_loss`), so a picture's map does not depend on the others.
+        Positive: the projection of the picture's mirror image; negatives: the sample of training keys in the file,
+        where the objective contrasts. The loss is a sum over pictures, so that no map depends on the others.
         """
         if not self.has_loss_gradcam:
             raise FgsslError(

@@ -1,7 +1,8 @@
-"""Backbones that do not learn: layers that keep their weights, and what stands in for a whole backbone that does."""
+"""What of a backbone does not learn: frozen layers, resting BatchNorm, and what stands in for a frozen whole."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgssl.backbones.module import Backbone
 from fgssl.errors import FgsslError
+
+NORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class GivenMap(nn.Module):
@@ -30,10 +33,7 @@ class GivenMap(nn.Module):
 
 
 def layer_groups(model: nn.Module) -> list[list[str]]:
-    """Names of the parameters that learn, by timm's layer groups: the stem, then stages of a CNN or blocks of a ViT.
-
-    Empty where timm does not group the model.
-    """
+    """Names of the parameters that learn, by timm's layer groups: stem, then stages or blocks; empty without groups."""
     matcher = getattr(model, "group_matcher", None)
     if matcher is None:
         return []
@@ -47,10 +47,7 @@ def freeze_backbone(backbone: Backbone, groups: int | None = None) -> None:
 
     Args:
         backbone: Changed in place.
-        groups: The first so many of `layer_groups`; None for the whole backbone.
-
-    Raises:
-        FgsslError: The model has fewer groups, or none that timm knows of.
+        groups: The first so many of `layer_groups`; None for the whole backbone. FgsslError where it has not so many.
     """
     if groups is None:
         names = [name for name, _ in backbone.model.named_parameters()]
@@ -90,3 +87,17 @@ def _resting(model: nn.Module, frozen: set[str]) -> Iterator[str]:
             inside = [f"{prefix}{key}" for key, _ in model.get_submodule(place).named_parameters()]
             if inside and frozen.issuperset(inside):
                 yield name
+
+
+def norm_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Running statistics, on the CPU: what differs between processes that see different images."""
+    return {name: value.cpu() for name, value in model.named_buffers() if name.endswith(NORM_BUFFERS)}
+
+
+@contextlib.contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Running statistics as they were before the block: a forward computed again would count its images twice."""
+    kept = [(value, value.clone()) for name, value in model.named_buffers() if name.endswith(NORM_BUFFERS)]
+    yield
+    for value, before in kept:
+        value.copy_(before)

@@ -27,21 +27,13 @@ HEAD_PREFIXES = ("fc.", "head.", "head_dist.", "classifier.", "last_linear.", "h
 
 
 class InitialWeights(NamedTuple):
-    """What ``load_initial_weights`` did.
+    """What ``load_initial_weights`` did."""
 
-    Attributes:
-        source: The file, folder or name that was read.
-        loaded: Number of tensors copied into the backbone.
-        missing: Keys of the backbone that the source lacks; they keep their initial values.
-        unexpected: Keys of the source that the backbone has no place for.
-        ignored_head: Keys of the source's classifier.
-    """
-
-    source: str
-    loaded: int
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    ignored_head: tuple[str, ...]
+    source: str  # file, folder or name that was read
+    loaded: int  # tensors copied into the backbone
+    missing: tuple[str, ...]  # keys of the backbone that the source lacks; they keep their initial values
+    unexpected: tuple[str, ...]  # keys of the source that the backbone has no place for
+    ignored_head: tuple[str, ...]  # keys of the source's classifier
 
     def summary(self) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -95,11 +87,7 @@ def load_initial_weights(backbone: Backbone, source: str | os.PathLike[str]) -> 
 
 
 def weights_file(source: str | os.PathLike[str]) -> Path | None:
-    """The file that a path stands for; None for a name of timm's.
-
-    Raises:
-        FgsslError: The path does not exist, or is a folder without weights.
-    """
+    """The file that a path stands for, None for a name of timm's; FgsslError where there is none."""
     path = local_path(source)
     if path.is_dir():
         found = next((path / name for name in FOLDER_FILES if (path / name).is_file()), None)

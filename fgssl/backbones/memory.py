@@ -43,13 +43,10 @@ def batch_that_fits(plan: BackbonePlan, memory: int) -> int:
 
 
 class SavedBytes(TorchFunctionMode):
-    """Counts what forward passes inside it keep for the backward pass, on any device, meta too.
+    """Counts what a model's forward passes inside it keep for the backward pass, on any device, meta too.
 
     Weights are left out, and memory that several tensors share counts once. Attention counts as torch's fused kernels
     keep it, its inputs and its output: the meta device would compute it step by step.
-
-    Args:
-        model: Whose forward pass it will be.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -34,25 +34,20 @@ class Backbone(nn.Module):
     training stops at its second step.
 
     Args:
-        model: The timm model, built with ``num_classes=0``.
-        plan: What the trial run found about it.
+        model: The timm model, built with ``num_classes=0``; its ``state_dict`` has timm's own keys.
+        plan: What the trial run found about it; its facts are attributes here, too.
         name: The name it was asked for.
         architecture: timm's registered name, which rebuilds it without a network.
-        data_config: ``mean``, ``std``, ``interpolation``, ``crop_pct``; None for the model's own.
+        data_config: How pictures are prepared, None for the model's own way: ``mean`` and ``std`` for images in [0, 1],
+            ``interpolation``, and ``crop_pct``, the share that the centre crop keeps; attributes as well.
 
     Attributes:
-        model: The timm model; its ``state_dict`` has timm's own keys.
-        channels: Channels C of the map.
-        map_size: Height and width of the map at ``image_size``, the side of the square input in pixels.
-        mean: Mean of the input, one a channel, for images in [0, 1]; ``std`` likewise.
-        interpolation: How the model's evaluation resizes; ``crop_pct`` is the share of it that the centre crop keeps.
         channels_last: Whether the channels_last memory format is known to be safe and faster on a CPU.
         good_in_bf16: Whether bf16 autocast is known to be good; ``good_compiled`` likewise of torch.compile.
         frozen: Whether all of it keeps its weights (see ``freeze_backbone``).
         resting: Names of BatchNorm and dropout modules that work as in evaluation: of frozen layers, or all BatchNorm.
         has_class_token: Whether ``forward_with_token`` is available.
         parameters_total: Number of parameters; ``parameters_trained`` leaves out the frozen ones.
-        route, model_args, transformer, unused_parameters: As the ``plan`` has them.
     """
 
     def __init__(
@@ -113,10 +108,8 @@ class Backbone(nn.Module):
     def checkpoint_gradients(self) -> None:
         """Keep only some activations for the backward pass and compute the others again: less memory, more time.
 
-        What is computed again updates BatchNorm's running statistics again: who trains must put them back.
-
-        Raises:
-            FgsslError: The model does not offer it.
+        What is computed again updates BatchNorm's running statistics again: who trains must put them back. Raises
+        FgsslError where the model does not offer it.
         """
         try:
             self.model.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -126,10 +119,7 @@ class Backbone(nn.Module):
             ) from error
 
     def train(self, mode: bool = True) -> Backbone:
-        """Train mode, in which the ``resting`` modules stay as they are in evaluation.
-
-        The other modules of frozen layers follow the mode: some families cache attention biases in eval mode.
-        """
+        """Train mode, in which ``resting`` modules stay as in evaluation (whole layers would cache what changes)."""
         super().train(mode)
         for name in self.resting:
             self.model.get_submodule(name).eval()
@@ -137,15 +127,13 @@ class Backbone(nn.Module):
 
     def description(self) -> dict[str, Any]:
         """What ``rebuild_backbone`` needs beside the weights; JSON-able."""
+        kept = {"interpolation": self.interpolation, "crop_pct": self.crop_pct}
         return {
             "name": self.name,
             "architecture": self.architecture,
             "model_args": copy.deepcopy(self.model_args),
             "image_size": self.image_size,
-            "data_config": {
-                **{"mean": list(self.mean), "std": list(self.std)},
-                **{"interpolation": self.interpolation, "crop_pct": self.crop_pct},
-            },
+            "data_config": {"mean": list(self.mean), "std": list(self.std), **kept},
         }
 
     def _forget_biases(self) -> None:

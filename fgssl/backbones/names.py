@@ -19,35 +19,21 @@ SOURCE_PREFIXES = ("hf-hub:", "hf_hub:", LOCAL_PREFIX)
 
 
 class BackboneRow(NamedTuple):
-    """One architecture of timm.
+    """One architecture of timm."""
 
-    Attributes:
-        name: The architecture, without a tag.
-        tags: Tags of its published weights, default first; empty where none are published.
-        image_size: Side in pixels its (default) weights were trained at.
-        parameters: Number of parameters without the classifier, or None where it was not counted.
-    """
-
-    name: str
-    tags: tuple[str, ...]
-    image_size: int
-    parameters: int | None
+    name: str  # without a tag
+    tags: tuple[str, ...]  # of its published weights, default first
+    image_size: int  # side in pixels its (default) weights were trained at
+    parameters: int | None  # without the classifier; None where it was not counted
 
 
 class BackboneSource(NamedTuple):
-    """Where a model comes from.
+    """Where a model comes from."""
 
-    Attributes:
-        name: As the user typed it.
-        architecture: Name in timm's registry (with its tag, if typed), which rebuilds the model without a network.
-        model_args: Arguments that the hub or folder adds to the architecture; empty for a plain name.
-        published: timm's ``pretrained_cfg``: input size, mean, std, where the weights are.
-    """
-
-    name: str
-    architecture: str
-    model_args: dict[str, Any]
-    published: dict[str, Any]
+    name: str  # as the user typed it
+    architecture: str  # in timm's registry (with its tag, if typed), which rebuilds the model without a network
+    model_args: dict[str, Any]  # that the hub or folder adds to the architecture
+    published: dict[str, Any]  # timm's ``pretrained_cfg``: input size, mean, std, where the weights are
 
     @property
     def own_size(self) -> int:
@@ -124,16 +110,12 @@ def _check_registered(name: str) -> None:
 
 
 def list_backbones(pattern: str = "*", *, count_parameters: bool = False) -> tuple[BackboneRow, ...]:
-    """Architectures whose names match a pattern.
+    """Architectures whose names match a pattern, in timm's natural order.
 
     Args:
         pattern: Shell wildcards as in ``timm.list_models``; a word without a wildcard matches anywhere in the name or
-            in a tag. After a dot it is for tags (``resnet*.a1*``).
+            in a tag. After a dot it is for tags (``resnet*.a1*``): a row then has those that match, otherwise all.
         count_parameters: Also build each on the meta device (no memory, about 0.1 s each) to count its parameters.
-
-    Returns:
-        One row an architecture, in timm's natural order, with those of its tags that match; all of them where only
-        its name was asked for. Empty if nothing matches.
     """
     of_name, dot, of_tag = pattern.lower().partition(".")
     plain = not any(sign in pattern for sign in "*?[")

@@ -24,29 +24,17 @@ MINIMUM_MAP_SIDE = 2  # a 1x1 map says nothing about where the evidence is
 
 
 class BackbonePlan(NamedTuple):
-    """What a trial run found out about a model at one image size.
+    """What a trial run found out about a model at one image size."""
 
-    Attributes:
-        model_args: Arguments for ``timm.create_model(name, **model_args)``; JSON-able.
-        route: How the map is read.
-        image_size: Side of the square input in pixels.
-        channels: Channels of the map.
-        map_size: Height and width of the map.
-        parameters: Number of parameters.
-        unused_parameters: Names of the parameters that get no gradient from the map.
-        transformer: Whether it has layer norm or attention, as transformers and ConvNeXt do.
-        saved_bytes: What a backward pass keeps of each image in float32, in bytes.
-    """
-
-    model_args: dict[str, Any]
+    model_args: dict[str, Any]  # for ``timm.create_model(architecture, **model_args)``; JSON-able
     route: MapRoute
-    image_size: int
-    channels: int
-    map_size: tuple[int, int]
+    image_size: int  # side of the square input in pixels
+    channels: int  # of the map
+    map_size: tuple[int, int]  # height and width
     parameters: int
-    unused_parameters: tuple[str, ...]
-    transformer: bool
-    saved_bytes: int
+    unused_parameters: tuple[str, ...]  # get no gradient from the map
+    transformer: bool  # has layer norm or attention, as transformers and ConvNeXt do, which SGD trains poorly
+    saved_bytes: int  # that a backward pass keeps of each image in float32
 
 
 def plan_backbone(
@@ -144,11 +132,7 @@ def _try_size(
 
 
 def run_trial(architecture: str, model_args: dict[str, Any], image_size: int, device: str) -> BackbonePlan:
-    """Build a model on a device (``meta``: shapes only), read its map, see which parameters its gradient reaches.
-
-    Raises:
-        Exception: Whatever the model raises for a size or an argument it cannot take.
-    """
+    """Build a model on a device (``meta``: shapes only) and read its map; raises whatever the model raises."""
     return _trial(architecture, json.dumps(model_args), image_size, device)
 
 

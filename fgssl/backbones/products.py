@@ -40,7 +40,7 @@ NONE = Limits(0, 0, 0)
 
 
 class Routes(NamedTuple):
-    """Which computations of a convolution are products."""
+    """Which of a convolution's output and gradients are products."""
 
     forward: bool
     input: bool

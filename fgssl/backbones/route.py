@@ -19,19 +19,13 @@ Route = Literal["nchw", "nhwc", "intermediates"]
 class MapRoute(NamedTuple):
     """How a model yields its last feature map.
 
-    Attributes:
-        kind: ``nchw`` and ``nhwc``: ``forward_features`` is the map, with channels second or last;
-            ``intermediates``: the last one of ``forward_intermediates``.
-        final_norm: Whether ``forward_intermediates`` can apply the model's last norm (not in hiera and sam2).
-        prefix_tokens: Number of tokens before the patches that ``forward_intermediates`` can hand out.
-        token_apart: The class token comes from ``forward_features`` alone, mostly by class attention after the last
-            map (cait, convit, pit, volo, xcit).
+    ``nchw`` and ``nhwc``: ``forward_features`` is the map; ``intermediates``: the last of ``forward_intermediates``.
     """
 
     kind: Route
-    final_norm: bool = True
-    prefix_tokens: int = 0
-    token_apart: bool = False
+    final_norm: bool = True  # whether ``forward_intermediates`` can apply the model's last norm (not hiera and sam2)
+    prefix_tokens: int = 0  # that ``forward_intermediates`` can hand out before the patches
+    token_apart: bool = False  # in ``forward_features`` alone: class attention (cait, pit, volo, xcit)
 
     @property
     def has_class_token(self) -> bool:
@@ -65,13 +59,10 @@ def _intermediates(model: nn.Module, images: Tensor, norm: bool, **options: bool
 
 @torch.no_grad()
 def find_route(model: nn.Module, images: Tensor) -> MapRoute:
-    """Find out how a model in eval mode yields its last feature map of images (N, 3, H, W).
+    """Find out how a model in eval mode yields its last feature map of images (N, 3, H, W), or raise what it raises.
 
     ``forward_features`` is preferred where it is a map: in efficientnet, ghostnet, rexnet, hrnet and others
     ``forward_intermediates`` stops before the last convolution.
-
-    Raises:
-        Exception: Whatever the model raises for a size it cannot take.
     """
     features = model.forward_features(images)  # type: ignore[operator]
     if isinstance(features, Tensor) and features.ndim == 4:

@@ -28,15 +28,10 @@ ARCHITECTURE_KEYS = ("arch", "architecture", "model_name")
 
 
 class Checkpoint(NamedTuple):
-    """What a weights file holds.
-
-    Attributes:
-        weights: Keys to tensors, as the file has them.
-        architecture: timm's name of the model, where the file notes one.
-    """
+    """What a weights file holds."""
 
     weights: dict[str, Tensor]
-    architecture: str | None
+    architecture: str | None  # timm's name of the model, where the file notes one
 
 
 def save_timm(backbone: Backbone, folder: str | os.PathLike[str]) -> Path:
@@ -46,11 +41,8 @@ def save_timm(backbone: Backbone, folder: str | os.PathLike[str]) -> Path:
     ``hf-hub:owner/name`` after an upload. The files appear complete or not at all.
 
     Args:
-        backbone: The backbone, on any device.
-        folder: Folder for ``model.safetensors`` and ``config.json``; made with its parents, other files in it stay.
-
-    Raises:
-        FgsslError: The folder cannot be written.
+        backbone: On any device.
+        folder: For ``model.safetensors`` and ``config.json``; made with its parents, other files in it stay.
     """
     folder = Path(folder)
     # own copies: safetensors refuses tensors that share memory (coat)
@@ -121,11 +113,7 @@ def _read_pickle(path: Path) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
 
 
 def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], name: str) -> None:
-    """Load weights that must fit a model exactly; `name` is what an error calls it.
-
-    Raises:
-        FgsslError: Keys are missing, unexpected, or of other shapes.
-    """
+    """Load weights that must fit a model exactly and be finite, else FgsslError; `name` is what it calls the model."""
     reject_misfit(model.state_dict(), state_dict, name)
     reject_not_finite(state_dict, name)
     model.load_state_dict(dict(state_dict))

@@ -30,16 +30,12 @@ def attention_map(head: RationaleHead, feature_map: Tensor) -> Tensor:
 
 
 def pool_places(feature_map: Tensor, attention: Tensor | None = None, *, pool: str = "mean") -> Tensor:
-    """The places of the feature map as one feature of any length, weighted by the attention.
+    """The places of the feature map (N, C, H, W) as one feature (N, C) float32 of any length.
 
     Args:
         feature_map: (N, C, H, W).
-        attention: (N, H, W), or None for equal weights.
-        pool: "mean", or generalised mean ("gem", Radenovic et al. 2018), which takes negative features as 0: for maps
-            that end in a ReLU.
-
-    Returns:
-        (N, C) float32.
+        attention: (N, H, W), their weights; None for equal ones.
+        pool: "mean", or generalised mean ("gem"), which takes negative features as 0: for maps that end in a ReLU.
     """
     features = feature_map.float()
     if pool == "mean":

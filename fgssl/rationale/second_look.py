@@ -35,14 +35,11 @@ def centre_prior(height: int, width: int, *, device: torch.device | None = None)
 
 
 def window_centres(attention: Tensor, share: float) -> Tensor:
-    """Middle of each picture's window, kept inside the picture.
+    """Middle of each picture's window, kept inside the picture: (N, 2) row and column, in (0, 1) over the picture.
 
     Args:
         attention: (N, H, W), not negative: the rationale's map.
         share: Side of the window relative to the picture's.
-
-    Returns:
-        (N, 2) row and column, in (0, 1) over the picture.
     """
     height, width = attention.shape[1:]
     weights = attention * centre_prior(height, width, device=attention.device)
@@ -53,16 +50,7 @@ def window_centres(attention: Tensor, share: float) -> Tensor:
 
 
 def cut_windows(images: Tensor, centres: Tensor, size: int) -> Tensor:
-    """Windows of (size, size) pixels, bilinear between pixels.
-
-    Args:
-        images: (N, 3, Z, Z), uint8 or float levels.
-        centres: (N, 2) row and column of each window's middle, in (0, 1) over the picture.
-        size: Side of a window in pixels, at most Z.
-
-    Returns:
-        (N, 3, size, size) float32 levels.
-    """
+    """Windows (N, 3, size, size) float32 around `window_centres`, cut from (N, 3, Z, Z) images between pixels."""
     side = images.shape[-1]
     offsets = torch.arange(size, device=images.device) + 0.5 - size / 2  # in pixels from the middle
     rows, columns = (2 * (centres[:, axis, None] + offsets / side) - 1 for axis in (0, 1))  # (N, size), -1 to 1

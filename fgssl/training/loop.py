@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 
-from fgssl.backbones.batch_norm import kept_statistics, norm_buffers
+from fgssl.backbones.frozen import kept_statistics, norm_buffers
 from fgssl.config.interval import Interval, interval
 from fgssl.data.cache.build import PixelStore
 from fgssl.data.feed.views import ViewBatch, ViewDataset
