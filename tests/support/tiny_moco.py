@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fgssl.config.schema import ObjectiveConfig
-from fgssl.objectives import MoCo
+from fgssl.objectives.methods.mocov2 import MoCo
 
 BATCH, QUEUE, DIM, CHANNELS = 6, 10, 8, 5  # the queue is no multiple of the batch
 
