@@ -67,6 +67,7 @@ def table(reds: list[int], feature: Any = None, **columns: list[Any]) -> dataset
 BIRDS = datasets.ClassLabel(names=["wren", "jay", "owl"])
 TRAIN = table([10, 20, 30, 40], BIRDS, species=[2, 0, 1, 2])
 TEST = table([50, 60], BIRDS, species=[1, 1])
+FEWER = table([70, 80], datasets.ClassLabel(names=["owl", "wren"]), species=[0, 1])  # no jay: other ids
 CARD = b"""---
 configs:
 - {config_name: small, data_files: [{split: train, path: small.parquet}]}
@@ -94,6 +95,7 @@ def hub() -> Iterator[HubServer]:
         "owner/nothing": Repository(card),
         "owner/cut": Repository({**card, "train.parquet": parquet(TRAIN)[:-200]}),
         "owner/numbers": Repository({**card, "data.csv": b"a,b\n1,2\n"}),
+        "owner/differs": Repository({**card, "train.parquet": parquet(TRAIN), "test.parquet": parquet(FEWER)}),
     }
     with serve(repositories) as server:
         yield server
@@ -163,6 +165,7 @@ def test_hub_errors_are_one_clear_line(hub: HubServer, tmp_path: Path) -> None:
         "owner/code": ["is a script, and code of data sets is never run"],
         "owner/nothing": ["holds no data files"],
         "owner/cut": ["damaged or inconsistent file"],
+        "owner/differs": ["class names of the column 'species' differ", "download its parquet files"],
         "owner/numbers": ["no image column in owner/numbers (its columns: a, b)"],
     }
     more = [
@@ -284,3 +287,81 @@ def test_demo_is_a_source() -> None:
 def test_importing_the_package_stays_light() -> None:
     code = "import sys, fgssl.data; print({'torch', 'datasets', 'PIL', 'numpy', 'timm'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def classes_of(images: ImageSet) -> list[str]:
+    assert images.labels is not None and images.class_names is not None
+    return [images.class_names[label] for label in images.labels]
+
+
+def saved(folder: Path, **splits: datasets.Dataset) -> Path:
+    datasets.DatasetDict(splits).save_to_disk(folder)
+    return folder
+
+
+def shards(folder: Path, **files: datasets.Dataset) -> Path:
+    folder.mkdir()
+    for name, rows in files.items():
+        (folder / f"{name.replace('_', '-')}.parquet").write_bytes(parquet(rows))
+    return folder
+
+
+@pytest.mark.parametrize("write", [saved, shards])
+def test_classes_of_splits_are_matched_by_name(write: Any, tmp_path: Path) -> None:
+    text = table([90], species=["jay"])
+    for name, other, truth in (("fewer", FEWER, ["owl", "wren"]), ("text", text, ["jay"]), ("same", TEST, ["jay"] * 2)):
+        folder = write(tmp_path / name, train=TRAIN, test=other)
+        train, test = (opened(folder, split, label_column="species") for split in ("train", "test"))
+        assert train.class_names == test.class_names == ("wren", "jay", "owl")
+        assert classes_of(train) == ["owl", "wren", "jay", "owl"] and classes_of(test) == truth
+    folder = write(tmp_path / "more", train=FEWER, test=TRAIN)  # a class that only the test split has
+    assert classes_of(opened(folder, "test")) == ["owl", "wren", "jay", "owl"]
+    assert classes_of(opened(folder, "train")) == ["owl", "wren"]
+
+
+def test_shards_of_one_split_are_matched_by_name(tmp_path: Path) -> None:
+    train = opened(shards(tmp_path / "set", train_0=TRAIN, train_1=FEWER, train_2=TRAIN), "train")
+    assert classes_of(train) == ["owl", "wren", "jay", "owl", "owl", "wren", "owl", "wren", "jay", "owl"]
+    assert [train.load(i).getpixel((0, 0))[0] for i in range(10)] == [10, 20, 30, 40, 70, 80, 10, 20, 30, 40]
+
+
+@pytest.mark.parametrize("write", [saved, shards])
+def test_numbers_and_names_cannot_be_matched(write: Any, tmp_path: Path) -> None:
+    numbers = table([90, 91], species=[0, 1])
+    folder = write(tmp_path / "set", train=TRAIN, test=numbers)
+    with pytest.raises(FgsslError, match=r"'species' .* holds names in one split and numbers \(0\) in another"):
+        opened(folder, "train")
+    beyond = table([1], datasets.Value("int64"), species=[7]).cast_column("species", BIRDS)
+    with pytest.raises(FgsslError, match=r"'species' .* holds 7, and has 3 class names"):
+        opened(write(tmp_path / "beyond", train=beyond), "train")
+
+
+def test_missing_labels_are_counted_by_column(tmp_path: Path) -> None:
+    table([1, 2, 3], label=["x", None, "y"]).save_to_disk(tmp_path / "null")
+    assert opened(tmp_path / "null", "all").unlabelled == "the column 'label' is missing (null or -1) in 1 of 3 rows"
+    folder = saved(tmp_path / "mixed", train=TRAIN, test=table([1, 2]))
+    assert (
+        opened(folder, "test").unlabelled == "it has no column 'species'" and opened(folder, "train").labels is not None
+    )
+    table([1], weight=[3]).save_to_disk(tmp_path / "other")
+    assert "no column is named like one of classes: picture, weight" in opened(tmp_path / "other", "all").unlabelled
+
+
+def test_the_column_taken_of_several_is_said(tmp_path: Path) -> None:
+    two = table([1, 2], label=["a", "b"], variant=["x", "y"]).add_column("image", [png(9)] * 2)
+    two = two.cast_column("image", datasets.Image())
+    two.save_to_disk(tmp_path / "two")
+    said = [remark.text for remark in opened(tmp_path / "two", "all").remarks]
+    assert any("column 'label' is taken for the classes, not variant (--set data.label_column" in text for text in said)
+    assert any("column 'picture' is taken for the pictures, not image" in text for text in said)
+    assert opened(tmp_path / "two", "all", label_column="variant", image_column="image").remarks == ()
+
+
+def test_pictures_beside_tables_are_strays(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "set", train=TRAIN, test=TEST, extra=TEST)
+    (folder / "cover.jpg").write_bytes(png(1))
+    images = opened(folder, "train")
+    assert len(images) == 4 and available_splits(DataConfig(source=str(folder))) == ("all", "test", "train")
+    said = [remark.text for remark in images.remarks]
+    assert any("pictures beside them are left out: cover.jpg" in text for text in said)
+    assert any("the split 'all'" in text and "extra.parquet" in text for text in said)

@@ -59,7 +59,7 @@ class MapStore:
         self.full = False
 
     def has(self, image: int, slot: int) -> bool:
-        """Whether the entry was written; its checksum is checked by `read`."""
+        """Whether the entry was written; `read` checks it."""
         if image >= self.kept:
             return False
         _, mark, _ = _HEADER.unpack(os.pread(self._file, _HEADER.size, self._place(image, slot)))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import datasets
+from datasets.packaged_modules.parquet.parquet import Parquet
 
 from fgssl.config.schema import DataConfig
 from fgssl.data.sources.presets import PRESETS
@@ -77,7 +78,7 @@ def _builder(hub_id: str, subset: str | None, revision: str | None) -> datasets.
 @functools.lru_cache(maxsize=4)
 def _all_splits(hub_id: str, subset: str | None, revision: str | None) -> dict[str, datasets.Dataset]:
     builder = _builder(hub_id, subset, revision)
-    if type(builder).__name__ == "Parquet":
+    if isinstance(builder, Parquet):
         builder._split_generators = functools.partial(_with_one_type, builder, builder._split_generators, hub_id)
     # sizes on cards are often stale; a download that was cut off is found by its own length and hash, not by them
     builder.download_and_prepare(verification_mode="no_checks")

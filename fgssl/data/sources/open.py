@@ -38,34 +38,22 @@ class Source(Protocol):
 def open_source(data: DataConfig) -> Source:
     """Finds what `data.source` names: a preset (or demo), else an existing path, else a hub id.
 
-    Args:
-        data: The source and its options.
-
-    Raises:
-        FgsslError: It is none of them; the line names near matches.
+    Raises FgsslError where it is none of them; the line names near matches.
     """
     source = data.source
     if source == "demo":
         return _DemoSource()
     if source in PRESETS:
-        from fgssl.data.sources.hub import HubSource
-
         preset = PRESETS[source]
-        filled = dataclasses.replace(
-            data,
-            image_column=data.image_column or preset.image_column,
-            label_column=data.label_column or preset.label_column,
-        )
-        return HubSource(filled, preset.hub_id)
+        image, label = data.image_column or preset.image_column, data.label_column or preset.label_column
+        return _hub(dataclasses.replace(data, image_column=image, label_column=label), preset.hub_id)
     path = os.path.expanduser(source)
     if os.path.isdir(path):
         return _open_folder(data, path)
     if os.path.lexists(path) and source:
         return _open_file(data, path)
     if _is_hub_id(source):
-        from fgssl.data.sources.hub import HubSource
-
-        return HubSource(data, source)
+        return _hub(data, source)
     raise _unknown(source)
 
 
@@ -78,6 +66,12 @@ def require_source(source: str) -> None:
 
 def _is_hub_id(source: str) -> bool:
     return bool(_HUB_ID.match(source)) and not source.lower().endswith((*_LISTS, *_ARCHIVES, ".parquet"))
+
+
+def _hub(data: DataConfig, hub_id: str) -> Source:
+    from fgssl.data.sources.hub import HubSource
+
+    return HubSource(data, hub_id)
 
 
 def _open_folder(data: DataConfig, path: str) -> Source:

@@ -7,29 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DatasetPreset:
-    """A hub data set under a short name.
+    """A hub data set under a short name."""
 
-    Attributes:
-        name: What the user writes after `--data`.
-        hub_id: "owner/name" on the Hugging Face hub.
-        train_split: Split to train on.
-        test_split: Split to evaluate on.
-        image_column: Column of the images; None finds it by type.
-        label_column: Column of the classes; None finds it by type.
-        classes: Number of classes.
-        citation: Who made it, to cite.
-        note: Sizes used in papers, licence on the card, and what to watch for.
-    """
-
-    name: str
-    hub_id: str
+    name: str  # what the user writes after `--data`
+    hub_id: str  # "owner/name"
     train_split: str
     test_split: str
-    image_column: str | None
+    image_column: str | None  # None finds it by type, as the next
     label_column: str | None
     classes: int
     citation: str
-    note: str
+    note: str  # sizes used in papers, licence on the card, what to watch for
 
 
 _ENTRIES = (

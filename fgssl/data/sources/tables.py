@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
 
 import datasets
 import pyarrow.parquet as pq
@@ -20,12 +19,8 @@ from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.runtime.hub_progress import told_bars
 from fgssl.runtime.text import shown
 
-_Result = TypeVar("_Result")
 Tables = Mapping[str, Sequence[datasets.Dataset]]
 """The tables of each split, in order: several where their columns have different types."""
-
-# what these say is either routine ("no metadata block in the card", a retried request) or comes again as our own error
-_TALKATIVE = ("datasets", "huggingface_hub")
 
 
 class TableImages(EncodedImages):
@@ -81,7 +76,7 @@ def table_images(splits: Tables, split: str, data: DataConfig, *, remarks: Seque
         remarks: On the source, to which those on its columns are added.
 
     Raises:
-        FgsslError: The split is empty, or has no image column.
+        FgsslError: The split is empty, has no image column, or its labels cannot be matched with the others'.
     """
     tables = splits[split]
     if not sum(map(len, tables)):
@@ -114,10 +109,11 @@ class ParquetSource:
     """
 
     def __init__(self, data: DataConfig, path: str, *, strays: Sequence[bytes] = ()) -> None:
-        self._data = data
-        self._files = shards_by_split(path)
-        text = f"{data.source}: its parquet files are the data; pictures beside them are left out: "
-        self._remarks = [Remark("warning", text + some(strays))] if strays else []
+        self._data, self._files = data, shards_by_split(path)
+        self._remarks = []
+        if strays:
+            text = f"{data.source}: its parquet files are the data; pictures beside them are left out: {some(strays)}"
+            self._remarks.append(Remark("warning", text))
         if len(self._files) > 1 and "all" in self._files:
             text = f"{data.source}: files named like no split are the split 'all': {some(self._files['all'])}"
             self._remarks.append(Remark("note", text))
@@ -126,11 +122,8 @@ class ParquetSource:
         return tuple(self._files)
 
     def load(self, split: str) -> TableImages:
-        """Opens one split. Raises FgsslError where a file is no parquet or holds no images."""
-        with quiet_datasets():
-            tables = _readable(
-                lambda: {name: _parquet(files) for name, files in self._files.items()}, self._data.source
-            )
+        with quiet_datasets(), _readable(self._data.source):
+            tables = {name: _parquet(files) for name, files in self._files.items()}
         return table_images(tables, split, self._data, remarks=self._remarks)
 
 
@@ -146,18 +139,13 @@ def parquet_features(file: str) -> datasets.Features:
 
 
 class SavedSource:
-    """A folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`.
-
-    Args:
-        data: The source and its column options.
-        path: The folder.
-    """
+    """A folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`; arguments as of `ParquetSource`."""
 
     def __init__(self, data: DataConfig, path: str) -> None:
-        self._data = data
-        saved = _readable(lambda: datasets.load_from_disk(path), data.source)
+        with _readable(data.source):
+            saved = datasets.load_from_disk(path)
         splits = saved if isinstance(saved, datasets.DatasetDict) else {"all": saved}
-        self._splits = {name: [table] for name, table in splits.items()}
+        self._data, self._splits = data, {name: [table] for name, table in splits.items()}
 
     def splits(self) -> tuple[str, ...]:
         return tuple(self._splits)
@@ -166,9 +154,10 @@ class SavedSource:
         return table_images(self._splits, split, self._data)
 
 
-def _readable(read: Callable[[], _Result], source: str) -> _Result:
+@contextmanager
+def _readable(source: str) -> Iterator[None]:
     try:
-        return read()
+        yield
     except Exception as error:  # pyarrow and datasets raise many kinds on a broken table
         cause = error.__cause__ or error
         lines = str(cause).strip().splitlines()
@@ -180,14 +169,11 @@ def _readable(read: Callable[[], _Result], source: str) -> _Result:
 
 @contextmanager
 def quiet_datasets() -> Iterator[None]:
-    """Bars of downloads and conversions go to the listener, routine remarks of the libraries nowhere."""
-    loggers = [logging.getLogger(name) for name in _TALKATIVE]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    """Bars of downloads and conversions go to the listener; what is logged is routine, or comes again as an error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         with told_bars():
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
