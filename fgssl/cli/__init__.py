@@ -25,13 +25,16 @@ from fgssl.cli.console import print_error
 from fgssl.cli.data import check, data_app
 from fgssl.cli.data_cache import cache
 from fgssl.cli.embed import embed
-from fgssl.cli.greedy import QueryCommand
+from fgssl.cli.options import QueryCommand
 from fgssl.cli.pretrain import pretrain
 from fgssl.cli.probe import probe
 from fgssl.cli.retrieve import retrieve
+from fgssl.cli.streams import secure_streams
 from fgssl.cli.visualize import visualize
 from fgssl.errors import FgsslError, SettingError
 from fgssl.runtime.launch import launched, may_speak
+from fgssl.runtime.stopping import heeded_signals
+from fgssl.runtime.text import shown
 
 # how torch's collectives say that another process is gone
 _LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe", "c10d")
@@ -45,7 +48,7 @@ def _shielded(verb: Callable[..., None]) -> Callable[..., None]:
         try:
             verb(*args, **options)
         except KeyboardInterrupt:
-            print_error("interrupted", "")
+            print_error("interrupted")
             raise typer.Exit(130) from None
         except EOFError as error:
             raise RuntimeError("DataLoader worker closed its end of the pipe") from error
@@ -89,21 +92,30 @@ def main() -> None:
         warnings.simplefilter("ignore")  # other libraries' notes to developers are not for users
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # nor stack traces of connections of a run that ends
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGUSR1", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` leaves it
-                signal.signal(number, _terminated)
+        for number in set(heeded_signals()) - {signal.SIGINT}:
+            signal.signal(number, _terminated)
+    results = secure_streams()
     try:
-        app()
+        code = app(standalone_mode=False) or 0
     except FgsslError as error:
         if may_speak():
             print_error(error.problem, error.remedy)
         code = 2 if isinstance(error, SettingError) else 1
     except Exception as error:
-        code = _unexpected(error)
-    else:
-        code = 0
+        code = _wrong_usage(error) if hasattr(error, "format_message") else _unexpected(error)
+    results.flush()
+    if results.failure is not None:
+        print_error(f"the results could not be written: {results.failure.strerror}", "look at where stdout goes")
+        code = code or 1
     sys.exit(code)
+
+
+def _wrong_usage(error: Any) -> int:
+    """As Typer tells it, with what was typed made safe to show."""
+    if not error.message.startswith("Usage:"):  # else it is the help of a group without a verb
+        error.message = shown(error.message)
+    error.show()
+    return int(error.exit_code)
 
 
 def _terminated(number: int, _frame: Any) -> None:
@@ -115,7 +127,7 @@ def _unexpected(error: Exception) -> int:
     """Stop signals and resource problems in one line; anything else is a bug, shown as one line unless debugging."""
     signal_number = getattr(error, "signal_number", None)
     if signal_number is not None:
-        print_error(str(error), "")
+        print_error(str(error))
         return 128 + int(signal_number)
     if os.environ.get("FGSSL_DEBUG"):
         raise error

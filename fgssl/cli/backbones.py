@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgssl.cli.console import err, make_reporter, print_json, print_table
+from fgssl.cli import options
+from fgssl.cli.console import print_json, print_table, reporting, tell
 from fgssl.errors import FgsslError
 
 if TYPE_CHECKING:
     from fgssl.backbones import BackboneRow
 
 MEASURED_AT_MOST = 24  # models, unless asked: each takes a second or so
-TAGS_SHOWN = 3  # on a terminal; a pipe gets all
+TAGS_SHOWN = 3  # on a terminal, or in a list of many; --json has all
 
 
 def backbones(
@@ -35,8 +36,8 @@ def backbones(
         ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="Whose memory: cpu, cuda, cuda:1. [best at hand]")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Search timm's backbones: parameters, image size, map, weights, and what can be trained on this machine."""
     from fgssl.backbones import list_backbones, suggest_backbones
@@ -48,25 +49,25 @@ def backbones(
         remedy = f"did you mean {near}?" if near else "fgssl backbones without a pattern lists all"
         raise FgsslError(f"no backbone matches '{pattern}'", remedy)
     memory = free_memory(resolve_device(device))
-    if measure is None:
-        measure = len(found) <= MEASURED_AT_MOST
-        if not measure:
-            err.print(f"{len(found)} models: narrow the pattern, or add --measure, for parameters, maps and memory")
-    reporter, rows = make_reporter(quiet=quiet), list[dict[str, Any]]()
-    try:
+    rows: list[dict[str, Any]] = []
+    with reporting(quiet=quiet) as reporter:
+        if measure is None:
+            measure = len(found) <= MEASURED_AT_MOST
+            if not measure:
+                reporter.note(
+                    f"{len(found)} models: narrow the pattern, or add --measure, for parameters, maps and memory"
+                )
         for done, row in enumerate(found, start=1):
             rows.append(_row(row, image_size, batch_size, memory, measure=measure))
             if measure:
                 reporter.progress("measuring", done, len(found))
-    finally:
-        reporter.close()
     if json_output:
         print_json({"batch_size": batch_size, "free_memory_bytes": memory, "backbones": rows})
     elif measure:
         _print_measured(rows, batch_size, memory)
     else:
-        table = [(row["name"], row["own_size"], _tags(row["tags"])) for row in rows]
-        print_table(("backbone", "own px", "weights"), table)
+        table = [(row["name"], row["own_size"], _tags(row["tags"], TAGS_SHOWN)) for row in rows]
+        print_table(("backbone", "own px", "weights"), table, text=(0, -1))
 
 
 def _row(
@@ -106,17 +107,17 @@ def _print_measured(rows: list[dict[str, Any]], batch_size: int, memory: int | N
         millions = row["parameters"] / 1e6
         cells = (row["name"], shape, row["own_size"], row["image_size"], millions, gigabytes, batch)
         table.append((*cells, _tags(row["tags"])))
-    print_table(columns, table, text_columns=2)
+    print_table(columns, table, text=(0, 1, -1))
     for row in rows:
         if row["problem"] is not None:
-            err.print(row["problem"], soft_wrap=True, markup=False)
+            tell(row["problem"])
     fitting = [row for row in rows if memory is not None and (row["largest_batch"] or 0) >= batch_size]
     if memory is not None:
         share = f"{len(fitting)} of {len(rows)} can be trained at batch {batch_size}"
-        err.print(f"{share} in the {memory / 1e9:.1f} GB free here (an estimate, in float32)", soft_wrap=True)
+        tell(f"{share} in the {memory / 1e9:.1f} GB free here (an estimate, in float32)")
 
 
-def _tags(tags: list[str]) -> str:
-    shown = tags[:TAGS_SHOWN] if sys.stdout.isatty() else tags
+def _tags(tags: list[str], most: int | None = None) -> str:
+    shown = tags[: TAGS_SHOWN if sys.stdout.isatty() else most]
     more = f" +{len(tags) - len(shown)}" if len(shown) < len(tags) else ""
     return f"{' '.join(shown)}{more}" if tags else "-"

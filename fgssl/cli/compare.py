@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgssl.cli.console import cell, echo, out, print_json, print_table
-from fgssl.cli.early import check_cache, check_data
-from fgssl.cli.subject import Batch, Cache, Device, Json, Split, check_pools, reported
+from fgssl.cli import options
+from fgssl.cli.console import print_json, print_table, say
 
 if TYPE_CHECKING:
     from fgssl.evaluation.compare import ComparisonTable
@@ -23,20 +22,23 @@ def compare(
         ),
     ],
     data: Annotated[str | None, typer.Option(help="Data source. [the one the first encoder was trained on]")] = None,
-    split: Split = None,
+    split: options.Split = None,
     pool: Annotated[
         str | None,
         typer.Option(
-            metavar="gap,rationale,...", callback=check_pools, help="[gap, rationale, zoom and cls where it has them]"
+            metavar="gap,rationale,...",
+            callback=options.check_pools,
+            help="[gap, rationale, zoom and cls where it has them]",
         ),
     ] = None,
     k: Annotated[int, typer.Option("--k", help="Neighbours that vote in knn.")] = 20,
-    batch_size: Batch = None,
-    device: Device = None,
-    cache: Cache = None,
+    batch_size: options.Batch = None,
+    device: options.Device = None,
+    cache: options.Cache = None,
     seed: Annotated[int, typer.Option(help="Seed of the probe's held-out slice and of the bootstrap.")] = 0,
-    json_output: Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:  # fmt: skip
     """Several encoders and poolings in one table. Retrieval, linear probe and nearest neighbours."""
     if json_output and markdown:
@@ -44,16 +46,17 @@ def compare(
     pools: Any = None if pool is None else tuple(dict.fromkeys(pool.split(",")))
     if len(set(checkpoints)) != len(checkpoints):
         raise typer.BadParameter("one checkpoint is named twice", param_hint="CHECKPOINT")
-    check_data(data)
-    check_cache(cache)
+    options.check_data(data)
+    options.check_cache(cache)
     from fgssl.evaluation.compare import compare as run
 
-    with reported(data=data, batch_size=batch_size, device=device, cache=cache) as options:
-        table = run(checkpoints, options, split=split, pools=pools, k=k, seed=seed)
+    given = {"data": data, "batch_size": batch_size, "device": device, "cache": cache}
+    with options.reported(quiet=quiet, **given) as asked:
+        table = run(checkpoints, asked, split=split, pools=pools, k=k, seed=seed)
     if json_output:
         print_json(_document(table, seed))
-        return
-    _print(table, seed, markdown=markdown)
+    else:
+        _print(table, seed, markdown=markdown)
 
 
 def _document(table: ComparisonTable, seed: int) -> dict[str, Any]:
@@ -75,28 +78,19 @@ def _document(table: ComparisonTable, seed: int) -> dict[str, Any]:
 def _print(table: ComparisonTable, seed: int, *, markdown: bool) -> None:
     from fgssl.evaluation.compare import METRICS, against_first
 
-    show: Any = _print_markdown if markdown else print_table
     rows = [[row.encoder, row.pool, row.width, *row.values.values()] for row in table.rows]
     title = f"{table.test_images} images of {table.data}, {table.train_images} to learn from (percent)"
-    show(("encoder", "pool", "width", *METRICS), rows, title=title, text_columns=2)
+    print_table(("encoder", "pool", "width", *METRICS), rows, title=title, text=(0, 1), markdown=markdown)
     if len(table.rows) > 1:
         cells: dict[str, list[str]] = {}
         for row, _, found in against_first(table.rows, seed=seed):
             cells.setdefault(row.name, []).append(_difference(found))
         title = f"Against {table.rows[0].name}: points with 95 % interval, paired bootstrap; * beyond chance (p < 0.05)"
-        show(("encoder", *METRICS), [[name, *row] for name, row in cells.items()], title=title)
-    out.print(f"{chr(10) if markdown else ''}protocol: {table.protocol}", markup=False, soft_wrap=True)
+        differences = [[name, *row] for name, row in cells.items()]
+        print_table(("encoder", *METRICS), differences, title=title, markdown=markdown)
+    say(f"protocol: {table.protocol}")
 
 
 def _difference(found: Any) -> str:
     star = "*" if found.p < 0.05 else ""
     return f"{found.difference:+.2f}{star} ({found.low:+.2f} to {found.high:+.2f})"
-
-
-def _print_markdown(columns: Any, rows: Any, *, title: str, text_columns: int = 1) -> None:
-    def line(cells: Any) -> str:
-        return "| " + " | ".join(str(value).replace("|", "\\|") for value in cells) + " |"
-
-    rules = ["---" if place < text_columns else "---:" for place in range(len(columns))]
-    text = [f"**{title}**", "", line(columns), line(rules), *(line([cell(v) for v in row]) for row in rows), ""]
-    echo("\n".join(text))

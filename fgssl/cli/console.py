@@ -3,99 +3,110 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import typer
 from rich import box
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from fgssl.runtime.launch import may_speak
-from fgssl.runtime.progress_events import listen
-from fgssl.runtime.reporting import Reporter, StepReport
-from fgssl.runtime.text import shown
+from fgssl.runtime.reporting import Reporter, StepReport, listen
+from fgssl.runtime.text import json_text, shown
 
-
-class SafeConsole(Console):
-    """A console on which a name from a file or a data set cannot steer the terminal."""
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        """As rich's, with control characters of strings as escapes."""
-        super().print(*(harmless(o) if isinstance(o, str) else o for o in objects), **options)
-
-
-def harmless(text: str) -> str:
-    """Text without characters that a terminal obeys; lines stay lines."""
-    return text if text.isprintable() else "\n".join(map(shown, text.split("\n")))
-
-
-# emoji=False: a file named :bird:.jpg keeps its name
-err = SafeConsole(stderr=True, highlight=False, emoji=False)
-out = SafeConsole(highlight=False, emoji=False, quiet=int(os.environ.get("RANK", "0")) > 0)
+err = Console(stderr=True, highlight=False)
+out = Console(highlight=False)
 PLAIN_SECONDS = 5.0  # between progress lines where there is no terminal
+WIDE = 10_000  # columns of a pipe: nobody looks, so no cell may be cut off or folded
 
 
-def print_error(problem: str, remedy: str) -> None:
+def process_rank() -> int:
+    """This process's number among those a launcher such as torchrun started; 0 speaks for all."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def say(text: str, *, style: str = "") -> None:
+    """One line of results on stdout; of several processes the first speaks for all, whose results are the same."""
+    if process_rank() == 0:
+        out.print(Text(shown(text), style), soft_wrap=True)
+
+
+def tell(text: str, *, kind: str = "", style: str = "") -> None:
+    """One line on stderr, as in "KIND: text"."""
+    err.print(Text.assemble((f"{kind}: " if kind else "", style), shown(text)), soft_wrap=True)
+
+
+def print_error(problem: str, remedy: str = "") -> None:
     """One line: what is wrong, and what to do."""
-    text = " ".join(f"{problem}; {remedy}".split("\n") if remedy else problem.split("\n"))
-    err.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+    tell(f"{problem}; {remedy}" if remedy else problem, kind="error", style="bold red")
+
+
+def echo(text: str) -> None:
+    """Lines of results that hold nothing foreign as it came."""
+    if process_rank() == 0:
+        sys.stdout.write(f"{text}\n")
 
 
 def print_json(value: Any) -> None:
     """A JSON document on stdout."""
-    echo(json.dumps(value, indent=2))
-
-
-def echo(text: str) -> None:
-    """Text on stdout; of several processes the first speaks for all, whose results are the same."""
-    if process_rank() == 0:
-        typer.echo(text)
+    echo(json_text(value))
 
 
 def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None, text_columns: int = 1
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    title: str | None = None,
+    text: Collection[int] = (0,),
+    markdown: bool = False,
 ) -> None:
-    """A table on stdout: lines on a terminal, aligned text in a pipe; numbers with two decimals, to the right."""
-    terminal = sys.stdout.isatty()
+    """A table on stdout: ruled on a terminal, aligned text in a pipe; numbers with two decimals, to the right.
+
+    Args:
+        columns: Their heads.
+        rows: A value a column.
+        title: A line above.
+        text: Which columns are text and not numbers; -1 is the last.
+        markdown: As Markdown.
+    """
+    cells = [[cell(value) for value in row] for row in rows]
+    texts = [place in text or place - len(columns) in text for place in range(len(columns))]
+    if markdown:
+        lines = [columns, ["---" if left else "---:" for left in texts], *cells]
+        marked = [" | ".join(shown(word).replace("|", "\\|") for word in line) for line in lines]
+        echo("\n".join([f"**{shown(title or '')}**", "", *(f"| {line} |" for line in marked), ""]))
+        return
     if title:  # not the table's own, which would wrap at the width of the table
-        out.print(title, markup=False, soft_wrap=True, style="bold")
-    table = Table(
-        box=box.HEAVY_HEAD if terminal else None,
-    )
-    for place, column in enumerate(columns):
-        table.add_column(escape(harmless(column)), justify="left" if place < text_columns else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*[escape(cell(value)) for value in row])
-    # a pipe gets the whole width: no cell may be cut off or folded because nobody looks
+        say(title, style="bold")
+    terminal = sys.stdout.isatty()
+    table = Table(box=box.HEAVY_HEAD if terminal else None)
+    for column, left in zip(columns, texts, strict=True):
+        table.add_column(Text(shown(column)), justify="left" if left else "right", overflow="fold")
+    for line in cells:
+        table.add_row(*map(Text, line))
     if terminal and process_rank() == 0:
-        Console(highlight=False, emoji=False).print(table)
+        out.print(table)
     elif not terminal:
-        echo("\n".join(line.rstrip() for line in as_lines(table)))
+        echo("\n".join(line.rstrip() for line in _plain_lines(table)))
 
 
-def as_lines(table: Table) -> list[str]:
-    """A table as lines of plain text, as wide as it needs."""
-    plain = Console(file=io.StringIO(), highlight=False, emoji=False, width=10_000, color_system=None)
-    with plain.capture() as captured:
-        plain.print(table)
-    return captured.get().splitlines()
+def _plain_lines(table: Table) -> list[str]:
+    page = io.StringIO()
+    Console(file=page, width=WIDE, color_system=None).print(table)
+    return page.getvalue().splitlines()
 
 
 def cell(value: Any) -> str:
     """A value as a table shows it."""
     if value is None:
         return "-"
-    if isinstance(value, float):
-        return f"{value:.2f}"
-    return harmless(str(value))
+    return f"{value:.2f}" if isinstance(value, float) else shown(str(value))
 
 
 def duration(seconds: float) -> str:
@@ -124,18 +135,26 @@ def step_line(report: StepReport) -> str:
 
 
 class PlainReporter(Reporter):
-    """Lines on stderr, not too many of them."""
+    """Lines on stderr, not too many of them.
 
-    def __init__(self) -> None:
+    Args:
+        notes: Whether progress is told.
+        warnings: Whether warnings are; another process may say the same.
+    """
+
+    def __init__(self, *, notes: bool = True, warnings: bool = True) -> None:
+        self.notes, self.warnings = notes, warnings
         self._last = time.monotonic()
         self._begun: tuple[str, float, int] | None = None  # task, when it was first heard of, what was done by then
         self._spoke = False  # of this task
 
     def note(self, text: str) -> None:
-        err.print(escape(text), soft_wrap=True)
+        if self.notes:
+            tell(text)
 
     def warn(self, text: str) -> None:
-        err.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
+        if self.warnings:
+            tell(text, kind="warning", style="yellow")
 
     def fatal(self, problem: str, remedy: str) -> None:
         if may_speak():
@@ -177,13 +196,6 @@ class PlainReporter(Reporter):
         return due
 
 
-class QuietReporter(PlainReporter):
-    """Warnings only."""
-
-    def note(self, text: str) -> None:
-        """Not of interest."""
-
-
 class _Bar(Progress):
     """A progress bar below a text of its own, which wraps where the terminal is narrow."""
 
@@ -196,25 +208,16 @@ class _Bar(Progress):
 
 
 class LiveReporter(PlainReporter):
-    """A bar for the task at hand, and the numbers above it while training."""
+    """A bar for the task at hand, and the numbers above it while training, which wrap where the terminal is narrow."""
 
     def __init__(self) -> None:
         super().__init__()
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        self._bar = _Bar(*columns, console=err, transient=True)
+        self._bar = _Bar(
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            console=err, transient=True,
+        )  # fmt: skip
         self._bar.start()
         self._task: tuple[str, Any] | None = None
-
-    def note(self, text: str) -> None:
-        self._bar.console.print(escape(text), soft_wrap=True)
-
-    def warn(self, text: str) -> None:
-        self._bar.console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
 
     def progress(self, task: str, done: int, total: int | None) -> None:
         self._show(task, done, total)
@@ -236,7 +239,7 @@ class LiveReporter(PlainReporter):
     def _show(self, task: str, done: int, total: int | None) -> None:
         if self._task is None or self._task[0] != task:
             self._drop()
-            self._task = (task, self._bar.add_task(task, total=total))
+            self._task = (task, self._bar.add_task(shown(task), total=total))
         self._bar.update(self._task[1], completed=done, total=total)
 
     def _drop(self) -> None:
@@ -245,36 +248,24 @@ class LiveReporter(PlainReporter):
             self._task = None
 
 
-def process_rank() -> int:
-    """This process's number among those a launcher such as torchrun started; 0 speaks for all."""
-    return int(os.environ.get("RANK", "0"))
+@contextmanager
+def reporting(*, quiet: bool = False, warn: bool = True) -> Iterator[PlainReporter]:
+    """The reporter for this terminal, log file or silence, until the block ends; of several processes the first's.
 
-
-class SilentReporter(PlainReporter):
-    """Nothing: another process says the same."""
-
-    def note(self, text: str) -> None:
-        """Said elsewhere."""
-
-    def warn(self, text: str) -> None:
-        """Said elsewhere."""
-
-
-def evaluation_reporter() -> PlainReporter:
-    """The reporter of a verb that evaluates, whose processes all know the whole: the first alone speaks."""
-    return SilentReporter() if process_rank() > 0 else make_reporter(quiet=False)
-
-
-def make_reporter(*, quiet: bool) -> PlainReporter:
-    """The reporter for this terminal, log file or silence; only the first of several processes speaks."""
-    if quiet or process_rank() > 0:
-        reporter: PlainReporter = QuietReporter()
+    Args:
+        quiet: Warnings only.
+        warn: False where all processes know the same: the first alone warns.
+    """
+    first = process_rank() == 0
+    if first and not quiet and err.is_terminal and not err.is_dumb_terminal:
+        reporter: PlainReporter = LiveReporter()
     else:
-        reporter = LiveReporter() if err.is_terminal and not err.is_dumb_terminal else PlainReporter()
-    listen(
-        reporter.progress, remarks=lambda level, text: (reporter.warn if level == "warning" else reporter.note)(text)
-    )
-    return reporter
+        reporter = PlainReporter(notes=first and not quiet, warnings=first or warn)
+    listen(reporter)
+    try:
+        yield reporter
+    finally:
+        reporter.close()
 
 
 def plan_line(description: Mapping[str, Any], facts: Mapping[str, Any]) -> str:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgssl.cli.console import make_reporter, out, print_json, print_table
-from fgssl.cli.early import check_data
+from fgssl.cli import options
+from fgssl.cli.console import print_json, print_table, reporting, say
 from fgssl.errors import FgsslError
 
 if TYPE_CHECKING:
@@ -35,29 +35,27 @@ def check(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode. [all cores]")] = None,
     sets: Sets = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print the report, with every listing, as JSON.")] = False,
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Report what a data set holds. Counts, sizes, unreadable pictures, duplicates, leakage between splits."""
-    check_data(source)
+    options.check_data(source)
     from fgssl.check import check_source
     from fgssl.config.resolve import load_config
 
     config = load_config(flags={"data.source": source, "backbone.image_size": image_size}, sets=sets or ()).config
     size = config.backbone.image_size or USUAL_SIZE
-    reporter = make_reporter(quiet=False)
-    try:
+    with reporting(quiet=quiet) as reporter:
         report = check_source(
             config.data, splits=tuple(split or ()), image_size=size, workers=workers, progress=reporter.progress
         )
-    finally:
-        reporter.close()
     if json_output:
         print_json(report.to_dict())
     else:
         _print_report(report)
     if report.verdict == "unusable":
         problem = next(finding.text for finding in report.findings)
-        raise FgsslError(f"{source} cannot be used: {problem}", "")
+        raise FgsslError(f"{source} cannot be used: {problem}")
 
 
 def _print_report(report: Report) -> None:
@@ -82,10 +80,10 @@ def _print_report(report: Report) -> None:
     )
     _listing("exact copies", [_group(group, "=", start) for group in report.exact])
     _listing("near copies", [_group(group, "~", start) for group in sorted(report.near, key=len, reverse=True)])
-    _say("")
+    say("")
     for finding in report.findings:
-        _say(f"{finding.level}: {finding.text}")
-    _say(f"verdict: {report.verdict}")
+        say(f"{finding.level}: {finding.text}")
+    say(f"verdict: {report.verdict}")
 
 
 def _print_classes(report: Report) -> None:
@@ -105,11 +103,11 @@ def _print_classes(report: Report) -> None:
 
 def _listing(title: str, lines: list[str] | tuple[str, ...]) -> None:
     if lines:
-        _say(f"{title} ({len(lines)}):")
+        say(f"{title} ({len(lines)}):")
     for line in lines[:SHOWN]:
-        _say(f"  {line}")
+        say(f"  {line}")
     if len(lines) > SHOWN:
-        _say(f"  ... and {len(lines) - SHOWN} more, in --json")
+        say(f"  ... and {len(lines) - SHOWN} more, in --json")
 
 
 def _group(names: tuple[str, ...], sign: str, start: str) -> str:
@@ -124,7 +122,3 @@ def _range(spread: tuple[float, float, float]) -> str:
 
 def _counts(counts: dict[str, int]) -> str:
     return " ".join(f"{name}:{count}" for name, count in counts.items()) or "-"
-
-
-def _say(text: str) -> None:
-    out.print(text, markup=False, soft_wrap=True)

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fgssl.cli.console import out, print_json, print_table
+from fgssl.cli import options
+from fgssl.cli.console import print_json, print_table, say
 from fgssl.errors import FgsslError
 
 
@@ -21,7 +22,7 @@ def cache(
     folder: Annotated[
         str | None, typer.Option("--cache", help="Another cache folder. [FGSSL_CACHE or ~/.cache/fgssl]")
     ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print the listing as JSON.")] = False,
+    json_output: options.Json = False,
 ) -> None:
     """List or clear the cache. It holds decoded pictures and features; what is needed is made anew."""
     from pathlib import Path
@@ -45,7 +46,7 @@ def cache(
         print_table(
             ("kind", "file", "MB", "unused days"),
             [(KINDS[f.kind][0], str(f.path.relative_to(where)), f.size / 1e6, f.age_days) for f in files],
-            text_columns=2,
+            text=(0, 1),
         )
     word = "freed" if clear else "in"
-    out.print(f"{word} {where}: {len(files)} files, {total / 1e6:.1f} MB", soft_wrap=True, markup=False)
+    say(f"{word} {where}: {len(files)} files, {total / 1e6:.1f} MB")

@@ -7,20 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgssl.cli.console import evaluation_reporter, out, print_json, print_table
-from fgssl.cli.early import check_paths
-from fgssl.cli.subject import (
-    Batch,
-    Cache,
-    Checkpoint,
-    Data,
-    Device,
-    Json,
-    Overwrite,
-    PoolOption,
-    Split,
-    reported,
-)
+from fgssl.cli import options
+from fgssl.cli.console import print_json, print_table, reporting, say
 
 if TYPE_CHECKING:
     from fgssl.data.images import ImageSet
@@ -28,21 +16,18 @@ if TYPE_CHECKING:
     from fgssl.evaluation.subject import Subject
 
 
+@options.takes(options.ENCODING)
 def embed(
-    checkpoint: Checkpoint,
-    data: Data = None,
-    split: Split = None,
-    pool: PoolOption = None,
-    batch_size: Batch = None,
-    device: Device = None,
-    cache: Cache = None,
+    checkpoint: options.Checkpoint,
+    data: options.Data = None,
+    split: options.Split = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output", "-o", help="File to write: features, labels, paths. [features.safetensors; with --stats none]"
         ),
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: options.Overwrite = False,
     stats: Annotated[
         bool,
         typer.Option(
@@ -50,23 +35,25 @@ def embed(
             "two views have the same neighbours. Of a features.safetensors in place of CHECKPOINT: the first two."
         ),
     ] = False,
-    json_output: Json = False,
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+    **encoding: Any,
 ) -> None:  # fmt: skip
     """Write the features of a split or folder to one file. A safetensors file."""
-    check_paths(checkpoint, data, cache)
+    options.check_paths(checkpoint, data, encoding["cache"])
     from fgssl.evaluation.feature_file import FEATURES, is_feature_file, save_features
     from fgssl.evaluation.subject import open_split, open_subject
     from fgssl.runs.encoder_file import identity
     from fgssl.runtime.files import check_output
 
     if stats and is_feature_file(checkpoint):
-        _file_stats(checkpoint, json_output=json_output)
+        _file_stats(checkpoint, json_output=json_output, quiet=quiet)
         return
     target = output or (None if stats else Path("features.safetensors"))
     if target is not None:
         check_output(target, kind=FEATURES, inputs=(*checkpoint.split("+"), data), overwrite=overwrite)
-    with reported(data=data, pool=pool, batch_size=batch_size, device=device, cache=cache) as options:
-        subject = open_subject(checkpoint, options)
+    with options.reported(quiet=quiet, data=data, **encoding) as given:
+        subject = open_subject(checkpoint, given)
         images = open_split(subject.data, split, "test")
         found = subject.embed(images)
         subject.name_faults(found)
@@ -85,7 +72,7 @@ def embed(
     if signals is not None:
         _print_stats(signals, f"{images.source} [{images.split}] by {checkpoint} ({subject.pool})")
     if target is not None:
-        out.print(f"{target}: {count} x {width} features ({subject.pool})", markup=False, soft_wrap=True)
+        say(f"{target}: {count} x {width} features ({subject.pool})")
 
 
 def _stats(subject: Subject, images: ImageSet, found: Embeddings) -> dict[str, float]:
@@ -95,12 +82,13 @@ def _stats(subject: Subject, images: ImageSet, found: Embeddings) -> dict[str, f
     return {**feature_stats(found.features), **views}
 
 
-def _file_stats(path: str, *, json_output: bool) -> None:
+def _file_stats(path: str, *, json_output: bool, quiet: bool) -> None:
     from fgssl.evaluation.feature_file import read_features
     from fgssl.evaluation.label_free import feature_stats
 
     signals = feature_stats(read_features(path).embeddings.features)
-    evaluation_reporter().note("alignment and neighbours under two views need the encoder and the pictures")
+    with reporting(quiet=quiet) as reporter:
+        reporter.note("alignment and neighbours under two views need the encoder and the pictures")
     if json_output:
         print_json({"features": path, "stats": signals})
     else:
@@ -116,4 +104,4 @@ def _print_stats(signals: dict[str, Any], title: str) -> None:
         for name, meaning in MEANINGS.items()
         if name in signals
     ]
-    print_table(("signal", "meaning", "value", "images"), rows, title=title, text_columns=2)
+    print_table(("signal", "meaning", "value", "images"), rows, title=title, text=(0, 1))

@@ -7,12 +7,14 @@ import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from fgssl.cli.console import PlainReporter, make_reporter, out, print_error, print_json, print_table, process_rank
-from fgssl.cli.early import check_cache, check_data
+from fgssl.cli import options
+from fgssl.cli.console import PlainReporter, print_error, print_json, print_table, process_rank, reporting, say
+from fgssl.config.presets import DEMO_PROFILE
+from fgssl.config.schema import PretrainConfig
 from fgssl.errors import FgsslError
 from fgssl.runtime.launch import launch
 
@@ -23,76 +25,68 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 
+# option -> the setting it sets, whose description in the schema is its help, and what its value looks like where the
+# type does not tell
+SETTINGS: dict[str, tuple[str, str | None]] = {
+    "data": ("data.source", "SOURCE"),
+    "backbone": ("backbone.name", "NAME"),
+    "objective": ("objective.name", None),
+    "rationale": ("rationale.enabled", None),
+    "pretrained": ("backbone.pretrained", None),
+    "init": ("backbone.init", "FILE|RUN|NAME"),
+    "freeze": ("backbone.freeze", "none|backbone|N"),
+    "epochs": ("training.epochs", None),
+    "max_steps": ("training.max_steps", None),
+    "batch_size": ("training.batch_size", None),
+    "lr": ("optimizer.lr", None),
+    "image_size": ("backbone.image_size", None),
+    "seed": ("training.seed", None),
+    "workers": ("training.workers", None),
+    "mixed_precision": ("training.mixed_precision", None),
+    "device": ("training.device", None),
+    "save_every": ("training.save_every", "N|TIME"),
+    "accumulate": ("training.accumulate", None),
+    "checkpoint_gradients": ("training.checkpoint_gradients", None),
+    "compile": ("training.compile", None),
+    "cache": ("training.cache", "auto|off|PATH"),
+    "stop_on_collapse": ("training.stop_on_collapse", None),
+}
 
+
+def _shown(value: Any) -> str:
+    """A value of the plan in words."""
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "on", False: "off"}[value]
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {len(item) if isinstance(item, list) else item}" for key, item in value.items())
+    if isinstance(value, list):
+        return " x ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _option(key: str, metavar: str | None) -> Any:
+    section, name = key.split(".")
+    owner = type(getattr(PretrainConfig(), section))
+    kind, knob = get_type_hints(owner)[name], owner.__dataclass_fields__[name]
+    if get_origin(kind) is not Literal and get_args(kind):  # or None
+        kind = next(part for part in get_args(kind) if part is not type(None))
+    if get_origin(kind) is Literal:
+        kind, metavar = str, "|".join(get_args(kind))
+    text, _, default = knob.metadata["help"].partition(" (default: ")
+    defaults = [default.removesuffix(")") or ("" if knob.default is None else _shown(knob.default))]
+    defaults += [f"demo: {_shown(DEMO_PROFILE[key])}"] if key in DEMO_PROFILE else []
+    told = f" [{'; '.join(filter(None, defaults))}]" if any(defaults) else ""
+    return Annotated[kind | None, typer.Option(metavar=metavar, help=f"{text[0].upper()}{text[1:]}.{told}")]
+
+
+@options.takes({name: _option(*setting) for name, setting in SETTINGS.items()}, before="recipe")
 def pretrain(
-    data: Annotated[
-        str | None,
-        typer.Option(help="Preset (cub, cars, ...), hub id, folder, text file of paths, parquet, or demo. [demo]"),
-    ] = None,
-    backbone: Annotated[str | None, typer.Option(help="Any timm model name. [resnet50; demo: test_resnet]")] = None,
-    objective: Annotated[
-        str | None, typer.Option(help="Self-supervised objective: mocov2, byol, simsiam or simclr. [mocov2]")
-    ] = None,
-    rationale: Annotated[
-        bool | None, typer.Option("--rationale/--no-rationale", help="Fit the common rationale. [on]")
-    ] = None,
-    pretrained: Annotated[
-        bool | None,
-        typer.Option("--pretrained/--no-pretrained", help="Start from timm's weights. [on; demo: off]"),
-    ] = None,
-    init: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|RUN|NAME",
-            help="Start from a run, an encoder or weights file, a timm folder, name or tag, hf-hub:OWNER/MODEL.",
-        ),
-    ] = None,
-    freeze: Annotated[
-        str | None,
-        typer.Option(
-            metavar="none|backbone|N",
-            help="Keep the weights of the backbone (only the heads train, on cached features) or of its first N layer "
-            "groups. [none]",
-        ),
-    ] = None,
     recipe: Annotated[Path | None, typer.Option(help="YAML file of settings; flags win over it.")] = None,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. rationale.projections=16. Repeatable."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images. [100; demo: fewer]")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images per step over all processes. [128, less for few images]")
-    ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate. [by optimiser and init]")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels. [the model's own]")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder. [runs/DATA-BACKBONE]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random. [0]")] = None,
-    workers: Annotated[int | None, typer.Option(help="Loader processes. [by machine]")] = None,
-    mixed_precision: Annotated[
-        str | None, typer.Option(help="auto, no, bf16 or fp16. [auto]", metavar="auto|no|bf16|fp16")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [best at hand]")] = None,
-    save_every: Annotated[
-        str | None, typer.Option(metavar="N|TIME", help="Save the state every 200 steps, 90s, 10m or 2h. [10m]")
-    ] = None,
-    accumulate: Annotated[
-        int | None, typer.Option(help="Work through a batch in this many parts, to save memory. [1]")
-    ] = None,
-    checkpoint_gradients: Annotated[
-        bool | None,
-        typer.Option("--checkpoint-gradients", help="Compute activations twice instead of keeping them."),
-    ] = None,
-    compile_backbone: Annotated[
-        bool | None, typer.Option("--compile", help="torch.compile the backbone: pays in long runs on a GPU.")
-    ] = None,
-    cache: Annotated[
-        str | None, typer.Option(help="Decoded pictures: auto, off, or a folder.", metavar="auto|off|PATH")
-    ] = None,
-    stop_on_collapse: Annotated[
-        bool | None, typer.Option("--stop-on-collapse", help="Stop when the features collapse, not only warn.")
-    ] = None,
     processes: Annotated[
         int | None, typer.Option(help="Processes on this machine, one a GPU; --batch-size is their total. [1]", min=1)
     ] = None,
@@ -102,34 +96,11 @@ def pretrain(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only warnings and results.")] = False,
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+    **settings: Any,
 ) -> None:
     """Train an encoder without labels. Without options: the built-in demo, offline."""
-    flags = {
-        "data.source": data,
-        "backbone.name": backbone,
-        "objective.name": objective,
-        "rationale.enabled": rationale,
-        "backbone.pretrained": pretrained,
-        "backbone.init": init,
-        "backbone.freeze": freeze,
-        "training.epochs": epochs,
-        "training.max_steps": max_steps,
-        "training.batch_size": batch_size,
-        "optimizer.lr": lr,
-        "backbone.image_size": image_size,
-        "training.seed": seed,
-        "training.workers": workers,
-        "training.mixed_precision": mixed_precision,
-        "training.device": device,
-        "training.save_every": save_every,
-        "training.accumulate": accumulate,
-        "training.checkpoint_gradients": checkpoint_gradients,
-        "training.compile": compile_backbone,
-        "training.cache": cache,
-        "training.stop_on_collapse": stop_on_collapse,
-    }
     if resume is not None and (output or overwrite):
         raise typer.BadParameter("--resume names the run folder itself: leave out --output and --overwrite")
     if allow_changes and resume is None:
@@ -138,28 +109,24 @@ def pretrain(
     from fgssl.config.resolve import load_config
     from fgssl.runs.folder import check_free
 
-    changes: list[str] = []
-    if resume is None:
-        resolved = load_config(recipe, flags=flags, sets=sets or ())
-    else:
-        resolved, changes = _resumed(resume, load_config(recipe, flags=flags, sets=sets or ()), allow=allow_changes)
-    check_data(resolved.config.data.source)
-    check_cache(cache)
+    flags = {key: settings[name] for name, (key, _) in SETTINGS.items()}
+    resolved, changes = load_config(recipe, flags=flags, sets=sets or ()), list[str]()
+    if resume is not None:
+        resolved, changes = _resumed(resume, resolved, allow=allow_changes)
+    options.check_data(resolved.config.data.source)
+    options.check_cache(settings["cache"], make=not dry_run)
     if dry_run:
-        _dry_run(resolved, as_json=json_output, processes=processes or 1)
+        _dry_run(resolved, as_json=json_output, processes=processes or 1, quiet=quiet)
         return
     if output is not None and not overwrite and process_rank() == 0:
         check_free(output)
     if processes is not None and processes > 1 and "RANK" not in os.environ:
         _launch(processes)
-    reporter = make_reporter(quiet=quiet)
-    if changes:
-        reporter.note(f"changed for the rest of the run: {', '.join(changes)}")
-    try:
+    with reporting(quiet=quiet) as reporter:
+        if changes:
+            reporter.note(f"changed for the rest of the run: {', '.join(changes)}")
         target = resume or output
         result = _run(resolved, target, reporter, resume=resume is not None, overwrite=overwrite, allow=allow_changes)
-    finally:
-        reporter.close()
     if process_rank() == 0:
         _print_result(result, as_json=json_output)
 
@@ -255,37 +222,25 @@ def _resume_command(target: Path) -> str:
     return f"fgssl pretrain --resume {shlex.quote(str(target))}"
 
 
-def _dry_run(resolved: Any, *, as_json: bool, processes: int) -> None:
+def _dry_run(resolved: Any, *, as_json: bool, processes: int, quiet: bool) -> None:
     from fgssl.runtime.offline import WeightsOffline
     from fgssl.training.plan import describe, make_plan
 
-    reporter, missing = make_reporter(quiet=False), []
-    try:
-        plan = make_plan(resolved, world=processes)
-    except WeightsOffline as error:  # no value of the plan depends on the weights' numbers
-        plan = make_plan(resolved, world=processes, load_weights=False)
-        missing = [f"{error.problem}: the run would not start; {error.remedy}"]
-    finally:
-        reporter.close()
-    for line in [*missing, *plan.warnings()]:
-        reporter.warn(line)
+    with reporting(quiet=quiet) as reporter:
+        try:
+            plan = make_plan(resolved, world=processes)
+        except WeightsOffline as error:  # no value of the plan depends on the weights' numbers
+            plan = make_plan(resolved, world=processes, load_weights=False)
+            reporter.warn(f"{error.problem}: the run would not start; {error.remedy}")
+        for line in plan.warnings():
+            reporter.warn(line)
     description, facts = describe(plan), plan.facts()
     if as_json:
         print_json({"settings": description, "facts": facts})
         return
     rows = [(key, _shown(item["value"]), item["origin"]) for key, item in description.items()]
-    print_table(["setting", "value", "from"], rows, text_columns=3)
-    print_table(["fact", "value"], [(k, _shown(v)) for k, v in facts.items()], text_columns=2)
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {len(item) if isinstance(item, list) else item}" for key, item in value.items())
-    if isinstance(value, list):
-        return " x ".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    print_table(["setting", "value", "from"], rows, text=(0, 1, 2))
+    print_table(["fact", "value"], [(k, _shown(v)) for k, v in facts.items()], text=(0, 1))
 
 
 def _print_result(result: Any, *, as_json: bool) -> None:
@@ -297,12 +252,12 @@ def _print_result(result: Any, *, as_json: bool) -> None:
         columns = ("encoder", "pool", "rank1", "rank5", "mAP")
         rows = [[row[c] for c in columns] for row in result.rows]
         queries = result.rows[0]["queries"]
-        print_table(columns, rows, title=f"Leave-one-out retrieval, {queries} test images (percent)", text_columns=2)
+        print_table(columns, rows, title=f"Leave-one-out retrieval, {queries} test images (percent)", text=(0, 1))
     faults = result.summary.get("unreadable", [])
     if faults:
-        out.print(f"{len(faults)} unreadable, replaced by others or left out:", markup=False, soft_wrap=True)
+        say(f"{len(faults)} unreadable, replaced by others or left out:")
     for reason in faults:
-        out.print(f"  {reason}", markup=False, soft_wrap=True)
+        say(f"  {reason}")
     for label, name in (("encoder", "encoder.safetensors"), ("overview", "overview.png"), ("views", "views.png")):
         if (folder / name).exists():
-            out.print(f"{label + ':':9} {folder / name}", markup=False, soft_wrap=True)
+            say(f"{label + ':':9} {folder / name}")

@@ -9,21 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgssl.cli.console import cell, out, print_json, print_table
-from fgssl.cli.early import check_paths
-from fgssl.cli.numbers import fractions, whole_numbers
-from fgssl.cli.subject import (
-    Batch,
-    Cache,
-    Checkpoint,
-    Data,
-    Device,
-    Json,
-    Overwrite,
-    PoolOption,
-    Split,
-    reported,
-)
+from fgssl.cli import options
+from fgssl.cli.console import cell, print_json, print_table, reporting, say
 
 if TYPE_CHECKING:
     from fgssl.data.images import ImageSet
@@ -35,16 +22,16 @@ PROTOCOLS = ("cached", "sgd", "knn", "fewshot")
 DEFAULT_LISTS = Path("probe-lists")
 
 
+@options.takes(options.ENCODING)
 def probe(
-    checkpoint: Checkpoint,
-    data: Data = None,
-    split: Split = None,
+    checkpoint: options.Checkpoint,
+    data: options.Data = None,
+    split: options.Split = None,
     train: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="features.safetensors to fit on, where CHECKPOINT is one to score on. "
                      "[CHECKPOINT divided 80 to 20 by class]"),
     ] = None,
-    pool: PoolOption = None,
     protocol: Annotated[
         str,
         typer.Option(
@@ -61,9 +48,6 @@ def probe(
     shots: Annotated[str, typer.Option(help="fewshot: labelled images of each class: 1,5")] = "1,5",
     ways: Annotated[int, typer.Option(help="fewshot: classes in an episode; 0 takes all.")] = 5,
     episodes: Annotated[int, typer.Option(help="fewshot: episodes to average over.")] = 600,
-    batch_size: Batch = None,
-    device: Device = None,
-    cache: Cache = None,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn: labels, held-out slice, crops, episodes.")] = 0,
     output: Annotated[
         Path | None,
@@ -72,22 +56,25 @@ def probe(
             f"images. [{DEFAULT_LISTS} where labels are drawn]"
         ),
     ] = None,
-    overwrite: Overwrite = False,
-    json_output: Json = False,
+    overwrite: options.Overwrite = False,
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+    **encoding: Any,
 ) -> None:  # fmt: skip
     """Classify by frozen features. Fitted on the train split, scored on the test split."""
     if protocol not in PROTOCOLS:
         raise typer.BadParameter(f"'{protocol}' is not one of {', '.join(PROTOCOLS)}", param_hint="--protocol")
-    shares, shot_counts = fractions(labels, "--labels"), whole_numbers(shots, "--shots")
+    shares = options.number_list(labels, "--labels", whole=False)
+    shot_counts = tuple(map(int, options.number_list(shots, "--shots", whole=True)))
     if protocol == "fewshot" and (shares != (1.0,) or output is not None):
         raise typer.BadParameter("fewshot draws its own labels and has no lists or tables", param_hint="--labels")
-    check_paths(checkpoint, data, cache)
+    options.check_paths(checkpoint, data, encoding["cache"])
     from fgssl.evaluation.probing.files import check_probe_folder
     from fgssl.evaluation.probing.run import ProbeOptions
 
-    options = ProbeOptions(protocol, shares, tries, seed, epochs, k, temperature)
+    asked = ProbeOptions(protocol, shares, tries, seed, epochs, k, temperature)
     lists = output or (DEFAULT_LISTS if min(shares) < 1 else None)
-    with _source(checkpoint, train, data=data, pool=pool, batch_size=batch_size, device=device, cache=cache) as source:
+    with _source(checkpoint, train, quiet=quiet, data=data, **encoding) as source:
         if protocol == "fewshot":
             images = _scored(source, data, split)
             found = {"checkpoint": checkpoint, **_few_shot(source, images, shot_counts, ways or None, episodes, seed)}
@@ -95,18 +82,18 @@ def probe(
             if lists is not None:
                 check_probe_folder(lists, inputs=(*checkpoint.split("+"), train or "", data), overwrite=overwrite)
             splits = _splits(source, data, split, train, seed)
-            found = _linear(source, splits, options, lists, checkpoint)
+            found = _linear(source, splits, asked, lists, checkpoint)
     if json_output:
         print_json(found)
         return
     _print_few_shot(found) if protocol == "fewshot" else _print_linear(protocol, found)
-    out.print(f"protocol: {found['protocol']}", markup=False, soft_wrap=True)
+    say(f"protocol: {found['protocol']}")
     if lists is not None:
-        out.print(f"tables and lists: {lists}", markup=False, soft_wrap=True)
+        say(f"tables and lists: {lists}")
 
 
 @contextmanager
-def _source(checkpoint: str, train: str | None, **options: Any) -> Iterator[Subject | FeatureTable]:
+def _source(checkpoint: str, train: str | None, *, quiet: bool, **encoding: Any) -> Iterator[Subject | FeatureTable]:
     """The encoder with its data, or files of features in its place."""
     from fgssl.evaluation.feature_table import SEPARATOR, FeatureTable, is_feature_table
     from fgssl.evaluation.subject import open_subject
@@ -114,14 +101,16 @@ def _source(checkpoint: str, train: str | None, **options: Any) -> Iterator[Subj
     if not is_feature_table(checkpoint):
         if train is not None:
             raise typer.BadParameter("belongs to files of features; an encoder has --data", param_hint="--train")
-        with reported(**options) as given:
+        with options.reported(quiet=quiet, **encoding) as given:
             yield open_subject(checkpoint, given)
         return
-    refused = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None and name != "data"]
+    refused = [
+        f"--{name.replace('_', '-')}" for name, value in encoding.items() if value is not None and name != "data"
+    ]
     if refused:
         raise typer.BadParameter("a file of features needs none", param_hint=" ".join(refused))
-    with reported() as given:
-        yield FeatureTable(SEPARATOR.join([checkpoint, *([train] if train else [])]), reporter=given.reporter)
+    with reporting(quiet=quiet, warn=False) as reporter:
+        yield FeatureTable(SEPARATOR.join([checkpoint, *([train] if train else [])]), reporter=reporter)
 
 
 def _splits(source: Subject | FeatureTable, data: str | None, split: str | None, train: str | None, seed: int) -> Any:
@@ -148,14 +137,14 @@ def _scored(source: Subject | FeatureTable, data: str | None, split: str | None)
 
 
 def _linear(
-    source: Subject | FeatureTable, splits: Any, options: ProbeOptions, output: Path | None, checkpoint: str
+    source: Subject | FeatureTable, splits: Any, asked: ProbeOptions, output: Path | None, checkpoint: str
 ) -> dict[str, Any]:
     from fgssl.evaluation.probing.files import probe_document, write_probe
     from fgssl.evaluation.probing.run import run_probe
 
-    report = run_probe(source, splits, options)
+    report = run_probe(source, splits, asked)
     source.name_faults(report.train, report.test)
-    head = {"checkpoint": checkpoint, "data": splits.test.source, "pool": source.pool, "seed": options.seed}
+    head = {"checkpoint": checkpoint, "data": splits.test.source, "pool": source.pool, "seed": asked.seed}
     document = {**head, **probe_document(report)}
     document["output"] = None if output is None else str(output)
     if output is not None:

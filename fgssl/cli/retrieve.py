@@ -7,21 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgssl.cli.console import err, out, print_json, print_table
-from fgssl.cli.early import check_paths, check_pictures
-from fgssl.cli.subject import Batch, Cache, Checkpoint, Data, Device, Json, Overwrite, PoolOption, reported
+from fgssl.cli import options
+from fgssl.cli.console import print_json, print_table, say, tell
 
 if TYPE_CHECKING:
     from fgssl.evaluation.retrieval.scored import Scored
     from fgssl.evaluation.retrieval.search import Lookup
 
-QUERY_FLAG = "--query"
 _METRICS = ("rank1", "rank5", "rank10", "mAP", "mAP_at_R", "r_precision")
 
 
+@options.takes(options.ENCODING)
 def retrieve(
-    checkpoint: Checkpoint,
-    data: Data = None,
+    checkpoint: options.Checkpoint,
+    data: options.Data = None,
     query_split: Annotated[
         str | None, typer.Option("--query-split", "--split", help="Split of the queries. [the source's test split]")
     ] = None,
@@ -35,55 +34,55 @@ def retrieve(
     query: Annotated[
         list[Path] | None,
         typer.Option(
-            QUERY_FLAG, metavar="IMAGE...", help="Find images like these instead of scoring; needs no labels."
+            options.QUERY_FLAG, metavar="IMAGE...", help="Find images like these instead of scoring; needs no labels."
         ),
     ] = None,
     top: Annotated[int, typer.Option(help="Hits of each --query.")] = 10,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Picture of queries and hits to write (.png, .jpg).")
     ] = None,
-    overwrite: Overwrite = False,
-    pool: PoolOption = None,
+    overwrite: options.Overwrite = False,
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Scratch memory for scores, as 512M or 2G. [from the machine]")
     ] = None,
-    batch_size: Batch = None,
-    device: Device = None,
-    cache: Cache = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print what each number means.")] = False,
-    json_output: Json = False,
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+    **encoding: Any,
 ) -> None:
     """Score nearest neighbours, or find images like --query. Do they share a class? The search needs no labels."""
-    from fgssl.drawing import PICTURE
+    if query:
+        _refuse({"--query-split": query_split, "--explain": explain or None}, "goes with scoring, not with --query")
+    else:
+        _refuse({"--output": output}, "draws the hits of --query; without it there are none")
+    from fgssl.data.decoding.decode import require_files
+    from fgssl.drawing import PICTURE, save_png
     from fgssl.runtime.files import check_output
 
-    check_paths(checkpoint, data, cache)
-    check_pictures(query or ())
+    options.check_paths(checkpoint, data, encoding["cache"])
+    require_files(query or ())
     if query and output is not None:
         inputs = (*query, *checkpoint.split("+"), data, gallery)
         check_output(output, kind=PICTURE, inputs=inputs, overwrite=overwrite)
-    from fgssl.drawing import save_png
     from fgssl.evaluation.feature_file import is_feature_file
     from fgssl.evaluation.retrieval.scored import Asked, score_encoder, score_files
     from fgssl.evaluation.retrieval.search import draw_lookup, look_up
     from fgssl.runtime.machine import parse_bytes
 
-    given = {"data": data, "pool": pool, "batch_size": batch_size, "device": device, "cache": cache}
-    with reported(memory_bytes=None if memory is None else parse_bytes(memory), **given) as options:
+    given = {"data": data, **encoding}
+    size = None if memory is None else parse_bytes(memory)
+    with options.reported(quiet=quiet, memory_bytes=size, **given) as asked:
         if query:
-            _refuse({"--query-split": query_split, "--explain": explain or None}, "goes with scoring, not with --query")
-            found = look_up(checkpoint, query, options, gallery=gallery, gallery_split=gallery_split, top=top)
+            found = look_up(checkpoint, query, asked, gallery=gallery, gallery_split=gallery_split, top=top)
             if output is not None:
                 save_png(draw_lookup(found, title=f"{checkpoint} in {found.gallery}"), output)
+        elif is_feature_file(checkpoint):
+            flags = {"query_split": query_split, "gallery_split": gallery_split, **given}
+            of_encoder = {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
+            _refuse(of_encoder, f"has no meaning for a file of features ('{checkpoint}')")
+            scored = score_files(checkpoint, gallery, asked)
         else:
-            _refuse({"--output": output}, "draws the hits of --query; without it there are none")
-            if is_feature_file(checkpoint):
-                flags = {"query_split": query_split, "gallery_split": gallery_split, **given}
-                of_encoder = {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
-                _refuse(of_encoder, f"has no meaning for a file of features ('{checkpoint}')")
-                scored = score_files(checkpoint, gallery, options)
-            else:
-                scored = score_encoder(checkpoint, Asked(query_split, gallery, gallery_split), options)
+            scored = score_encoder(checkpoint, Asked(query_split, gallery, gallery_split), asked)
     if query:
         _print_hits(found, checkpoint, output, json_output)
     else:
@@ -118,10 +117,10 @@ def _print_scores(scored: Scored, checkpoint: str, explain: bool, json_output: b
     counts = [f"{scored.result.queries} queries", f"{scored.result.gallery} gallery images"]
     counts += [f"{scored.result.lone_queries} lone queries left out"] if scored.result.lone_queries else []
     counts += [] if scored.pool is None else [f"{scored.pool} pooling"]
-    out.print(", ".join(counts), soft_wrap=True)
+    say(", ".join(counts))
     if explain:
         for name, meaning in DEFINITIONS.items():
-            out.print(f"{name}: {meaning}", markup=False, soft_wrap=True)
+            say(f"{name}: {meaning}")
 
 
 def _print_hits(found: Lookup, checkpoint: str, output: Path | None, json_output: bool) -> None:
@@ -136,8 +135,8 @@ def _print_hits(found: Lookup, checkpoint: str, output: Path | None, json_output
         return
     for result in found.results:
         if len(found.results) > 1:
-            out.print(result.name, markup=False, soft_wrap=True)
+            say(result.name)
         for hit in result.hits:
-            out.print(f"{hit.rank:4d}  {hit.score:.4f}  {hit.path}", markup=False, soft_wrap=True)
+            say(f"{hit.rank:4d}  {hit.score:.4f}  {hit.path}{'' if hit.label is None else f'  ({hit.label})'}")
     if output is not None:
-        err.print(f"picture: {output}", markup=False, soft_wrap=True)
+        tell(f"picture: {output}")

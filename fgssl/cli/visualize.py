@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from fgssl.cli.console import err, evaluation_reporter, out, print_json
-from fgssl.cli.early import check_checkpoint, check_pictures
+from fgssl.cli import options
+from fgssl.cli.console import print_json, reporting, say
 from fgssl.cli.pretrain import RUNS
-from fgssl.cli.subject import Overwrite
 
 
 def visualize(
@@ -21,16 +20,18 @@ def visualize(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="PNG to write. [IMAGE-rationale.png in the current folder]")
     ] = None,
-    overwrite: Overwrite = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps. [best at hand]")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print the path and the map sizes as JSON.")] = False,
+    overwrite: options.Overwrite = False,
+    device: options.Device = None,
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Draw what the encoder looks at. Image, GradCAM of the self-supervised loss and fitted rationale side by side."""
+    from fgssl.data.decoding.decode import require_files
     from fgssl.runs.folder import newest_run
 
-    check_pictures(images)
+    require_files(images)
     source = checkpoint or str(newest_run(RUNS))
-    check_checkpoint(source)
+    options.check_checkpoint(source)
     target = output or Path(f"{images[0].stem}-rationale.png")
 
     from fgssl.drawing import PICTURE, save_png
@@ -40,17 +41,14 @@ def visualize(
     from fgssl.runtime.machine import resolve_device
 
     check_output(target, kind=PICTURE, inputs=(*images, source), overwrite=overwrite)
-    if checkpoint is None:
-        err.print(f"checkpoint: {source} (newest in {RUNS}/)", markup=False, soft_wrap=True)
-    reporter = evaluation_reporter()
-    try:
+    with reporting(quiet=quiet, warn=False) as reporter:
+        if checkpoint is None:
+            reporter.note(f"checkpoint: {source} (newest in {RUNS}/)")
         encoder = load_encoder(source).to(resolve_device(device))
-    finally:
-        reporter.close()
     sheet = draw(encoder, images, title=f"{encoder.backbone.name}, {source}")
     save_png(sheet, target)
     if json_output:
         print_json({"output": str(target), "checkpoint": source, "images": [str(path) for path in images],
                     "map_size": list(encoder.backbone.map_size)})  # fmt: skip
     else:
-        out.print(str(target), markup=False, soft_wrap=True)
+        say(str(target))

@@ -87,9 +87,11 @@ class ViewsConfig:
 class BackboneConfig:
     """The encoder: any timm model."""
 
-    name: str = knob("resnet50", "timm model name")
-    pretrained: bool | None = knob(None, "start from timm's pretrained weights (default: yes, but not for demo)")
-    init: str | None = knob(None, "start from a run, an encoder or weights file, a timm folder, name or tag")
+    name: str = knob("resnet50", "any timm model")
+    pretrained: bool | None = knob(None, "start from timm's pretrained weights (default: on)")
+    init: str | None = knob(
+        None, "start from a run, an encoder or weights file, a timm folder, name or tag, hf-hub:OWNER/MODEL"
+    )
     freeze: str = knob("none", "what keeps its weights: none, backbone, or the first N layer groups (1 = the stem)")
     batch_norm: Literal["batch", "rest"] | None = knob(
         None, "BatchNorm normalises by the batch, or by the statistics it came with (default: rest on trained weights)"
@@ -188,7 +190,7 @@ class TrainingConfig:
     cache_budget: float | None = knob(
         None, "gigabytes a split's cache may take (default: a quarter of the free disk)", NOT_NEGATIVE
     )
-    device: str | None = knob(None, "cpu, cuda, cuda:1, mps (default: the best at hand)")
+    device: str | None = knob(None, "where to compute: cpu, cuda, cuda:1, mps (default: the best at hand)")
     save_every: str = knob("10m", "between saved states: steps (200) or time (90s, 10m, 2h)")
     stall_limit: str = knob(
         "15m", "end a run of several processes when none of them got on for so long (90s, 15m, 2h; 0s: never)"

@@ -11,7 +11,7 @@ from fgssl.data.sources.listing import split_of
 from fgssl.data.sources.open import open_source
 from fgssl.data.sources.presets import PRESETS, DatasetPreset
 from fgssl.errors import FgsslError
-from fgssl.runtime.progress_events import remark
+from fgssl.runtime.reporting import remark
 
 if TYPE_CHECKING:
     from fgssl.config.schema import DataConfig

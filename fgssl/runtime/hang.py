@@ -12,11 +12,11 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from fgssl.runtime.reporting import Reporter, StepReport
+from fgssl.runtime.reporting import Reporter
 
 CONNECT_SECONDS = 600.0
 REMEDY = (
@@ -85,12 +85,7 @@ class Pulse:
             )
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store = distributed.PrefixStore(f"fgssl-pulse-{attempt}", own)  # type: ignore[attr-defined]
-        except (
-            RuntimeError,
-            ValueError,
-            KeyError,
-            AttributeError,
-        ):  # they meet in another way: nothing is heard, and so nothing judged
+        except (RuntimeError, ValueError, KeyError, AttributeError):  # they meet in another way: nothing is judged
             return
         ticks = 0
         while not self._stop.wait(self.tick):
@@ -154,26 +149,14 @@ class PulseReporter(Reporter):
     """Hands everything on, and takes progress for a sign of life."""
 
     def __init__(self, reporter: Reporter, pulse: Pulse) -> None:
-        self._reporter, self._pulse = reporter, pulse
+        def alive(tell: Callable[..., None]) -> Callable[..., None]:
+            def told(*arguments: Any) -> None:
+                pulse.beat()
+                tell(*arguments)
 
-    def note(self, text: str) -> None:
-        self._pulse.beat()
-        self._reporter.note(text)
+            return told
 
-    def warn(self, text: str) -> None:
-        self._pulse.beat()
-        self._reporter.warn(text)
-
-    def fatal(self, problem: str, remedy: str) -> None:
-        self._reporter.fatal(problem, remedy)
-
-    def progress(self, task: str, done: int, total: int | None) -> None:
-        self._pulse.beat()
-        self._reporter.progress(task, done, total)
-
-    def step(self, report: StepReport) -> None:
-        self._pulse.beat()
-        self._reporter.step(report)
-
-    def planned(self, description: dict[str, Any], facts: dict[str, Any]) -> None:
-        self._reporter.planned(description, facts)
+        for name in ("note", "warn", "progress", "step"):
+            setattr(self, name, alive(getattr(reporter, name)))
+        for name in ("fatal", "planned"):
+            setattr(self, name, getattr(reporter, name))

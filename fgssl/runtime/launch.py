@@ -1,4 +1,8 @@
-"""Several processes of one run on this machine: started, told of signals, and stopped when one of them dies."""
+"""Several processes of one run on this machine: started, told of signals, and stopped when one of them dies.
+
+torch's own launcher (`torch.distributed.run`) hears neither SIGUSR1 nor SIGHUP, kills after 30 seconds a process that
+still saves its state, and tells of a death by a traceback for each process; it also imports torch, which takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +19,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fgssl.runtime.stopping import heeded_signals
+
 SPOKEN = "FGSSL_SPOKEN"  # names a file that the first process with something to say creates
 GRACE_SECONDS = 5.0  # for the others to end by themselves when one has died
-FORWARDED = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, n))
 
 
 class End(NamedTuple):
@@ -116,8 +121,7 @@ def _forwarding(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[in
             if child.poll() is None:
                 child.send_signal(number)
 
-    heeded = [n for n in FORWARDED if signal.getsignal(n) != signal.SIG_IGN or n == signal.SIGINT]
-    former = {number: signal.signal(number, forward) for number in heeded}
+    former = {number: signal.signal(number, forward) for number in heeded_signals()}
     try:
         yield received
     finally:

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from fgssl.errors import FgsslError
-from fgssl.runtime.hub_progress import told_bars
+from fgssl.runtime.reporting import told_bars
 
 PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 CONNECT_SECONDS = 3.0  # each of two attempts
@@ -43,7 +43,7 @@ def hub_or_cache() -> Iterator[None]:
     """Inside the block the hub counts as offline if it cannot be connected to.
 
     The hub's client, and `datasets` where it is loaded, then take what is cached and fail at once where nothing is.
-    What they load meanwhile is told to the listener (`fgssl.runtime.progress_events`).
+    What they load meanwhile is told to the listener (`fgssl.runtime.reporting`).
     With a proxy, connections are the proxy's business and nothing changes.
     """
     libraries: list[Any] = [constants, *(sys.modules[name] for name in ("datasets.config",) if name in sys.modules)]

@@ -1,8 +1,20 @@
-"""What a long task tells whoever runs it. The library never prints: it calls a Reporter, which is silent by default."""
+"""What a long task tells whoever runs it. The library never prints: it calls a Reporter, which is silent by default.
+
+Of what goes on deep below (a download, the listing of a folder, what a data set was taken for), the one reporter hears
+that listens in this process: a dozen functions lie between, all of which would only hand it down.
+"""
 
 from __future__ import annotations
 
+import io
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
+
+QUIET_SECONDS, BETWEEN_SECONDS = 1.0, 0.2  # nothing is told of what is over within the first
+
+MEGABYTE = 1_000_000
 
 
 class StepReport(NamedTuple):
@@ -43,3 +55,92 @@ class Reporter:
 
     def planned(self, description: dict[str, Any], facts: dict[str, Any]) -> None:
         """The run is about to start, with these settings (value and origin) and sizes."""
+
+
+_listener: Reporter | None = None
+_remarked: set[str] = set()
+
+
+def listen(reporter: Reporter | None) -> None:
+    """Tell this one from now on, or nobody."""
+    global _listener
+    _listener = reporter
+    _remarked.clear()
+
+
+def remark(level: str, text: str) -> None:
+    """A "warning" or "note" for the listener, unless it has heard it."""
+    if _listener is not None and text not in _remarked:
+        _remarked.add(text)
+        (_listener.warn if level == "warning" else _listener.note)(text)
+
+
+class Told:
+    """One task of which the listener hears now and then, once it has taken a second.
+
+    Args:
+        task: In words.
+        total: None where nobody knows it.
+    """
+
+    def __init__(self, task: str, total: int | None = None) -> None:
+        self.task, self.total, self.spoke = task, total, False
+        self._next = time.monotonic() + QUIET_SECONDS
+
+    def __call__(self, done: int) -> None:
+        """So much is done."""
+        now = time.monotonic()
+        if now >= self._next and _listener is not None:
+            self._next, self.spoke = now + BETWEEN_SECONDS, True
+            _listener.progress(self.task, done, self.total)
+
+    def end(self, done: int) -> None:
+        """It is over; said only of what was spoken of, and once."""
+        if self.spoke and _listener is not None:
+            _listener.progress(self.task, done, done)
+        self.spoke = False
+
+
+@contextmanager
+def told_bars() -> Iterator[None]:
+    """Inside the block no bar of another library is drawn; the listener hears of those that take long.
+
+    timm, `datasets` and `huggingface_hub` draw theirs by tqdm. timm takes no bar of ours, and `datasets` draws several
+    at once; so tqdm's base class, which all of them share, tells us what it would have drawn.
+    """
+    from tqdm.std import tqdm
+
+    former = tqdm.__init__, tqdm.display, tqdm.close
+    files: list[Any] = []  # bars that count files: those of each file's bytes would only take turns with them
+
+    def begin(self: Any, *arguments: Any, **options: Any) -> None:
+        former[0](self, *arguments, **{**options, "disable": False, "file": io.StringIO()})
+
+    def show(self: Any, msg: str | None = None, pos: int | None = None) -> None:
+        if not hasattr(self, "fgssl_told"):
+            self.fgssl_told = Told(_task(self))
+            files.extend([self] if self.unit == "files" else [])
+        told, scale = self.fgssl_told, MEGABYTE if self.unit == "B" else 1
+        known = self.total is not None and self.total > 0  # some say 0 where they do not know
+        told.total = round(self.total / scale) if known else None
+        if self.desc and (self.unit != "B" or all(bar.n >= bar.total for bar in files)):
+            told(round(self.n / scale))
+
+    def close(self: Any) -> None:
+        former[2](self)
+        if hasattr(self, "fgssl_told"):
+            self.fgssl_told.end(round(self.n / (MEGABYTE if self.unit == "B" else 1)))
+
+    tqdm.__init__, tqdm.display, tqdm.close = begin, show, close
+    try:
+        yield
+    finally:
+        tqdm.__init__, tqdm.display, tqdm.close = former
+
+
+def _task(bar: Any) -> str:
+    """What a bar is about, in our words: "downloading model.safetensors (MB)", "generating train split"."""
+    words = bar.desc.strip().rstrip(":")
+    if bar.unit == "B":
+        return f"downloading {words.rsplit('/', 1)[-1]} (MB)"
+    return f"{words[:1].lower()}{words[1:]}{f' ({bar.unit.strip()})' if bar.unit != 'it' else ''}"

@@ -7,12 +7,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 # SIGUSR1 is what batch systems can send some time before the end; SIGHUP comes when a terminal is closed
-NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
-SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 
 
 def heeded_signals() -> tuple[int, ...]:
@@ -36,6 +37,8 @@ class StopRequest:
 
     def agreed(self, device: torch.device, *, due: bool = False) -> tuple[int, bool]:
         """The signal any process received and whether any finds a save due, the same on all after the same step."""
+        import torch
+
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return self.received, due
         flags = torch.tensor([self.received, int(due)], device=device)

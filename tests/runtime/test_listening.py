@@ -17,14 +17,14 @@ import pytest
 import timm
 from hub_server import HubServer, Repository, parquet, serve
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import save
 
 from fgssl.cli import console
 from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
-from fgssl.runtime import progress_events as listening
-from fgssl.runtime.hub_progress import told_bars
-from fgssl.runtime.progress_events import Told, listen
+from fgssl.runtime import reporting as listening
+from fgssl.runtime.reporting import Reporter, Told, listen, told_bars
 
 ROOT = Path(__file__).parents[2]
 # the command line, told at once of everything; {terminal} makes stderr one
@@ -33,7 +33,7 @@ import sys
 import huggingface_hub.constants
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 250_000
 from rich.console import Console
-from fgssl.runtime import progress_events as listening
+from fgssl.runtime import reporting as listening
 from fgssl.cli import console, main
 listening.QUIET_SECONDS = listening.BETWEEN_SECONDS = console.PLAIN_SECONDS = 0
 if {terminal}:
@@ -110,7 +110,9 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int, int 
     monkeypatch.setattr(listening, "QUIET_SECONDS", 0)
     monkeypatch.setattr(listening, "BETWEEN_SECONDS", 0)
     calls: list[tuple[str, int, int | None]] = []
-    listen(lambda *call: calls.append(call))
+    reporter = Reporter()
+    monkeypatch.setattr(reporter, "progress", lambda *call: calls.append(call))
+    listen(reporter)
     yield calls
     listen(None)
 
@@ -187,7 +189,7 @@ def test_listing_a_large_folder_is_told(heard: list[Any], tmp_path: Path) -> Non
 def test_a_count_without_a_total_reads_well(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setattr(console, "PLAIN_SECONDS", 0)
     screen = io.StringIO()
-    monkeypatch.setattr(console, "err", console.SafeConsole(file=screen, highlight=False, width=80))
+    monkeypatch.setattr(console, "err", Console(file=screen, highlight=False, width=80))
     reporter = console.PlainReporter()
     for done, total in ((1024, None), (2500, 2500)):
         reporter.progress("listing photos", done, total)

@@ -11,7 +11,7 @@ import numpy as np
 
 from fgssl.data.images import NOTHING, About, EncodedImages
 from fgssl.errors import FgsslError
-from fgssl.runtime.progress_events import Told
+from fgssl.runtime.reporting import Told
 from fgssl.runtime.text import shown
 
 TELL_EVERY = 1024  # files

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from fgssl.runtime.progress_events import Told
+from fgssl.runtime.reporting import Told
 from fgssl.runtime.text import shown
 
 EXTENSIONS = frozenset(

@@ -16,7 +16,7 @@ from fgssl.data.images import About, EncodedImages, Remark
 from fgssl.data.sources.columns import find_image_column, find_label_column, read_labels
 from fgssl.data.sources.listing import shards_by_split, some
 from fgssl.errors import FgsslError, UnreadableImage
-from fgssl.runtime.hub_progress import told_bars
+from fgssl.runtime.reporting import told_bars
 from fgssl.runtime.text import shown
 
 Tables = Mapping[str, Sequence[datasets.Dataset]]

@@ -15,7 +15,7 @@ from PIL import Image
 from running import fgssl, finished_run, flat_photos, photos, plain_run
 from safetensors.torch import load_file, save_file
 
-from fgssl.cli.greedy import repeat_flag
+from fgssl.cli.options import repeat_flag
 from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
 from fgssl.data.cache.folder import cache_folder

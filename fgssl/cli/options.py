@@ -1,0 +1,181 @@
+"""The options that verbs share, and the slips in them that are answered at once: a moment, not the heavy imports.
+
+Of paths only whether something is there is looked at, by the rules of those who open it; what it holds is seen later.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from fgssl.cli.console import reporting
+from fgssl.errors import FgsslError
+from fgssl.runs.location import TIMM_PREFIX, encoder_path
+from fgssl.runtime.files import check_folder, refuse_file
+
+if TYPE_CHECKING:
+    from fgssl.evaluation.subject import EvaluationOptions
+
+POOL_NAMES = ("gap", "rationale", "concat", "zoom", "cls")
+QUERY_FLAG = "--query"
+Verb = Callable[..., None]
+
+
+def check_pools(text: str | None) -> str | None:
+    """Names of poolings, joined by commas where a verb takes several; the first unknown one is a usage error."""
+    for name in () if text is None else text.split(","):
+        if name not in POOL_NAMES:
+            raise typer.BadParameter(f"'{name}': choose from {', '.join(POOL_NAMES)}", param_hint="--pool")
+    return text
+
+
+def _one_pool(text: str | None) -> str | None:
+    if text is not None and "," in text:
+        raise typer.BadParameter(f"'{text}': one pooling; fgssl compare takes several", param_hint="--pool")
+    return check_pools(text)
+
+
+Checkpoint = Annotated[
+    str,
+    typer.Argument(metavar="CHECKPOINT", help="Run folder, encoder .safetensors, or timm:NAME.", show_default=False),
+]
+Data = Annotated[str | None, typer.Option(help="Data source. [the one the encoder was trained on]")]
+Split = Annotated[str | None, typer.Option(help="Split to evaluate. [the source's test split]")]
+Batch = Annotated[int | None, typer.Option(help="Images per forward. [64]")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [best at hand]")]
+Cache = Annotated[
+    str | None, typer.Option(help="Decoded pictures and galleries: auto, off, or a folder.", metavar="auto|off|PATH")
+]
+Pool = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(POOL_NAMES),
+        callback=_one_pool,
+        help="Features: gap (mean of the map), rationale (weighted by it), concat (both), zoom (gap, rationale and a "
+        "closer look), cls (class token). [zoom with a rationale, else gap]",
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an output that fgssl did not write; never an input.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only warnings and results.")]
+
+# how pictures become features: what `takes` gives the verbs that embed
+ENCODING: dict[str, Any] = {"pool": Pool, "batch_size": Batch, "device": Device, "cache": Cache}
+
+
+def takes(options: Mapping[str, Any], *, before: str = "json_output") -> Callable[[Verb], Verb]:
+    """A verb's `**keywords` as options of their own on the command line, each None unless given.
+
+    Args:
+        options: Name -> annotated type, as in a signature.
+        before: The parameter that they come before in the help.
+    """
+
+    def expand(verb: Verb) -> Verb:
+        signature = inspect.signature(verb, eval_str=True)
+        named = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
+        more = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+            for name, kind in options.items()
+        ]
+        place = next(place for place, parameter in enumerate(named) if parameter.name == before)
+        verb.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*named[:place], *more, *named[place:]]
+        )
+        return verb
+
+    return expand
+
+
+def number_list(text: str, option: str, *, whole: bool) -> tuple[float, ...]:
+    """Numbers with commas between, each once: whole ones from 1, or shares up to 1. Raises BadParameter."""
+    try:
+        values = tuple(map(float, text.split(",")))
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is not numbers with commas between", param_hint=option) from None
+    if len(set(values)) != len(values):
+        raise typer.BadParameter(f"'{text}' names a number twice", param_hint=option)
+    if not all(value >= 1 and value.is_integer() if whole else 0 < value <= 1 for value in values):
+        rule = "a whole number from 1" if whole else "above 0 and at most 1 (0.2 for 20 %)"
+        raise typer.BadParameter(f"'{text}': each is {rule}", param_hint=option)
+    return values
+
+
+def repeat_flag(words: list[str], flag: str) -> list[str]:
+    """`--query a b --top 3` as `--query a --query b --top 3`."""
+    found: list[str] = []
+    taking = first = False
+    for place, word in enumerate(words):
+        if word == "--":
+            return found + words[place:]
+        if word.startswith("-") and word != "-":
+            taking = first = word == flag
+        elif taking and not first:
+            found.append(flag)
+        else:
+            first = False
+        found.append(word)
+    return found
+
+
+class QueryCommand(TyperCommand):
+    """A command whose `--query` takes every word up to the next option; click's options take a fixed number."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses the words with the flag before each of its values."""
+        return super().parse_args(ctx, repeat_flag(args, QUERY_FLAG))
+
+
+def check_data(source: str | None) -> None:
+    """Refuses a data source that is no preset, path or hub id. Raises FgsslError."""
+    if source is not None:
+        from fgssl.data.sources.open import require_source
+
+        require_source(source)
+
+
+def check_checkpoint(checkpoint: str) -> None:
+    """Refuses a checkpoint that is not there; files of features, joined by "+", may stand in its place.
+
+    Raises FgsslError.
+    """
+    if not checkpoint.startswith(TIMM_PREFIX) and not all(Path(part).is_file() for part in checkpoint.split("+")):
+        encoder_path(checkpoint)
+
+
+def check_cache(cache: str | None, *, make: bool = True) -> None:
+    """Makes the cache folder asked for, or looks whether it could be. Raises FgsslError where it cannot be written."""
+    if cache is not None and not cache.strip():
+        raise FgsslError("--cache names no folder", "use auto, off or a path")
+    if cache not in (None, "auto", "off"):
+        folder = Path(cache).expanduser()
+        if not make:
+            refuse_file(folder, option="--cache")
+            folder = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        check_folder(folder, option="--cache")
+
+
+def check_paths(checkpoint: str, data: str | None, cache: str | None) -> None:
+    """What the verbs that evaluate are given. Raises FgsslError."""
+    check_checkpoint(checkpoint)
+    check_data(data)
+    check_cache(cache)
+
+
+@contextmanager
+def reported(*, quiet: bool, **given: Any) -> Iterator[EvaluationOptions]:
+    """The options that the user has given, with progress on the terminal until the block ends."""
+    from fgssl.evaluation.subject import EvaluationOptions
+
+    with reporting(quiet=quiet, warn=False) as reporter:
+        yield EvaluationOptions(
+            reporter=reporter, **{name: value for name, value in given.items() if value is not None}
+        )
