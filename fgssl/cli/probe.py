@@ -14,7 +14,7 @@ from fgssl.cli.console import cell, print_json, print_table, reporting, say
 
 if TYPE_CHECKING:
     from fgssl.data.images import ImageSet
-    from fgssl.evaluation.feature_table import FeatureTable
+    from fgssl.evaluation.feature_file import FeatureTable
     from fgssl.evaluation.probing.run import ProbeOptions
     from fgssl.evaluation.subject import Subject
 
@@ -95,7 +95,7 @@ def probe(
 @contextmanager
 def _source(checkpoint: str, train: str | None, *, quiet: bool, **encoding: Any) -> Iterator[Subject | FeatureTable]:
     """The encoder with its data, or files of features in its place."""
-    from fgssl.evaluation.feature_table import SEPARATOR, FeatureTable, is_feature_table
+    from fgssl.evaluation.feature_file import SEPARATOR, FeatureTable, is_feature_table
     from fgssl.evaluation.subject import open_subject
 
     if not is_feature_table(checkpoint):
@@ -128,7 +128,7 @@ def _splits(source: Subject | FeatureTable, data: str | None, split: str | None,
 def _scored(source: Subject | FeatureTable, data: str | None, split: str | None) -> ImageSet:
     """The labelled images that few-shot episodes are drawn from."""
     from fgssl.config.schema import DataConfig
-    from fgssl.evaluation.feature_table import FeatureImages
+    from fgssl.evaluation.feature_file import FeatureImages
     from fgssl.evaluation.subject import Subject, open_split
 
     if isinstance(source, Subject):

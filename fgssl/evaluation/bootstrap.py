@@ -62,23 +62,12 @@ def bootstrap_interval(
 
 
 def paired_bootstrap(
-    a: Tensor | npt.ArrayLike,
-    b: Tensor | npt.ArrayLike,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    a: Tensor | npt.ArrayLike, b: Tensor | npt.ArrayLike, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Comparison:
     """Is `a` better than `b` on the same queries? Resamples queries, so what both find hard cancels.
 
-    Args:
-        a: (N,) one value a query.
-        b: (N,) the other encoder's values of the same queries in the same order.
-        resamples: The smallest p is 2 / (resamples + 1).
-        seed: As in `bootstrap_interval`, as `level`.
-
-    Raises:
-        FgsslError: Different numbers of queries, and as in `bootstrap_interval`.
+    Both are (N,), a value a query, in the same order; other arguments and errors are those of `bootstrap_interval`. The
+    smallest p is 2 / (resamples + 1).
     """
     first, second = _checked(a, resamples, level), _checked(b, resamples, level)
     if len(first) != len(second):
@@ -97,19 +86,11 @@ def paired_bootstrap(
 def metric_intervals(
     values: Mapping[str, Tensor], labels: Tensor, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, Interval]:
-    """Intervals of several metrics of the same queries, all from the same resamples of the queries.
+    """Intervals of several metrics (Q,) of the same queries, all from the same resamples of the queries.
 
-    Args:
-        values: (Q,) values a query of each metric, by name.
-        labels: (Q,) classes of the queries.
-        resamples: As in `bootstrap_interval`, as `seed` and `level`.
-
-    Returns:
-        The interval of each mean by its name, and as `macro_NAME` that of the mean of the class means. A class that a
-        resample misses is left out of that resample's mean.
-
-    Raises:
-        FgsslError: As `bootstrap_interval`.
+    Arguments and errors are those of `bootstrap_interval`; `labels` (Q,) are the classes of the queries. Under
+    `macro_NAME` stands the interval of the mean of the class means: a class that a resample misses is left out of that
+    resample's mean.
     """
     columns = np.stack([_checked(value, resamples, level) for value in values.values()], axis=1)  # (Q, M)
     order = np.argsort(labels.numpy(), kind="stable")

@@ -14,7 +14,7 @@ from fgssl.encoder import POOLS, Encoder, Pool
 from fgssl.errors import FgsslError
 from fgssl.evaluation.bootstrap import Comparison, paired_bootstrap
 from fgssl.evaluation.embed import Embeddings
-from fgssl.evaluation.feature_table import FeatureTable, is_feature_table
+from fgssl.evaluation.feature_file import FeatureTable, is_feature_table
 from fgssl.evaluation.probing.classifiers import knn_classify, linear_probe
 from fgssl.evaluation.probing.splits import ProbeSplits, probe_splits
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval

@@ -82,10 +82,9 @@ def embed(
         batch_size: Images per forward; the result does not depend on it.
         device: Where to compute (default: where the encoder is).
         workers: Loader processes (default: by machine).
-        cache: See `open_pixels`.
+        cache: See `open_pixels`, as for `decoding`.
         share: Of the processes that embed together, each calling this alike; every one gets the whole result.
         progress: Called with (done, total) images embedded.
-        decoding: Called with (done, total) images decoded, where they are not in the cache yet.
 
     Raises:
         FgsslError: more than a tenth of the images is unreadable, or the encoder lacks what to pool with.

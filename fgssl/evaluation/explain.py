@@ -25,8 +25,8 @@ class Maps(NamedTuple):
     """The maps of one picture over its evaluation view."""
 
     gradcam: NDArray[np.float32] | None  # (H, W), not negative; None without projection head (and keys)
-    rationale: NDArray[np.float32] | None  # (H, W), sums to 1; None without rationale branch
-    window: Window | None = None  # what `--pool zoom` looks at more closely; None without rationale branch
+    rationale: NDArray[np.float32] | None  # (H, W), sums to 1; None without a branch, as `window`
+    window: Window | None = None  # what `--pool zoom` looks at more closely
 
 
 def shown(encoder: Encoder, picture: Image.Image, *, size: int = SHOWN_SIZE) -> Image.Image:
@@ -37,13 +37,9 @@ def shown(encoder: Encoder, picture: Image.Image, *, size: int = SHOWN_SIZE) -> 
 def explain(
     encoder: Encoder, pictures: Sequence[Image.Image], *, batch_size: int = 16, with_gradcam: bool = True
 ) -> list[Maps]:
-    """GradCAM and rationale of each picture, independent of the others.
+    """GradCAM (left out on demand: it takes several passes) and rationale of each upright RGB picture of any size.
 
-    Args:
-        encoder: In eval mode.
-        pictures: Upright RGB, any size.
-        batch_size: Pictures per forward.
-        with_gradcam: False leaves out GradCAM, which takes several passes.
+    The encoder is in eval mode; a picture's maps do not depend on the others.
     """
     view = evaluation_view(encoder)
     device = encoder.device
@@ -75,9 +71,7 @@ def _windows(encoder: Encoder, feature_map: Tensor) -> list[Window]:
 def visualize(encoder: Encoder, paths: Sequence[Path], *, title: str) -> Image.Image:
     """A sheet of pictures with their maps side by side.
 
-    Raises:
-        UnreadableImage: a picture cannot be read.
-        FgsslError: the encoder has nothing to explain pictures with.
+    Raises UnreadableImage, and FgsslError where the encoder has nothing to explain pictures with.
     """
     if encoder.rationale is None and not encoder.has_loss_gradcam:
         raise FgsslError(

@@ -39,10 +39,10 @@ class Signals(NamedTuple):
 
     def in_words(self) -> str:
         """For a line of the log."""
+        rank, alignment, uniformity, overlap, chance = self
         return (
-            f"effective rank {self.effective_rank:.1f}, alignment {self.alignment:.3f}, "
-            f"uniformity {self.uniformity:.2f}, same neighbours {self.neighbour_overlap:.3f} "
-            f"(chance {self.neighbour_chance:.3f})"
+            f"effective rank {rank:.1f}, alignment {alignment:.3f}, uniformity {uniformity:.2f}, "
+            f"same neighbours {overlap:.3f} (chance {chance:.3f})"
         )
 
 

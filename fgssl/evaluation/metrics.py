@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fgssl.errors import FgsslError
 from fgssl.evaluation.features import check_features, check_labels, check_widths, unit_rows
@@ -15,8 +16,7 @@ from fgssl.evaluation.retrieval.nearest import search
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
     """Share of predictions (N,) that equal the labels (N,), in percent."""
-    labels = check_labels(labels, len(predictions))
-    return 100 * float((predictions == labels).double().mean())
+    return 100 * float((predictions == check_labels(labels, len(predictions))).double().mean())
 
 
 def topk_accuracy(scores: Tensor, labels: Tensor, *, k: int) -> float:
@@ -85,12 +85,9 @@ def relative_std(features: Tensor) -> float:
 
 
 def alignment(first: Tensor, second: Tensor, *, power: float = 2) -> float:
-    """Mean distance^power between the length-1 features of two views of each image (Wang and Isola 2020); 0 is best.
+    """Mean distance^power between the length-1 features (N, D) of two views of each image (Wang and Isola 2020).
 
-    Args:
-        first: (N, D) features of one view of each image.
-        second: (N, D) features of the other.
-        power: Of the distance, at most 2.
+    From 0, which is best, to 2^power.
     """
     first, second = check_features(first, "first view"), check_features(second, "second view")
     check_widths(first, second, ("first view", "second view"))
@@ -123,19 +120,12 @@ def uniformity(features: Tensor, *, scale: float = 2) -> float:
 
 
 def neighbour_overlap(first: Tensor, second: Tensor, *, k: int = 10) -> float:
-    """How far two views of the same images agree on who is near whom: their kNN graphs compared.
+    """How far two views (N, D) of the same images agree on who is near whom: their kNN graphs compared.
 
     Each image's k nearest others by cosine are found among the first views and, apart, among the second views; the
-    share of images in both lists is averaged. Views that differ in pose, light and colour but lead to the same
-    neighbours show that the neighbourhoods are of the things shown, which no collapse and no trivial cue gives.
-
-    Args:
-        first: (N, D) features of one view of each image, N at least 2.
-        second: (N, D) features of the other.
-        k: Neighbours of an image, at most N - 1.
-
-    Returns:
-        From 0 to 1; k / (N - 1) by chance.
+    share of images in both lists is averaged: from 0 to 1, k / (N - 1) by chance. Views that differ in pose, light and
+    colour but lead to the same neighbours show that the neighbourhoods are of the things shown, which no collapse and
+    no trivial cue gives.
     """
     _check_same_images(first, second)
     if not 1 <= k < len(first):
@@ -182,11 +172,7 @@ def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
 def pointing_hit(maps: Tensor, masks: Tensor) -> Tensor:
     """Whether the strongest place of each map lies inside its mask (the pointing game, Zhang et al. 2016).
 
-    Arguments as in `energy_inside`. Several strongest pixels share the hit.
-
-    Returns:
-        () or (N,) float64: 1 inside, 0 outside, between for ties across the border; so a flat map scores the
-        mask's area.
+    As `energy_inside`: 1 inside, 0 outside, between for ties across the border; so a flat map scores the mask's area.
     """
     resized, inside = _on_masks(maps, masks)
     strongest = (resized == resized.amax(dim=(1, 2), keepdim=True)).double()
@@ -203,7 +189,4 @@ def _on_masks(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         raise FgsslError("a map with NaN or infinity", "look at the encoder's precision")
     inside = masks.detach().double().reshape(-1, *masks.shape[-2:])
     stacked = maps.detach().double().reshape(-1, 1, *maps.shape[-2:])
-    if stacked.shape[-2:] == inside.shape[-2:]:
-        return stacked[:, 0], inside
-    resized = torch.nn.functional.interpolate(stacked, inside.shape[-2:], mode="bilinear", align_corners=False)
-    return resized[:, 0], inside
+    return functional.interpolate(stacked, inside.shape[-2:], mode="bilinear")[:, 0], inside

@@ -86,10 +86,9 @@ class Subject:
 
 
 def open_subject(checkpoint: str, options: EvaluationOptions) -> Subject:
-    """Load the encoder of a run folder, an encoder file or `timm:NAME`, and settle data and pooling.
+    """Load the encoder of a checkpoint, and settle data and pooling.
 
-    Raises:
-        FgsslError: bad checkpoint, unknown pooling, nothing to pool so with, or no data named anywhere.
+    Raises FgsslError: bad checkpoint, unknown pooling, nothing to pool so with, or no data named anywhere.
     """
     if options.pool is not None and options.pool not in POOLS:
         raise FgsslError(f"unknown --pool '{options.pool}'", f"choose one of {', '.join(POOLS)}")

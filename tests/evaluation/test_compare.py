@@ -18,7 +18,7 @@ from fgssl.data import load_images
 from fgssl.errors import FgsslError
 from fgssl.evaluation.bootstrap import paired_bootstrap
 from fgssl.evaluation.compare import METRICS, Row, against_first
-from fgssl.evaluation.feature_table import FeatureTable, image_key, is_feature_table
+from fgssl.evaluation.feature_file import FeatureTable, image_key, is_feature_table
 
 
 def features_file(path: Path, features: Tensor, *, paths: list[str] | None = None, labels: Tensor | None = None,

@@ -12,9 +12,9 @@ from running import fgssl, finished_run
 from safetensors.torch import load_file, save_file
 
 from fgssl.errors import FgsslError
-from fgssl.evaluation.class_names import common_labels
 from fgssl.evaluation.embed import Embeddings
 from fgssl.evaluation.feature_file import is_feature_file, read_features, save_features
+from fgssl.evaluation.features import common_labels
 from fgssl.runs.encoder_file import identity, load_encoder
 
 

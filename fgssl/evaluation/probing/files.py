@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from fgssl.evaluation.probing.label_shares import Share, Trial
 from fgssl.evaluation.probing.run import ProbeReport
+from fgssl.evaluation.probing.scores import Share, Trial
 from fgssl.runtime.files import Inputs, OutputKind, check_folder, check_output, write_text
 from fgssl.runtime.text import csv_text, json_text
 
@@ -75,10 +75,7 @@ def check_probe_folder(folder: Path, *, inputs: Inputs = (), overwrite: bool = F
 def write_probe(folder: Path, document: dict[str, Any], report: ProbeReport) -> None:
     """probe.json, per_class.csv, confusions.csv, and one list of labelled images a try; each file appears whole.
 
-    The lists are what `--data list.txt` reads: a path and its class a line.
-
-    Raises:
-        FgsslError: the folder cannot be written.
+    The lists are what `--data list.txt` reads: a path and its class a line. Raises FgsslError.
     """
     tables = (json_text(document) + "\n", _per_class_table(document, report), _confusion_table(document))
     texts = dict(zip(TABLES, tables, strict=True))

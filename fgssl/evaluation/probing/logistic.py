@@ -46,13 +46,10 @@ def fit_logistic(
         labels: (N,) int64 in [0, classes).
         classes: C.
         costs: G inverse strengths of regularisation, scikit-learn's C, ascending; larger regularises less.
-        tolerance: A fit is done when no part of its gradient, in the scaled weights, exceeds ten times this share of
-            its loss: at 1e-4 the loss is within a thousandth of its minimum.
+        tolerance: No part of a gradient, in the scaled weights, exceeds ten times this share of the loss at the end: at
+            1e-4 the loss is within a thousandth of its minimum.
         max_steps: Bound on the steps of a fit.
         progress: Called with (fits done, fits).
-
-    Returns:
-        The classifiers, in the order of the costs, in the features' own coordinates. Deterministic.
     """
     mean = features.mean(dim=0)
     variances, axes = _principal_axes(features - mean)

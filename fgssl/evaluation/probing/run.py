@@ -14,11 +14,9 @@ from torch import Tensor
 from fgssl.data.images import ImageSet
 from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import Embeddings
-from fgssl.evaluation.feature_table import FeatureTable
-from fgssl.evaluation.probing.classifiers import ProbeResult, knn_classify, linear_probe
-from fgssl.evaluation.probing.few_shot import FewShotResult, few_shot
-from fgssl.evaluation.probing.label_shares import Fit, Share, draw_labels, run_trials
-from fgssl.evaluation.probing.scores import ClassifierResult, judge
+from fgssl.evaluation.feature_file import FeatureTable
+from fgssl.evaluation.probing.classifiers import FewShotResult, ProbeResult, few_shot, knn_classify, linear_probe
+from fgssl.evaluation.probing.scores import ClassifierResult, Fit, Share, draw_labels, judge, run_trials
 from fgssl.evaluation.probing.sgd import SgdRecipe, train_on_crops
 from fgssl.evaluation.probing.splits import ProbeSplits
 from fgssl.evaluation.subject import Subject, labels_of
@@ -28,26 +26,15 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """How to probe.
+    """How to probe."""
 
-    Attributes:
-        protocol: "cached" (logistic regression on features made once), "sgd" (the paper's: a linear layer trained on
-            new random crops each epoch) or "knn" (nearest neighbours).
-        fractions: Of the train labels, each drawn by class.
-        tries: Draws of each fraction below 1.
-        seed: Of the draws, the slice the regularisation is chosen on, crops and initial weights.
-        epochs: Of "sgd".
-        k: Of "knn".
-        temperature: Of "knn".
-    """
-
-    protocol: str = "cached"
-    fractions: tuple[float, ...] = (1.0,)
-    tries: int = 1
-    seed: int = 0
-    epochs: int = 100
-    k: int = 20
-    temperature: float = 0.07
+    protocol: str = "cached"  # logistic regression; "sgd": the paper's; "knn": nearest neighbours
+    fractions: tuple[float, ...] = (1.0,)  # of the train labels, each drawn by class
+    tries: int = 1  # draws of each fraction below 1
+    seed: int = 0  # of the draws, the slice the regularisation is chosen on, crops and initial weights
+    epochs: int = 100  # of "sgd"
+    k: int = 20  # of "knn"
+    temperature: float = 0.07  # of "knn"
 
 
 class ProbeReport(NamedTuple):
@@ -61,11 +48,6 @@ class ProbeReport(NamedTuple):
 
 def run_probe(subject: Subject | FeatureTable, splits: ProbeSplits, options: ProbeOptions) -> ProbeReport:
     """Embed both splits, fit every try of every fraction of the labels, and judge each on the test split.
-
-    Args:
-        subject: What makes the features.
-        splits: Labelled images.
-        options: Protocol, fractions, tries.
 
     Raises:
         FgsslError: A fraction that leaves a class without images, or too few classes; told before anything is embedded
@@ -96,11 +78,7 @@ def run_few_shot(
     episodes: int,
     seed: int = 0,
 ) -> list[FewShotResult]:
-    """Nearest class mean over episodes drawn from one labelled split, for each number of shots.
-
-    Raises:
-        FgsslError: No labels, or too few images in too many classes.
-    """
+    """Nearest class mean over episodes of one labelled split, for each number of shots. Raises FgsslError."""
     labels_of(images, "few-shot episodes are drawn by them")
     found = subject.embed(images)
     run = partial(few_shot, found.features, found.known_labels, ways=ways, episodes=episodes, seed=seed)
@@ -186,7 +164,7 @@ class _Task(NamedTuple):
             classes=self.classes, recipe=recipe, seed=seed, forward=subject.batch_size, progress=show,
             cache=subject.cache, decoding=partial(subject.reporter.progress, f"decoding {self.images.split}"),
         )  # fmt: skip
-        scores = model.scores(self.test.features)
+        scores = self.test.features @ model.weight + model.bias
         unseen = torch.ones(self.classes, dtype=torch.bool)
         unseen[self.labels[rows]] = False
         words = f"linear layer on l2-normalised features of random-resized crops, {recipe.words()}"

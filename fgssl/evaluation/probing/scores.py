@@ -1,14 +1,18 @@
-"""Scores of classes against the true ones: accuracies, the table by class, and what was taken for what."""
+"""What a classifier is worth: accuracies and mistakes of one try, and of several tries on shares of the labels."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fgssl.errors import FgsslError
+from fgssl.evaluation.bootstrap import Interval, bootstrap_interval
 from fgssl.evaluation.metrics import accuracy, per_class_accuracy, topk_accuracy
+from fgssl.evaluation.probing.splits import stratified_fraction
 
 
 class Confusion(NamedTuple):
@@ -21,27 +25,16 @@ class Confusion(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassifierResult:
-    """Predictions on a test set, and what they are worth; percentages.
+    """Predictions on a test set, and what they are worth; percentages."""
 
-    Attributes:
-        top1: Share of test images whose class has the best score.
-        top5: Share whose class is among the 5 best (among all, with fewer classes).
-        mean_per_class: Mean over the classes in the test set of their own top-1.
-        per_class: (classes,) float64 top-1 of each class, NaN for a class without test images.
-        predictions: (M,) int64.
-        correct: (M,) bool, for a bootstrap.
-        confusions: The most frequent mistakes, most frequent first.
-        protocol: What was done, in one line, to stand beside the number.
-    """
-
-    top1: float
-    top5: float
-    mean_per_class: float
-    per_class: Tensor
-    predictions: Tensor
-    correct: Tensor
-    confusions: tuple[Confusion, ...]
-    protocol: str
+    top1: float  # share of test images whose class has the best score
+    top5: float  # share whose class is among the 5 best (among all, with fewer classes)
+    mean_per_class: float  # mean over the classes in the test set of their own top-1
+    per_class: Tensor  # (classes,) float64 top-1 of each class, NaN for a class without test images
+    predictions: Tensor  # (M,) int64
+    correct: Tensor  # (M,) bool, for a bootstrap
+    confusions: tuple[Confusion, ...]  # the most frequent mistakes, most frequent first
+    protocol: str  # what was done, in one line, to stand beside the number
 
     def to_dict(self) -> dict[str, float]:
         """The three percentages by name."""
@@ -71,3 +64,89 @@ def confusions(predictions: Tensor, labels: Tensor, classes: int, most: int = 20
     pairs, counts = torch.unique(labels[wrong] * classes + predictions[wrong], return_counts=True)
     order = counts.argsort(descending=True, stable=True)[:most]
     return tuple(Confusion(*divmod(int(pairs[i]), classes), int(counts[i])) for i in order)
+
+
+Fit = Callable[[Tensor, int], ClassifierResult]  # rows of the train images (M,), seed -> its result on the test images
+
+
+class Draw(NamedTuple):
+    """Labelled images of one try."""
+
+    fraction: float
+    seed: int
+    rows: Tensor  # (M,) int64 rows of the train images, ascending
+
+
+class Trial(NamedTuple):
+    """One try and what came of it."""
+
+    draw: Draw
+    result: ClassifierResult
+
+
+@dataclass(frozen=True)
+class Share:
+    """All tries of one fraction of the labels, judged on the same test images."""
+
+    fraction: float
+    trials: tuple[Trial, ...]
+
+    @property
+    def labels(self) -> int:
+        """Labelled images in each try."""
+        return len(self.trials[0].draw.rows)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the tries."""
+        return tuple(trial.draw.seed for trial in self.trials)
+
+    def values(self, name: str) -> list[float]:
+        """A metric of `ClassifierResult.to_dict` in each try."""
+        return [trial.result.to_dict()[name] for trial in self.trials]
+
+    def mean(self, name: str) -> float:
+        """Mean of a metric over the tries."""
+        return sum(self.values(name)) / len(self.trials)
+
+    def spread(self, name: str) -> float | None:
+        """Standard deviation of a metric over the tries (n - 1), None for one try."""
+        return float(torch.tensor(self.values(name)).double().std(correction=1)) if len(self.trials) > 1 else None
+
+    def interval(self, seed: int = 0) -> Interval:
+        """Top-1 with its 95 % bootstrap interval over the test images, in percent; each counts its mean over tries."""
+        return bootstrap_interval(self.correct(), seed=seed).percent()
+
+    def correct(self) -> Tensor:
+        """(M,) float64: the share of tries in which each test image was right."""
+        return torch.stack([trial.result.correct.double() for trial in self.trials]).mean(0)
+
+    def per_class(self) -> Tensor:
+        """(classes,) float64 top-1 of each class, mean over the tries; NaN for a class without test images."""
+        return torch.stack([trial.result.per_class for trial in self.trials]).mean(0)
+
+    def confusions(self, test_labels: Tensor, most: int = 20) -> tuple[Confusion, ...]:
+        """The most frequent mistakes, summed over the tries."""
+        predictions = torch.cat([trial.result.predictions for trial in self.trials])
+        return confusions(predictions, test_labels.repeat(len(self.trials)), len(self.per_class()), most)
+
+
+def draw_labels(labels: Tensor, fractions: Sequence[float], *, tries: int = 1, seed: int = 0) -> list[list[Draw]]:
+    """The labelled images of every try, by fraction; a fraction of 1 has one try, because nothing is drawn.
+
+    The tries have the seeds `seed`, `seed + 1`, ... Raises FgsslError for no fraction or one twice, less than one try,
+    or as `stratified_fraction`.
+    """
+    if tries < 1:
+        raise FgsslError(f"{tries} tries of each fraction of the labels", "use --tries 1 or more")
+    if not fractions or len(set(fractions)) != len(fractions):
+        raise FgsslError(f"fractions of the labels {list(fractions)}", "name each once, such as --labels 1.0,0.5,0.2")
+    return [
+        [Draw(f, s, stratified_fraction(labels, f, seed=s)) for s in range(seed, seed + (1 if f == 1 else tries))]
+        for f in fractions
+    ]
+
+
+def run_trials(draws: Sequence[Sequence[Draw]], fit: Fit) -> list[Share]:
+    """Fit and judge every try, in order."""
+    return [Share(draw[0].fraction, tuple(Trial(d, fit(d.rows, d.seed)) for d in draw)) for draw in draws]

@@ -58,10 +58,6 @@ class LinearClassifier(NamedTuple):
     weight: Tensor  # (D, C)
     bias: Tensor  # (C,)
 
-    def scores(self, features: Tensor) -> Tensor:
-        """(N, D) -> (N, C)."""
-        return features @ self.weight + self.bias
-
 
 def fit_sgd(
     epochs: Callable[[int], Iterable[Batch]],
@@ -83,9 +79,6 @@ def fit_sgd(
         seed: Of the weights at the start, normal with deviation 0.01 (MoCo's); the bias starts at 0.
         device: Where the batches are.
         done: Called with the number of images of each step taken.
-
-    Returns:
-        The classifier after the last epoch, on the CPU. The same batches and seed give the same one.
 
     Raises:
         FgsslError: The weights are no longer finite.
@@ -131,14 +124,10 @@ def train_on_crops(
         encoder: On the device that computes.
         images: The labelled split.
         positions: (M,) of the images to use.
-        pool: How the feature map becomes the feature.
-        width: As `classes` and `recipe`: see `fit_sgd`.
+        pool: How the feature map becomes the feature; `width`, `classes` and `recipe` are those of `fit_sgd`.
         seed: Of order, crops and initial weights; the same seed gives the same classifier with any `workers`.
         forward: Images in one pass through the encoder.
-        workers: Loader processes (default: by machine).
-        cache: See `open_pixels`.
-        progress: Called with (crops seen, crops to see).
-        decoding: Called with (done, total) images decoded, where they are not in the cache yet.
+        progress: Called with (crops seen, crops to see); `decoding`, `cache` and `workers` are those of `open_pixels`.
     """
     assert images.labels is not None
     labels = torch.from_numpy(images.labels)

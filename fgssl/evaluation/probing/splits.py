@@ -15,10 +15,8 @@ from torch import Tensor
 from fgssl.config.schema import DataConfig
 from fgssl.data.images import ImageSet, Subset
 from fgssl.errors import FgsslError
-from fgssl.evaluation.class_names import common_labels
-from fgssl.evaluation.feature_file import read_features
-from fgssl.evaluation.feature_table import FeatureImages, FeatureTable
-from fgssl.evaluation.features import check_labels
+from fgssl.evaluation.feature_file import FeatureImages, FeatureTable, read_features
+from fgssl.evaluation.features import check_labels, common_labels
 from fgssl.evaluation.subject import labels_of, open_split, overlapping
 
 _WHY = "the probe needs them"
@@ -42,11 +40,7 @@ class Split(NamedTuple):
 
 
 def probe_splits(data: DataConfig, split: str | None, *, seed: int = 0) -> ProbeSplits:
-    """Train and test split for the probe; a single split is divided, stratified, 80 to 20.
-
-    Raises:
-        FgsslError: no labels.
-    """
+    """Train and test split for the probe; a single one is divided 80 to 20. Raises FgsslError without labels."""
     test = open_split(data, split, "test")
     train = open_split(data, None, "train")
     others = [name for name in train.split.split("+") if name not in test.split.split("+")]
@@ -71,15 +65,9 @@ def divide(images: ImageSet, *, seed: int = 0) -> ProbeSplits:
 
 
 def file_splits(table: FeatureTable, train: str | None, *, seed: int = 0) -> ProbeSplits:
-    """Splits of features that come from files: one to fit on and one to score on, or one divided 80 to 20.
+    """Splits of features that come from files: the table's and `train`, or the table's one divided 80 to 20.
 
-    Args:
-        table: Of the file to score on, and of `train` where there is one.
-        train: The file to fit on.
-        seed: Of the division.
-
-    Raises:
-        FgsslError: No labels, or labels that name different classes.
+    Raises FgsslError for a file without labels, or labels that name different classes.
     """
     if train is None:
         if len(table.files) > 1:
@@ -95,17 +83,10 @@ def file_splits(table: FeatureTable, train: str | None, *, seed: int = 0) -> Pro
 
 
 def stratified_fraction(labels: Tensor, fraction: float, *, seed: int = 0) -> Tensor:
-    """Rows (M,), ascending, of a class-stratified share of the images, as for training on 20 % of the labels.
+    """Rows (M,), ascending, of a share in (0, 1] of the images of each class, as for training on 20 % of the labels.
 
     Each class gives `fraction` of its images, rounded half up, and never none; so rare classes weigh a little more.
-
-    Args:
-        labels: (N,) classes.
-        fraction: In (0, 1].
-        seed: The same seed gives the same rows.
-
-    Raises:
-        FgsslError: A fraction out of range, or one of fewer images than there are classes.
+    Raises FgsslError for a fraction out of range, or one of fewer images than there are classes.
     """
     labels = _checked(labels, fraction, most=1.0)
     groups = _shuffled_classes(labels, seed)
@@ -156,6 +137,5 @@ def _share(fraction: float, size: int) -> int:
 
 
 def _shuffled_classes(labels: Tensor, seed: int) -> list[Rows]:
-    # numpy's generator: its stream is stable over versions, so chosen lists can be published
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)  # numpy's: its stream is stable over versions
     return [generator.permutation(group) for group in rows_by_class(labels)]

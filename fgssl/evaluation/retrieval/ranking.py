@@ -43,8 +43,7 @@ def rank_positives(
     Args:
         queries: (Nq, D), rows in the order of `query_labels`.
         query_labels: (Nq,) int64, ascending, so that a chunk meets few classes. Each must have a positive.
-        gallery: (Ng, D).
-        gallery_labels: (Ng,) int64, ascending: the positives of a query are one slice of the scores.
+        gallery: (Ng, D), with `gallery_labels` (Ng,) ascending: the positives of a query are one slice of the scores.
         own: (Nq,) int64 place of each query in the gallery, which it does not see; None if none is in it.
         memory_bytes: Bound on the scratch memory; never less than one row of scores.
         progress: Called with (queries done, queries).

@@ -8,10 +8,9 @@ from typing import NamedTuple
 from fgssl.config.schema import DataConfig
 from fgssl.data.images import ImageSet
 from fgssl.errors import FgsslError
-from fgssl.evaluation.class_names import common_labels
 from fgssl.evaluation.embed import Embeddings
 from fgssl.evaluation.feature_file import FeatureFile, read_features
-from fgssl.evaluation.features import check_widths
+from fgssl.evaluation.features import check_widths, common_labels
 from fgssl.evaluation.retrieval.gallery import (
     gallery_file,
     gallery_images,
@@ -52,8 +51,7 @@ class _Side(NamedTuple):
 def score_encoder(checkpoint: str, asked: Asked, options: EvaluationOptions) -> Scored:
     """Embed queries and gallery, and score the retrieval.
 
-    Raises:
-        FgsslError: What is asked for is not there, has no labels, or shares images with the queries.
+    Raises FgsslError where what is asked for is not there, has no labels, or shares images with the queries.
     """
     file = gallery_file(asked.gallery, asked.gallery_split)
     subject = open_beside(checkpoint, file, options)
@@ -80,13 +78,7 @@ def score_encoder(checkpoint: str, asked: Asked, options: EvaluationOptions) -> 
 def score_files(queries: str, gallery: str | None, options: EvaluationOptions) -> Scored:
     """Score the retrieval of features that any model wrote; without a gallery, leave-one-out within the file.
 
-    Args:
-        queries: A safetensors file with `features` and `labels`.
-        gallery: Another one, of the same model.
-        options: Those that need no encoder.
-
-    Raises:
-        FgsslError: A file is damaged, has no labels, or does not fit the other.
+    Raises FgsslError where a file is damaged, has no labels, or does not fit the other.
     """
     found, side = read_features(queries), None
     _require_labels(found)

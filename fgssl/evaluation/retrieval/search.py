@@ -73,7 +73,7 @@ def look_up(
 
     Args:
         checkpoint: As in `open_subject`.
-        queries: Pictures, or folders of pictures.
+        queries: Pictures.
         options: Of their `data` the default gallery.
         gallery: Data source or file of features, by default the data.
         gallery_split: Split of the source, by default all of them.

@@ -13,8 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from fgssl.errors import FgsslError
-from fgssl.evaluation.probing.classifiers import knn_classify, linear_probe
-from fgssl.evaluation.probing.few_shot import few_shot
+from fgssl.evaluation.probing.classifiers import few_shot, knn_classify, linear_probe
 from fgssl.evaluation.probing.logistic import fit_logistic
 from fgssl.evaluation.probing.splits import stratified_fraction, stratified_split
 

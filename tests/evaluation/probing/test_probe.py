@@ -20,8 +20,7 @@ from fgssl.data.feed.crops import CropDataset, CropSampler, crop_batches
 from fgssl.data.feed.views import Key
 from fgssl.errors import FgsslError
 from fgssl.evaluation.probing.classifiers import linear_probe
-from fgssl.evaluation.probing.label_shares import draw_labels, run_trials
-from fgssl.evaluation.probing.scores import Confusion, judge
+from fgssl.evaluation.probing.scores import Confusion, draw_labels, judge, run_trials
 from fgssl.evaluation.probing.sgd import SgdRecipe, fit_sgd, train_on_crops
 from fgssl.runs.encoder_file import load_encoder
 
