@@ -16,14 +16,19 @@ compiled map differs by at most 1e-3 and the cosine is at least 0.999.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import fnmatch
-import json
-import multiprocessing
 import sys
 from pathlib import Path
 from typing import Any
+
+import harness
+import torch
+import torch._dynamo  # here, once: each model is checked in a fork of this process
+from torch.nn.functional import cosine_similarity, cross_entropy, normalize
+
+from fgssl.backbones import build_backbone
+from fgssl.errors import FgsslError
 
 TABLE = Path(__file__).parents[2] / "docs" / "tables" / "backbones.md"
 SIDES = (64, 96, 128)  # pixels: the first that gives a map of at least 2x2, else the table's
@@ -31,18 +36,15 @@ TIMEOUT = 900  # seconds a model
 NUMBERS = ("bf16_map", "bf16_gradcam", "compiled_map", "compiled_gradient")
 
 
-def architectures(only: list[str]) -> list[tuple[str, str, int]]:
-    """Module, architecture and side of the rows of the sweep's table that trained."""
+def architectures(only: list[str]) -> dict[str, tuple[str, int]]:
+    """Module -> architecture and side, of the rows of the sweep's table that trained."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in TABLE.read_text().splitlines()]
     trained = [(row[0], row[1], int(row[3])) for row in rows if len(row) == 9 and row[-1] == "trains"]
-    return [row for pattern in only for row in trained if fnmatch.fnmatch(row[0], pattern)]
+    return {row[0]: row[1:] for pattern in only for row in trained if fnmatch.fnmatch(row[0], pattern)}
 
 
-def check(name: str, side: int, backend: str) -> dict[str, float | int]:
+def check(name: str, side: int, backend: str) -> dict[str, Any]:
     """One model: float32 against bf16, and against the compiled model."""
-    import torch
-    from torch.nn.functional import cosine_similarity
-
     torch.set_num_threads(1)
     torch.manual_seed(0)
     backbone = build(name, side)
@@ -50,7 +52,8 @@ def check(name: str, side: int, backend: str) -> dict[str, float | int]:
     plain = step(copy.deepcopy(backbone), images)
     with torch.autocast("cpu", torch.bfloat16):
         low = step(copy.deepcopy(backbone), images)
-    row = {
+    row: dict[str, Any] = {
+        "name": name,
         "side": backbone.image_size,
         "bf16_map": float(cosine_similarity(plain[0], low[0], dim=0)),
         "bf16_gradcam": float(cosine_similarity(plain[1], low[1], dim=0)),
@@ -65,9 +68,6 @@ def check(name: str, side: int, backend: str) -> dict[str, float | int]:
 
 def build(name: str, side: int) -> Any:
     """The backbone at the smallest side that works."""
-    from fgssl.backbones import build_backbone
-    from fgssl.errors import FgsslError
-
     for candidate in SIDES:
         try:
             return build_backbone(name, image_size=candidate)
@@ -78,9 +78,6 @@ def build(name: str, side: int) -> Any:
 
 def step(backbone: Any, images: Any) -> tuple[Any, Any, Any]:
     """Map, its gradient of the loss and the gradient of all trained weights, each flat and float32."""
-    import torch
-    from torch.nn.functional import cross_entropy, normalize
-
     torch.manual_seed(1)  # of dropout and stochastic depth
     feature_map = backbone.train()(images)
     features = normalize(feature_map.float().mean((2, 3)), dim=1)
@@ -91,66 +88,28 @@ def step(backbone: Any, images: Any) -> tuple[Any, Any, Any]:
     return feature_map.detach().double().flatten(), gradcam.double().flatten(), flat
 
 
-def run_alone(name: str, side: int, backend: str) -> dict[str, Any]:
-    """Check one model in a process of its own, forked from one that has imported what is large."""
-    import torch._dynamo  # noqa: F401
-
-    import fgssl.backbones  # noqa: F401
-
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(sender, name, side, backend))
-    process.start()
-    sender.close()
-    result: dict[str, Any] = {"error": f"no result in {TIMEOUT} s"}
-    if receiver.poll(TIMEOUT):
-        try:
-            result = receiver.recv()
-        except EOFError:
-            process.join()
-            result = {"error": f"exit status {process.exitcode}"}
-    process.kill()
-    process.join()
-    return result
-
-
-def _work(sender: Any, name: str, side: int, backend: str) -> None:
-    try:
-        sender.send(check(name, side, backend))
-    except Exception as error:  # whatever it is becomes the row's result
-        sender.send({"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]})
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, a row a module."""
-    lines = ["| module | architecture | px | " + " | ".join(name.replace("_", " ") for name in NUMBERS) + " |"]
-    lines += ["|---" * (3 + len(NUMBERS)) + "|"]
-    for row in rows:
-        cells = (
-            [row["error"], *[""] * (len(NUMBERS) - 1)] if "error" in row else [f"{row[name]:.4f}" for name in NUMBERS]
-        )
-        lines.append(f"| {row['module']} | {row['name']} | {row.get('side', '')} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def cells(row: dict[str, Any]) -> list[object]:
+    """A row of the Markdown table."""
+    numbers = [row["error"]] if "error" in row else [f"{row[name]:.4f}" for name in NUMBERS]
+    return [row["module"], row.get("name", ""), row.get("side", ""), *numbers, *[""] * (len(NUMBERS) - len(numbers))]
 
 
 def main() -> int:
     """Sweep; 1 where a model gave no numbers."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("backbones_fast.md"), help="Markdown table to write")
+    parser = harness.parser(__doc__)
+    parser.add_argument("--output", type=Path, default=Path("backbones-fast.md"), help="Markdown table to write")
     parser.add_argument("--only", nargs="*", default=["*"], help="timm modules to sweep, as shell patterns, in order")
     parser.add_argument("--backend", default="aot_eager", help="of torch.compile; aot_eager generates no code")
-    arguments = parser.parse_args()
-    kept = arguments.output.with_suffix(".jsonl")
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    done = {row["module"]: row for row in rows}
-    for module, name, side in architectures(arguments.only):
-        if module not in done:
-            done[module] = {"module": module, "name": name, **run_alone(name, side, arguments.backend)}
-            with kept.open("a") as file:
-                file.write(json.dumps(done[module]) + "\n")
-        print(done[module], flush=True)
-    arguments.output.write_text(table([done[module] for module in sorted(done)]))
-    return int(any("error" in row for row in done.values()))
+    arguments = harness.begin(parser)
+    wanted = architectures(arguments.only)
+    rows = harness.sweep(
+        wanted,
+        lambda module: harness.apart(check, *wanted[module], arguments.backend, timeout=TIMEOUT, start="fork"),
+        arguments.output,
+    )
+    head = ["module", "architecture", "px", *(name.replace("_", " ") for name in NUMBERS)]
+    arguments.output.write_text("\n".join(harness.markdown(head, [cells(rows[name]) for name in sorted(rows)])) + "\n")
+    return int(any("error" in row for row in rows.values()))
 
 
 if __name__ == "__main__":

@@ -13,17 +13,24 @@ rebuilt twin give equal maps, and the saved folder opens in plain timm with equa
 
 from __future__ import annotations
 
-import argparse
 import copy
 import fnmatch
 import json
-import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from pathlib import Path
 from typing import Any
+
+import harness
+import timm
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from fgssl.backbones import Backbone, build_backbone, rebuild_backbone, save_timm
+from fgssl.backbones.names import counted, resolve_source
+from fgssl.errors import FgsslError
 
 TRAINED_BELOW = 120_000_000  # parameters; above, the map alone is checked
 USUAL_SIZE = 224  # pixels; the model's own size where it cannot take this one or is smaller
@@ -32,10 +39,6 @@ TIMEOUT = 1800  # seconds a model
 
 def smallest_of_each_module(only: str) -> dict[str, tuple[str, int]]:
     """Module -> its smallest architecture and that one's number of parameters, for modules matching a pattern."""
-    import timm
-
-    from fgssl.backbones.names import counted
-
     smallest = {}
     for module in fnmatch.filter(sorted(timm.list_modules()), only):
         counts = [(counted(name), name) for name in timm.list_models(module=module)]
@@ -48,19 +51,17 @@ def smallest_of_each_module(only: str) -> dict[str, tuple[str, int]]:
 
 def check(name: str, count: int) -> dict[str, Any]:
     """Build one model, take a training step, save and reload it; raises where it fails."""
-    import torch
-
-    from fgssl.backbones import build_backbone
-    from fgssl.errors import FgsslError
-
+    started = time.perf_counter()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    own = build_size(name)
+    own = resolve_source(name).own_size
     try:
         backbone = build_backbone(name, image_size=min(own, USUAL_SIZE))
     except FgsslError:
         backbone = build_backbone(name, image_size=own)
     row: dict[str, Any] = {
+        "name": name,
+        "parameters": count,
         "image_size": backbone.image_size,
         "route": backbone.route,
         "map": [backbone.channels, *backbone.map_size],
@@ -76,22 +77,11 @@ def check(name: str, count: int) -> dict[str, Any]:
         return row
     train_step(backbone, images)
     check_copies(backbone.eval(), images)
-    row["trained"] = True
-    return row
+    return {**row, "trained": True, "seconds": round(time.perf_counter() - started, 1)}
 
 
-def build_size(name: str) -> int:
-    """The model's own image size in pixels."""
-    from fgssl.backbones.names import resolve_source
-
-    return resolve_source(name).own_size
-
-
-def train_step(backbone: Any, images: Any) -> None:
+def train_step(backbone: Backbone, images: Tensor) -> None:
     """One contrastive step: two images, two noisy views, embedding pooled from the map."""
-    import torch
-    from torch.nn.functional import cross_entropy, normalize
-
     optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.01)
     before = {key: value.clone() for key, value in backbone.model.named_parameters() if value.requires_grad}
     with torch.no_grad():
@@ -115,13 +105,8 @@ def train_step(backbone: Any, images: Any) -> None:
     _require(moved > 0, "the step moved nothing")
 
 
-def check_copies(backbone: Any, images: Any) -> None:
+def check_copies(backbone: Backbone, images: Tensor) -> None:
     """A deep copy, a rebuilt twin and the folder in plain timm all see what the backbone sees."""
-    import timm
-    import torch
-
-    from fgssl.backbones import rebuild_backbone, save_timm
-
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         feature_map, features = backbone(images), backbone.model.forward_features(images)
         _require(_equal(copy.deepcopy(backbone)(images), feature_map), "the copy's map differs")
@@ -139,8 +124,6 @@ def check_copies(backbone: Any, images: Any) -> None:
 
 
 def _equal(left: Any, right: Any) -> bool:
-    import torch
-
     if isinstance(left, torch.Tensor):
         return torch.allclose(left, right, rtol=1e-4, atol=1e-5)
     if isinstance(left, dict):
@@ -153,76 +136,43 @@ def _require(holds: bool, problem: str) -> None:
         raise RuntimeError(problem)
 
 
-def run_worker(name: str, count: int) -> dict[str, Any]:
-    """Check one model in a process of its own."""
-    started = time.perf_counter()
-    command = [sys.executable, __file__, "--worker", name, str(count)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    except subprocess.TimeoutExpired:
-        return {"error": f"took more than {TIMEOUT} s", "seconds": TIMEOUT}
-    lines = done.stdout.strip().splitlines()
-    if lines and lines[-1].startswith("{"):
-        row: dict[str, Any] = json.loads(lines[-1])
-    else:
-        row = {"error": f"the process died with code {done.returncode}: {done.stderr[-200:].strip()}"}
-    return {**row, "seconds": round(time.perf_counter() - started, 1)}
-
-
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]]) -> list[str]:
     """The results as Markdown, summary first."""
     maps = sum("map" in row for row in rows)
-    small = [row for row in rows if row["parameters"] < TRAINED_BELOW]
+    small = [row for row in rows if row.get("parameters", 0) < TRAINED_BELOW]
     trained = sum(row.get("trained", False) for row in small)
     routes = {kind: sum(row.get("route") == kind for row in rows) for kind in ("nchw", "nhwc", "intermediates")}
-    lines = [
+    summary = (
         f"{maps} of {len(rows)} modules give a map; {trained} of {len(small)} under 120 M parameters train, save and "
-        f"reload. Routes: {', '.join(f'{kind} {count}' for kind, count in routes.items())}.",
-        "",
-        "| module | architecture | M parameters | px | route | map | frozen | class token | result |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"reload. Routes: {', '.join(f'{kind} {count}' for kind, count in routes.items())}."
+    )
+    head = ["module", "architecture", "M parameters", "px", "route", "map", "frozen", "class token", "result"]
+    cells = [
+        [
+            *(row["module"], row.get("name", ""), f"{row.get('parameters', 0) / 1e6:.1f}", row.get("image_size", "")),
+            *(row.get("route", ""), "x".join(map(str, row.get("map", ()))), row.get("frozen", "")),
+            "yes" if row.get("class_token") else "",
+            row.get("error") or ("trains" if row["trained"] else "map"),
+        ]
+        for row in rows
     ]
-    for row in rows:
-        shape = "x".join(map(str, row["map"])) if "map" in row else ""
-        result = row.get("error") or ("trains" if row["trained"] else "map")
-        token = "yes" if row.get("class_token") else ""
-        cells = [row["module"], row["name"], f"{row['parameters'] / 1e6:.1f}", row.get("image_size", "")]
-        cells += [row.get("route", ""), shape, row.get("frozen", ""), token, result.replace("|", "/")]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
+    return [summary, "", *harness.markdown(head, cells)]
 
 
 def main() -> int:
     """Run the sweep; 1 if any row failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("backbone_sweep.md"), help="Markdown table to write")
+    parser = harness.parser(__doc__)
+    parser.add_argument("--output", type=Path, default=Path("backbones.md"), help="Markdown table to write")
     parser.add_argument("--only", default="*", help="timm modules to sweep, as a shell pattern")
-    parser.add_argument("--worker", nargs=2, metavar=("NAME", "COUNT"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        name, count = arguments.worker
-        try:
-            print(json.dumps(check(name, int(count))))
-        except Exception as error:  # whatever it is becomes the row's result
-            traceback.print_exc()
-            print(json.dumps({"error": f"{type(error).__name__}: {error}"[:300]}))
-        return 0
-    kept = arguments.output.with_suffix(".jsonl")
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    done = {row["name"]: row for row in rows if "error" not in row}  # failures are tried again
+    arguments = harness.begin(parser)
     wanted = smallest_of_each_module(arguments.only)
-    results = []
-    for position, (module, (name, count)) in enumerate(wanted.items(), start=1):
-        if name not in done:
-            done[name] = {"module": module, "name": name, "parameters": count, **run_worker(name, count)}
-            with kept.open("a") as file:
-                file.write(json.dumps(done[name]) + "\n")
-        results.append(done[name])
-        problem = done[name].get("error", "ok")
-        print(f"{position}/{len(wanted)} {module} {name}: {problem} ({done[name]['seconds']} s)", flush=True)
-    arguments.output.write_text(table(results))
-    print(table(results).splitlines()[0])
-    return int(any("error" in row for row in results))
+    rows = harness.sweep(
+        wanted, lambda module: harness.apart(check, *wanted[module], timeout=TIMEOUT, start="fork"), arguments.output
+    )
+    lines = table(list(rows.values()))
+    arguments.output.write_text("\n".join(lines) + "\n")
+    print(lines[0])
+    return int(any("error" in row for row in rows.values()))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """What colour and layout alone find on the demo set: nearest neighbours by colour histogram and by small pictures.
 
-Run:  python recipes/bench/demo_baselines.py [--seed 0]
+    python recipes/bench/demo_baselines.py [--seed 0]
+
 Prints rank-1 (percent) in the test split (leave-one-out) and from test to train, chance, and the size of the masks.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 
+import harness
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -38,9 +39,9 @@ def rank_1(queries: Rows, gallery: Rows, labels: Rows, gallery_labels: Rows, *, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    seed = parser.parse_args().seed
+    arguments = harness.parser(__doc__)
+    arguments.add_argument("--seed", type=int, default=0)
+    seed = arguments.parse_args().seed
     sets = {split: DemoSet(split, seed=seed) for split in ("train", "test")}
     pictures = {split: [images.load(index) for index in range(len(images))] for split, images in sets.items()}
     train_labels, labels = sets["train"].labels, sets["test"].labels

@@ -1,6 +1,6 @@
 """Embedding against the bare forward pass, and what bf16 would change.
 
-    python recipes/bench/embed_speed.py --data ../shared/data/grocery --checkpoint runs/grocery
+    python recipes/bench/embed_speed.py runs/photos --data GROCERY
 
 The floor is the backbone's forward on a batch in place, in inference mode and the same memory format. `embed` adds
 reading, normalising, pooling and collecting. Both take turns; medians of the rounds. bf16 (autocast) is timed beside,
@@ -10,13 +10,10 @@ stays. Retrieval and probe compute in float32 whatever this says. Table on stder
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
-import time
-from collections.abc import Callable
+from functools import partial
 
+import harness
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,8 +24,7 @@ from fgssl.encoder import Encoder
 from fgssl.evaluation.embed import embed
 from fgssl.evaluation.subject import open_split
 from fgssl.runs.encoder_file import load_encoder
-from fgssl.runs.folder import versions
-from fgssl.runtime.machine import available_cores, keep_freed_memory, resolve_device, resolve_precision
+from fgssl.runtime.machine import keep_freed_memory, resolve_device, resolve_precision
 
 
 @torch.inference_mode()
@@ -38,15 +34,6 @@ def forward(encoder: Encoder, images: Tensor, repeats: int) -> None:
         encoder.backbone(images)
 
 
-def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call, the device's work included."""
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
 def nearest(features: Tensor) -> Tensor:
     """The nearest other image of each, (N,)."""
     return (features @ features.T).fill_diagonal_(-1).argmax(1)
@@ -54,14 +41,11 @@ def nearest(features: Tensor) -> Tensor:
 
 def main() -> None:
     """Print the table and the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="demo")
-    parser.add_argument("--checkpoint", default="timm:resnet18")
+    parser = harness.parser(__doc__, "--data", "--batch-size", "--device", "--threads", "--output")
+    parser.add_argument("checkpoint", nargs="?", default="timm:resnet18")
     parser.add_argument("--images", type=int, default=512, help="of the test split, evenly spread")
-    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device")
-    arguments = parser.parse_args()
+    arguments = harness.begin(parser)
     device = resolve_device(arguments.device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -78,37 +62,27 @@ def main() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
             found[name] = embed(encoder, images, pools=("gap",), batch_size=batch)["gap"].features
 
-    seconds: dict[str, list[float]] = {"floor": [], "fp32": [], "bf16": []}
-    for turn in range(arguments.rounds + 1):  # the first one fills the cache
-        taken = {"floor": timed(lambda: forward(encoder, resident, batches), device)}
-        taken |= {name: timed(lambda name=name: run(name), device) for name in ("fp32", "bf16")}  # type: ignore[misc]
-        for name, value in taken.items() if turn else ():
-            seconds[name].append(value)
+    calls = {"floor": partial(forward, encoder, resident, batches), "fp32": partial(run, "fp32")}
+    calls["bf16"] = partial(run, "bf16")
+    seconds = harness.in_turns(calls, arguments.rounds, clock=lambda call: harness.timed(call, device))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     # the floor worked through whole batches
     per_image = {name: value / (batches * batch if name == "floor" else len(images)) for name, value in medians.items()}
     cosines = (found["fp32"] * found["bf16"]).sum(1)
     kept = (nearest(found["fp32"]) == nearest(found["bf16"])).float().mean()
     result = {
-        "settings": vars(arguments),
-        "machine": {
-            "device": str(device), "cores": available_cores(), "threads": torch.get_num_threads(),
-            "bf16": resolve_precision("auto", device)[1],
-        },
-        "versions": versions(),
+        "bf16": resolve_precision("auto", device)[1],
         "images_per_second": {name: 1 / value for name, value in per_image.items()},
         "efficiency": per_image["floor"] / per_image["fp32"],
         "bf16_gain": per_image["fp32"] / per_image["bf16"],
         "bf16_against_fp32": {"least_cosine": float(cosines.min()), "same_nearest_neighbour": float(kept)},
-    }  # fmt: skip
-    for name, value in per_image.items():
-        print(f"{name:8}{1 / value:10.1f} images/s", file=sys.stderr)
-    print(
-        f"efficiency {result['efficiency']:.3f}; bf16 ({result['machine']['bf16']}): {result['bf16_gain']:.2f} times "
-        f"fp32's speed, least cosine {float(cosines.min()):.5f}, nearest neighbour kept in {float(kept):.1%}",
-        file=sys.stderr,
+    }
+    lines = [f"{name:8}{1 / value:10.1f} images/s" for name, value in per_image.items()]
+    lines.append(
+        f"efficiency {result['efficiency']:.3f}; bf16 ({result['bf16']}): {result['bf16_gain']:.2f} times fp32's "
+        f"speed, least cosine {float(cosines.min()):.5f}, nearest neighbour kept in {float(kept):.1%}"
     )
-    print(json.dumps(result, indent=2))
+    harness.report(arguments, result, lines, device=device)
 
 
 if __name__ == "__main__":

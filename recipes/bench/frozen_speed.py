@@ -1,6 +1,6 @@
 """How much faster an epoch is above a frozen backbone whose feature maps are kept.
 
-    python recipes/bench/frozen_speed.py --data ../shared/data/grocery
+    python recipes/bench/frozen_speed.py --data GROCERY
 
 Full training and training with --freeze backbone are timed in one process, with the same model, data, size and batch:
 a few steps of full training, then of the first frozen epoch (maps are made) and of the second (maps are read). Weights
@@ -10,16 +10,14 @@ are random: speed does not depend on them. Whole steps, loading included. A tabl
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+
+import harness
 
 from fgssl.config.resolve import load_config
-from fgssl.runs.folder import versions
 from fgssl.runtime.reporting import Reporter
 from fgssl.training.loop import Trainer
 from fgssl.training.plan import make_plan
@@ -31,7 +29,8 @@ def build(arguments: argparse.Namespace, backbone: str, folder: str, freeze: str
     flags = {
         "data.source": arguments.data, "backbone.name": backbone, "backbone.pretrained": False,
         "backbone.image_size": arguments.image_size, "backbone.freeze": freeze, "training.epochs": 1000,
-        "training.batch_size": arguments.batch_size, "training.workers": arguments.workers, "training.evaluate": False,
+        "training.batch_size": arguments.batch_size, "training.workers": arguments.workers,
+        "training.device": arguments.device, "training.evaluate": False,
     }  # fmt: skip
     trainer = build_trainer(make_plan(load_config(flags=flags)), Path(folder), Reporter())
     trainer.model.train()
@@ -70,26 +69,23 @@ def measure(arguments: argparse.Namespace, backbone: str) -> dict[str, float]:
 
 def main() -> None:
     """Print the table and the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="demo")
+    parser = harness.parser(
+        __doc__, "--data", "--image-size", "--batch-size", "--workers", "--device", "--threads", "--output"
+    )
     parser.add_argument("--backbones", nargs="+", default=["vit_tiny_patch16_224", "resnet18"])
-    parser.add_argument("--image-size", type=int, default=96)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--workers", type=int)
     parser.add_argument("--steps", type=int, default=10, help="timed steps of full training")
     parser.add_argument("--warm", type=int, default=3, help="steps before the clock runs")
     parser.add_argument("--cache", help="cache folder (default: a temporary one)")
-    arguments = parser.parse_args()
-    result: dict[str, Any] = {"settings": vars(arguments), "versions": versions()}
-    for backbone in arguments.backbones:
-        row = result[backbone] = measure(arguments, backbone)
+    arguments = harness.begin(parser)
+    found = {backbone: measure(arguments, backbone) for backbone in arguments.backbones}
+    lines = []
+    for backbone, row in found.items():
         full, first, later = (row[f"{key}_images_per_second"] for key in ("full", "first_epoch", "later_epochs"))
-        print(
+        lines.append(
             f"{backbone:24} full {full:.1f} images/s, frozen: first epoch {first:.1f}, later {later:.1f}, "
-            f"{row['ratio']:.1f} times full training",
-            file=sys.stderr,
+            f"{row['ratio']:.1f} times full training"
         )
-    print(json.dumps(result, indent=2))
+    harness.report(arguments, found, lines)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,8 @@
-"""What more pictures cost: the same pictures listed ten times, and a list of a million; used by step_table.py.
-
-python recipes/bench/growth.py ../shared/data/grocery/train 1000000      # seconds and megabytes of listing them
-"""
+"""What more pictures cost: the same pictures listed ten times, and a list of a million; used by step_table.py."""
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -35,12 +27,7 @@ def write_list(images: FileImages, count: int, path: Path) -> None:
 
 
 class Repeated:
-    """A longer list of pictures that are decoded already: its cache is a matter of copying.
-
-    Args:
-        listed: The long list.
-        pixels: The pictures it names over and over.
-    """
+    """A longer list of pictures that are decoded already: its cache is a matter of copying."""
 
     def __init__(self, listed: FileImages, pixels: PixelStore) -> None:
         self._listed, self._pixels = listed, pixels
@@ -98,19 +85,3 @@ def list_pictures(source: str, count: int) -> dict[str, float]:
         held = _memory("VmRSS") - before
     return {"pictures": count, "list_seconds": seconds, "seconds": total, "megabytes": held,
             "peak_megabytes": _memory("VmHWM") - before}  # fmt: skip
-
-
-def list_apart(source: str, count: int) -> dict[str, float]:
-    """As `list_pictures`, in a process of its own: memory that others freed would hide what a list takes."""
-    command = [sys.executable, __file__, source, str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ})
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="a folder of pictures")
-    parser.add_argument("count", type=int, help="length of the list")
-    arguments = parser.parse_args()
-    print(json.dumps(list_pictures(arguments.source, arguments.count)))

@@ -12,20 +12,17 @@ so that above 1 fgssl is the quicker. Run it on an idle machine. Table on stderr
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
+import harness
 import torch
 from torch import Tensor, nn
 
 from fgssl.backbones import build_backbone, products
 from fgssl.backbones.products import ANY, Geometry, Limits, Routes
-from fgssl.runs.folder import versions
 from fgssl.runtime.machine import keep_freed_memory
 
 # name, side of the picture, batch, output stride
@@ -39,17 +36,6 @@ MODELS = (
     *((name, 96, 16, None) for name in ("densenet121", "vgg11_bn")),
 )
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
-
-
-def in_turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn, (name, call) in itertools.product(range(rounds + 2), calls.items()):
-        start = time.perf_counter()
-        call()
-        if turn > 1:
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def single(batch: int, channels: tuple[int, int], side: int, kernel: int, dtype: torch.dtype) -> dict[str, float]:
@@ -71,8 +57,8 @@ def single(batch: int, channels: tuple[int, int], side: int, kernel: int, dtype:
             wanted = given[0] if name == "input" else given[1]
             return lambda: torch.autograd.grad(result, wanted, gradient, retain_graph=True)
 
-        times = in_turns({"product": call(True), "torch": call(False)}, 9)
-        found[name] = times["product"] / times["torch"]
+        times = harness.in_turns({"product": call(True), "torch": call(False)}, 9, warm=2)
+        found[name] = statistics.median(times["product"]) / statistics.median(times["torch"])
     return found
 
 
@@ -95,16 +81,16 @@ def model_step(name: str, side: int, batch: int, stride: int | None, dtype: torc
             backbone.zero_grad(set_to_none=True)
 
         calls[kind] = step
-    times = in_turns(calls, 5)
-    return times["timm"] / times["fgssl"]
+    times = harness.in_turns(calls, 5, warm=2)
+    return statistics.median(times["timm"]) / statistics.median(times["fgssl"])
 
 
 def main() -> None:
     """Print the table and the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__, "--threads", "--output")
     parser.add_argument("--models", action="store_true", help="whole backbones instead of single convolutions")
     parser.add_argument("--no-tiles", action="store_true", help="the limits of a CPU without AMX, as oneDNN is told")
-    arguments = parser.parse_args()
+    arguments = harness.begin(parser)
     keep_freed_memory()
     if arguments.no_tiles:
         products._has_tiles = lambda: False
@@ -127,7 +113,7 @@ def main() -> None:
                              "side": side, **ratios})  # fmt: skip
                 shape = f"{channels[0]} to {channels[1]}, {kernel}x{kernel}, {batch} maps of {side}x{side}"
                 print(f"  {shape:44} " + " ".join(f"{k} {v:.2f}" for k, v in ratios.items()), file=sys.stderr)
-    print(json.dumps({"versions": versions(), "threads": torch.get_num_threads(), "rows": rows}, indent=2))
+    harness.report(arguments, {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -13,15 +13,12 @@ features: on one shared machine --large took 1.6 to 2.1 products at --signal 0, 
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 import resource
 import statistics
-import sys
-import time
 from collections.abc import Callable
 
+import harness
 import torch
 from torch import Tensor
 
@@ -100,13 +97,6 @@ def by_metric_learning(features: Tensor, labels: Tensor) -> float:
     return 100 * float(found["mean_average_precision"])
 
 
-def seconds(run: Callable[[], object]) -> tuple[float, object]:
-    """Wall time of a call, and what it returned."""
-    start = time.perf_counter()
-    value = run()
-    return time.perf_counter() - start, value
-
-
 def in_turns(ways: dict[str, Callable[[], object]], turns: int) -> tuple[dict[str, float], dict[str, object]]:
     """Median over the turns of each way's time over that of the first way in the same turn, and the last values."""
     ratios: dict[str, list[float]] = {name: [] for name in ways}
@@ -116,7 +106,7 @@ def in_turns(ways: dict[str, Callable[[], object]], turns: int) -> tuple[dict[st
         for place, (name, run) in enumerate(ways.items()):
             if turn > 0 and name in ("faiss", "metric_learning") and len(ratios[name]) >= 3:
                 continue
-            taken, values[name] = seconds(run)
+            taken = harness.timed(lambda name=name, run=run: values.update({name: run()}))
             bare = taken if place == 0 else bare
             ratios[name].append(taken / bare)
     return {name: statistics.median(found) for name, found in ratios.items()}, values
@@ -170,9 +160,8 @@ def large(signal: float, queries: int = 4096) -> dict[str, object]:
     ratios = []
     try:
         while True:
-            bare, _ = seconds(product)
-            taken = seconds(lambda: len(next(ranked).ranks) + len(next(ranked).ranks))
-            ratios.append(taken[0] / bare)
+            bare = harness.timed(product)
+            ratios.append(harness.timed(lambda: (next(ranked), next(ranked))) / bare)
     except StopIteration:
         pass
     asked = features[:queries]
@@ -183,18 +172,16 @@ def large(signal: float, queries: int = 4096) -> dict[str, object]:
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = harness.parser(__doc__, "--threads", "--output")
     parser.add_argument("--turns", type=int, default=5, help="rounds of the small comparison")
     parser.add_argument("--large", action="store_true", help="the large one instead")
-    parser.add_argument("--signal", type=float, default=None, help="distance of the centres over the noise")
-    options = parser.parse_args()
+    parser.add_argument("--signal", type=float, help="distance of the centres over the noise")
+    options = harness.begin(parser)
     if options.large:
         found = large(0.5 if options.signal is None else options.signal)
     else:
         found = small(options.turns, 0.3 if options.signal is None else options.signal)
-    for name, value in found.items():
-        print(name, value, file=sys.stderr)
-    print(json.dumps(found))
+    harness.report(options, found, [f"{name} {value}" for name, value in found.items()])
 
 
 if __name__ == "__main__":

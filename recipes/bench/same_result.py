@@ -21,6 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
 import torch
 from torchvision import transforms as v1
@@ -32,7 +33,7 @@ from fgssl.encoder import Encoder
 from fgssl.evaluation.embed import embed, evaluation_view
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 from fgssl.runs.encoder_file import load_encoder
-from fgssl.runs.folder import METRICS_FILE, versions
+from fgssl.runs.folder import METRICS_FILE
 from fgssl.training.model import build_model, fit_weight
 from fgssl.training.optimizer import build_optimizer, learning_rate, set_rate
 from fgssl.training.plan import Plan, make_plan
@@ -134,22 +135,19 @@ def scores(losses: list[float], features: torch.Tensor, labels: torch.Tensor) ->
 
 def main() -> None:
     """Print the table and the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="demo")
-    parser.add_argument("--backbone", help="without published weights [the source's own]")
-    parser.add_argument("--image-size", type=int)
+    parser = harness.parser(__doc__, "--data", "--backbone", "--image-size", "--device", "--threads", "--output")
+    parser.set_defaults(backbone=None, image_size=None)  # the source's own
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--max-steps", type=int)
-    parser.add_argument("--device")
-    arguments = parser.parse_args()
+    arguments = harness.begin(parser)
     runs: dict[str, list[dict[str, float]]] = {"fast": [], "plain": []}
     for seed in range(arguments.seeds):
         with tempfile.TemporaryDirectory() as folder:
             runs["fast"].append(fast(plan_for(arguments, seed, "auto"), Path(folder)))
         runs["plain"].append(plain(plan_for(arguments, seed, "no")))
         print(f"seed {seed}: " + ", ".join(f"{name} {rows[-1]}" for name, rows in runs.items()), file=sys.stderr)
-    compared = {}
+    compared, lines = {}, []
     for name in ("loss", "rank1", "mAP"):
         values = {path: [row[name] for row in rows] for path, rows in runs.items()}
         means = {path: statistics.fmean(found) for path, found in values.items()}
@@ -159,19 +157,10 @@ def main() -> None:
         compared[name] = {"means": means, "spread": spread, "difference": difference,
                           "in_standard_errors": difference / error if error else None}  # fmt: skip
         told = " ".join(f"{path} {means[path]:.3f} +- {spread[path]:.3f}" for path in means)
-        print(
-            f"{name:6} {told}, difference {difference:+.3f}"
-            + (f" = {difference / error:+.1f} standard errors" if error else ""),
-            file=sys.stderr,
-        )
-    result = {
-        "settings": vars(arguments),
-        "fast_precision": plan_for(arguments, 0, "auto").config.training.mixed_precision,
-        "versions": versions(),
-        "runs": runs,
-        "compared": compared,
-    }
-    print(json.dumps(result, indent=2))
+        errors = f" = {difference / error:+.1f} standard errors" if error else ""
+        lines.append(f"{name:6} {told}, difference {difference:+.3f}{errors}")
+    precision = plan_for(arguments, 0, "auto").config.training.mixed_precision
+    harness.report(arguments, {"fast_precision": precision, "runs": runs, "compared": compared}, lines)
 
 
 if __name__ == "__main__":

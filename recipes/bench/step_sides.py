@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import lightly_loop
+import other_libraries
 import torch
 from growth import cached_times_ten
-from step_speed import Floor
+from torchvision import datasets
+from torchvision import transforms as v1
 
+from fgssl.backbones import Backbone, build_backbone
+from fgssl.backbones.products import drop_products
 from fgssl.config.resolve import load_config
 from fgssl.data.cache.build import Shrunk
 from fgssl.data.sources.files import FileImages
@@ -100,14 +104,53 @@ def our_side(plan: Plan, folder: Path, *, only_loading: bool = False) -> Side:
 
 
 def floor_side(plan: Plan, *, own: bool = False) -> Side:
-    """The bare backbones: timm's, or with fgssl's convolutions."""
-    floor = Floor(plan, own=own)
+    """What a loop with timm's model cannot avoid: query forward and backward, key forward, on tensors in place.
+
+    With `own`, fgssl's convolutions are left in: the strict measure of what surrounds the backbones.
+    """
+    config, device = plan.config, plan.device
+    layout = torch.channels_last if plan.backbone.channels_last else torch.contiguous_format
+
+    def build() -> Backbone:
+        size, stride = plan.backbone.image_size, config.backbone.output_stride
+        backbone = build_backbone(config.backbone.name, image_size=size, output_stride=stride)
+        if not own:
+            drop_products(backbone)
+        return backbone.to(device).to(memory_format=layout).train()
+
+    query, key, size = build(), build(), plan.backbone.image_size
+    images = torch.randn(config.training.batch_size, 3, size, size, device=device).contiguous(memory_format=layout)
+    dtype = torch.bfloat16 if config.training.mixed_precision == "bf16" else torch.float16
 
     def step() -> float:
-        floor.step()
+        with torch.autocast(device.type, dtype, enabled=config.training.mixed_precision != "no"):
+            feature_map = query(images)
+            with torch.no_grad():
+                key(images)
+        feature_map.float().mean().backward()
+        query.zero_grad(set_to_none=True)
         return 0.0
 
-    return Side(step, warm=1, device=plan.device)
+    return Side(step, warm=1, device=device)
+
+
+def folder_batches(path: str, *, size: int, batch: int) -> Iterator[Any]:
+    """torchvision's usual way, without end: ImageFolder decodes, two times MoCo v2's transforms, stacked."""
+    blur = v1.GaussianBlur(2 * round(4 * 2.0 * size / 224) // 2 * 2 + 1, (0.1 * size / 224, 2.0 * size / 224))
+    transform = v1.Compose(
+        [
+            v1.RandomResizedCrop(size, scale=(0.2, 1.0)),
+            v1.RandomApply([v1.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8),
+            v1.RandomGrayscale(0.2),
+            v1.RandomApply([blur], 0.5),
+            v1.RandomHorizontalFlip(),
+            v1.ToTensor(),
+            v1.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    images = datasets.ImageFolder(path, lambda image: (transform(image), transform(image)))
+    loader = torch.utils.data.DataLoader(images, batch, shuffle=True, drop_last=True)
+    return itertools.chain.from_iterable(itertools.repeat(loader))
 
 
 def lightly_workers(arguments: argparse.Namespace) -> int:
@@ -121,7 +164,7 @@ class LightlySide(Side):
 
     def __init__(self, arguments: argparse.Namespace, folder: str, device: torch.device) -> None:
         workers = lightly_workers(arguments)
-        self.loop = lightly_loop.LightlyLoop(
+        self.loop = other_libraries.LightlyLoop(
             folder, backbone=arguments.backbone, size=arguments.image_size, batch=arguments.batch_size,
             workers=workers, device=device,
         )  # fmt: skip
@@ -171,7 +214,7 @@ def make_sides(
                 ),
                 folder,
             )
-        if (why := lightly_loop.missing()) is None:
+        if (why := other_libraries.missing("lightly")) is None:
             makers[LIGHTLY] = lambda: LightlySide(arguments, pictures, plan.device)
         else:
             notes.append(f"not measured: {why}")
