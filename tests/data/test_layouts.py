@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from pictures import make_picture
 from PIL import Image
-from running import SHORT, fgssl, make_photos
+from running import SHORT, fgssl, make_photos, plain_run
 
 from fgssl.config.schema import DataConfig
 from fgssl.data import available_splits, default_split, load_images
 from fgssl.data.images import ImageSet
+from fgssl.data.sources.files import list_line
 from fgssl.errors import FgsslError
 
 CLASSES = [f"{kind}/{number}.jpg" for kind in ("jay", "owl") for number in range(6)]
@@ -147,3 +150,52 @@ def test_a_run_inside_a_photo_folder_is_passed_over(tmp_path: Path, monkeypatch:
     assert again.code == 0 and "runs of fgssl are passed over" in again.err
     with pytest.raises(FgsslError, match="is a run of fgssl"):
         opened(run)
+
+
+ODD = [
+    "a\nb.jpg",
+    "tab\t.jpg",
+    "esc\x1b[31m.jpg",
+    "\udcff\udcfe.jpg",
+    " space .jpg",
+    "#no.jpg",
+    '"quoted".jpg',
+    "é🐦.jpg",
+]
+
+
+def odd_photos(root: Path) -> Path:
+    for kind in ("jay", "owl"):
+        (root / kind).mkdir(parents=True)
+        for number, name in enumerate(ODD):
+            make_picture(number + 50 * (kind == "owl"), 40, 36).save(str(root / kind / name), "PNG")
+    return root
+
+
+def test_names_are_true_and_their_identifiers_printable(tmp_path: Path) -> None:
+    images = opened(odd_photos(tmp_path / "odd"))
+    names = [images.name(index) for index in range(len(images))]
+    assert sorted(names) == sorted(str(tmp_path / "odd" / kind / name) for kind in ("jay", "owl") for name in ODD)
+    assert all(images.identifier(index).isprintable() for index in range(len(images)))
+
+
+def test_a_list_holds_any_name(tmp_path: Path) -> None:
+    images = opened(odd_photos(tmp_path / "odd"))
+    names = [images.name(index) for index in range(len(images))]
+    lines = [list_line(name, "jay" if "/jay/" in name else "owl") for name in names]
+    (tmp_path / "list.txt").write_text("".join(lines), encoding="utf-8")
+    listed = opened(tmp_path / "list.txt")
+    assert [listed.name(index) for index in range(len(listed))] == names
+    assert listed.labels is not None and images.labels is not None and (listed.labels == images.labels).all()
+    assert all(listed.load(index) for index in range(len(listed)))
+    (tmp_path / "odd.txt").write_text('"not json.jpg\n', encoding="utf-8")
+    assert opened(tmp_path / "odd.txt").name(0).endswith('"not json.jpg')
+
+
+def test_lists_of_a_probe_lead_to_the_pictures(tmp_path: Path) -> None:
+    odd_photos(tmp_path / "odd")
+    outcome = fgssl("probe", plain_run(), "--data", tmp_path / "odd", "--labels", "0.5", "--output", tmp_path / "probe")
+    assert outcome.code == 0, outcome.err
+    (drawn,) = (tmp_path / "probe").glob("labels-0.5-*.txt")
+    listed = opened(drawn)
+    assert len(listed) > 1 and all(os.path.exists(listed.name(index)) for index in range(len(listed)))

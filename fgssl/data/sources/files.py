@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 from array import array
 from collections.abc import Iterable
@@ -96,8 +98,9 @@ class FileImages(EncodedImages):
 class ListSource:
     """Images named by a text file: a path a line, relative to its folder or absolute, then maybe a tab and a label.
 
-    Blank lines and lines that start with # do not count. Either every line has a label or none has. A path that does
-    not exist is reported when it is read, as any other unreadable image.
+    A path may be a JSON string, for names with line breaks or tabs. Blank lines and those with # first do not count.
+    Either every line has a label or none has. A path that does not exist is reported when it is read, as any other
+    unreadable image.
 
     Args:
         source: The source as the user wrote it.
@@ -115,7 +118,7 @@ class ListSource:
         lines = [line for line in self._lines() if line and not line.startswith(b"#")]
         if not lines:
             raise FgsslError(f"the list {self._source} names no image", _EXAMPLE)
-        names = PackedNames(line.split(b"\t", 1)[0].rstrip() for line in lines)
+        names = PackedNames(_path_of(line) for line in lines)
         folder = os.fsencode(os.path.dirname(self._path) or ".")
         return FileImages(self._source, split, self._labels(lines), folder=folder, names=names)
 
@@ -142,6 +145,20 @@ class ListSource:
         names = sorted_classes(set(texts))
         number = {name: index for index, name in enumerate(names)}
         return About(np.array([number[text] for text in texts], np.int64), names)
+
+
+def list_line(name: str, label: str) -> str:
+    """A line of a list: a path as it is, or as a JSON string where it would not be read as it is, and its label."""
+    plain = name == name.strip() == shown(name) and not name.startswith(("#", '"'))
+    return f"{name if plain else json.dumps(name)}\t{label}\n"
+
+
+def _path_of(line: bytes) -> bytes:
+    name = line.split(b"\t", 1)[0].rstrip()
+    if name.startswith(b'"'):
+        with contextlib.suppress(ValueError):  # a name that only begins like a JSON string
+            name = os.fsencode(str(json.loads(name)))
+    return name
 
 
 def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from fgssl.data.sources.files import list_line
 from fgssl.evaluation.probing.run import ProbeReport
 from fgssl.evaluation.probing.scores import Share, Trial
 from fgssl.runtime.files import Inputs, OutputKind, check_folder, check_output, write_text
@@ -89,7 +90,7 @@ def write_probe(folder: Path, document: dict[str, Any], report: ProbeReport) -> 
 def _image_list(trial: Trial, report: ProbeReport) -> str:
     train, names = report.train, class_names(report)
     labels = train.known_labels.tolist()
-    return "".join(f"{train.identifiers[row]}\t{names[labels[row]]}\n" for row in trial.draw.rows.tolist())
+    return "".join(list_line(train.identifiers[row], names[labels[row]]) for row in trial.draw.rows.tolist())
 
 
 def _per_class_table(document: dict[str, Any], report: ProbeReport) -> str:
