@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 
 from fgssl.cli.console import reporting
 from fgssl.errors import FgsslError
-from fgssl.runs.location import TIMM_PREFIX, encoder_path
+from fgssl.runs.folder import TIMM_PREFIX, encoder_path
 from fgssl.runtime.files import check_folder, refuse_file
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from fgssl.evaluation.probing.classifiers import knn_classify, linear_probe
 from fgssl.evaluation.probing.splits import ProbeSplits, probe_splits
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 from fgssl.evaluation.subject import EvaluationOptions, Subject, open_subject
-from fgssl.runs.location import TIMM_PREFIX, encoder_path
+from fgssl.runs.folder import TIMM_PREFIX, encoder_path
 from fgssl.runtime.reporting import Reporter
 
 METRICS: dict[str, str] = {

@@ -28,7 +28,7 @@ from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
 from fgssl.objectives import OBJECTIVES
 from fgssl.rationale import RationaleHead
-from fgssl.runs.location import ENCODER_FILE, TIMM_PREFIX, encoder_path
+from fgssl.runs.folder import ENCODER_FILE, TIMM_PREFIX, encoder_path
 from fgssl.runtime.files import atomic_path
 from fgssl.runtime.offline import WeightsError, WeightsOffline
 

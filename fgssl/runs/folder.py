@@ -23,6 +23,8 @@ from fgssl.runs.lock import LOCK_FILE
 from fgssl.runtime.files import make_folder, not_writable, write_text
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
+ENCODER_FILE = "encoder.safetensors"
+TIMM_PREFIX = "timm:"  # of a checkpoint argument that names one of timm's models
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, "encoder.safetensors", "overview.png", "views.png")
 RUN_FOLDERS = ("timm", "resume", ".resume-removed", "fault")
 
@@ -110,3 +112,20 @@ def newest_run(root: Path) -> Path:
     if not found:
         raise FgsslError(f"no finished run in '{root}/'", "give --checkpoint, or train one with fgssl pretrain")
     return found[-1].parent
+
+
+def encoder_path(checkpoint: str) -> Path:
+    """The encoder file a checkpoint argument names. Raises FgsslError when there is none."""
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        path = path / ENCODER_FILE
+        if not path.is_file():
+            raise FgsslError(
+                f"folder '{checkpoint}' holds no {ENCODER_FILE}",
+                "give a finished run's folder; an unfinished one goes on with fgssl pretrain --resume",
+            )
+    if not path.is_file():
+        raise FgsslError(
+            f"no checkpoint '{checkpoint}'", "give a run folder, a .safetensors file of fgssl, or timm:NAME"
+        )
+    return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,7 @@ from fgssl.backbones import GivenMap
 from fgssl.config.schema import PretrainConfig
 from fgssl.encoder import Encoder
 from fgssl.errors import TrainingFault
-from fgssl.evaluation.metrics import effective_rank, relative_std
 from fgssl.objectives import OBJECTIVES, Objective
-from fgssl.objectives.gather import gather, is_distributed
 from fgssl.rationale import RationaleHead, fit_rationale
 from fgssl.training.plan import Plan
 
@@ -110,62 +108,3 @@ class NotFinite(TrainingFault):
     def __init__(self, problem: str, remedy: str, *, step: int) -> None:
         super().__init__(problem, remedy)
         self.step = step
-
-
-class LogWindow:
-    """Steps since the last line of metrics: kept on the device, read only when a line is due."""
-
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-        self._rows: list[Tensor] = []
-        self._features: Tensor | None = None
-        self.seconds = self.waited = 0.0
-
-    def add(self, step: int, output: StepOutput, *, seconds: float, waited: float) -> None:
-        """Remember a step without waiting for the device."""
-        self.steps.append(step)
-        scalars = [output.loss, output.fit, output.target_entropy, output.positive_similarity]
-        self._rows.append(torch.stack([value.float() for value in scalars]))
-        self._features = output.features
-        self.seconds += seconds
-        self.waited += waited
-
-    def state(self) -> dict[str, Any]:
-        """For a saved run: its next line of metrics must be the mean over the same steps as without a stop."""
-        rows = self._all_rows().mean(1).cpu() if self._rows else None
-        return {"steps": self.steps, "rows": rows, "seconds": self.seconds, "waited": self.waited}
-
-    def restore(self, state: dict[str, Any], device: torch.device) -> None:
-        """Undo of `state`."""
-        self.steps, self.seconds, self.waited = list(state["steps"]), state["seconds"], state["waited"]
-        self._rows = [] if state["rows"] is None else list(state["rows"].to(device))
-
-    def _all_rows(self) -> Tensor:
-        """(steps, processes, 4): a fault of one process must stop all at the same step, so that none waits for it."""
-        rows = torch.stack(self._rows)
-        return gather(rows).reshape(len(rows), -1, rows.shape[1])
-
-    def require_finite(self) -> None:
-        """Raises NotFinite naming the first step whose loss or fit is not finite in any process."""
-        if self._rows:
-            bad = (~torch.isfinite(self._all_rows()[:, :, :2]).all(2)).nonzero().tolist()
-            if bad:
-                step, process = self.steps[bad[0][0]], bad[0][1]
-                where = f" in process {process}" if is_distributed() else ""
-                raise NotFinite(f"the loss is not finite since step {step}{where}", FAULT_REMEDY, step=step)
-
-    def means(self) -> dict[str, float]:
-        """Means over the window, and what the last batch's features tell of a collapse."""
-        loss, fit, entropy, similarity = self._all_rows().mean(1).mean(0).tolist()
-        assert self._features is not None
-        features = gather(self._features).cpu()
-        times = self._rows[0].new_tensor([[self.waited, max(self.seconds, 1e-9)]])
-        return {
-            "loss": loss,
-            "fit": fit,
-            "target_entropy": entropy,
-            "positive_similarity": similarity,
-            "effective_rank": effective_rank(features),
-            "feature_std": relative_std(features),
-            "wait_share": float(torch.div(*gather(times).unbind(1)).max()),  # of the process that waits longest
-        }

@@ -19,12 +19,12 @@ from fgssl.evaluation.embed import Embeddings, embed
 from fgssl.evaluation.explain import explain, shown
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 from fgssl.evaluation.retrieval.nearest import search
-from fgssl.runs.folder import SUMMARY_FILE, versions, write_summary
-from fgssl.runs.location import ENCODER_FILE
+from fgssl.runs.folder import ENCODER_FILE, SUMMARY_FILE, versions, write_summary
 from fgssl.runs.resume_state import has_state, remove_states
 from fgssl.runtime.machine import peak_memory
 from fgssl.runtime.reporting import Reporter
 from fgssl.training.plan import Plan
+from fgssl.training.setup import Setup
 
 OVERVIEW_ROWS, OVERVIEW_NEIGHBOURS, VIEW_PAIRS = 6, 5, 8
 
@@ -75,26 +75,17 @@ def _rows(found: dict[Pool, Embeddings], name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def finish_run(
-    plan: Plan,
-    encoder: Encoder,
-    output: Path,
-    progress: dict[str, Any],
-    last: dict[str, float],
-    reporter: Reporter,
-) -> RunResult:
+def finish_run(setup: Setup, progress: dict[str, Any], last: dict[str, float]) -> RunResult:
     """Write timm/, overview.png and summary.json of the last epoch's weights; nothing is selected on the test split.
 
     The resume states go last: until then a killed process can be resumed, and afterwards nothing needs them.
 
     Args:
-        plan: Of the run.
-        encoder: As trained.
-        output: The run folder.
+        setup: Of the run, whose encoder is trained.
         progress: Steps, seconds, initial retrieval rows and unreadable images of the run.
         last: Means of the last logged steps.
-        reporter: Told of progress.
     """
+    plan, encoder, output, reporter = setup.plan, setup.model.encoder, setup.output, setup.reporter
     encoder.eval()
     save_timm(encoder.backbone, output / "timm")
     rows, faults = list(progress["initial_rows"]), list(progress["faults"].values())

@@ -24,7 +24,8 @@ from fgssl.data.sources.files import FileImages
 from fgssl.runtime.machine import available_cores
 from fgssl.runtime.reporting import Reporter
 from fgssl.training.plan import Plan, make_plan
-from fgssl.training.pretrain import SHRINK, build_trainer
+from fgssl.training.pretrain import build_trainer
+from fgssl.training.setup import SHRINK
 
 PLAIN, RATIONALE, TENFOLD = "step, plain", "step, rationale", "step, rationale, 10x pictures"
 COMPILED = "step, rationale, --compile"

@@ -14,7 +14,8 @@ from unittest import mock
 
 from running import SHORT, TINY, fgssl, photos, shared
 
-from fgssl.training.model import LogWindow, StepOutput
+from fgssl.training.log import LogWindow
+from fgssl.training.model import StepOutput
 
 
 @contextmanager

@@ -21,7 +21,7 @@ OPTIONS = (
 PROGRAM = """
 import os, signal, sys, time, torch
 from fgssl.cli import main
-from fgssl.training.model import LogWindow
+from fgssl.training.log import LogWindow
 from fgssl.training.loop import Trainer
 rank = int(os.environ["RANK"])
 add, train = LogWindow.add, Trainer.train

@@ -24,7 +24,8 @@ from stopping import after_step, start_run, stopped_run
 from fgssl.config.resolve import load_config
 from fgssl.config.schema import flatten
 from fgssl.runs.folder import write_config
-from fgssl.training.model import LogWindow, StepOutput
+from fgssl.training.log import LogWindow
+from fgssl.training.model import StepOutput
 from fgssl.training.plan import make_plan
 
 FILES = {"config.yaml", "encoder.safetensors", "metrics.jsonl", "overview.png", "summary.json", "views.png"}

@@ -22,7 +22,7 @@ from fgssl.errors import TrainingFault
 from fgssl.runs.resume_state import load_state, save_state
 from fgssl.runtime.memory import is_out_of_memory, largest_batch
 from fgssl.training.collapse import CHANCE_STEPS, Watch, absurd_rate
-from fgssl.training.model import LogWindow
+from fgssl.training.log import LogWindow
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,8 +13,7 @@ import yaml
 
 from fgssl.encoder import Encoder
 from fgssl.runs.encoder_file import load_encoder
-from fgssl.runs.folder import METRICS_FILE, prepare_output
-from fgssl.runs.location import ENCODER_FILE
+from fgssl.runs.folder import ENCODER_FILE, METRICS_FILE, prepare_output
 from fgssl.runs.lock import hold_run
 from fgssl.runs.resume_state import has_state, remove_states
 from fgssl.runtime.files import write_text
