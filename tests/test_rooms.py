@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, str] = {
     "rationale": "config",
     "encoder": "backbones config errors objectives rationale",
     # the one bridge between training and evaluation
-    "runs": "backbones config encoder errors objectives rationale runtime",
+    "runs": "backbones config drawing encoder errors objectives rationale runtime",
     # evaluation knows encoders and their files, not how they were trained
     "evaluation": "config data drawing encoder errors runs runtime views",
     "training": "backbones config data drawing encoder errors evaluation objectives rationale runs runtime",

@@ -107,7 +107,7 @@ def pretrain(
         raise typer.BadParameter("--allow-changes goes with --resume")
 
     from fgssl.config.resolve import load_config
-    from fgssl.runs.folder import check_free
+    from fgssl.runs.folder import check_output
 
     flags = {key: settings[name] for name, (key, _) in SETTINGS.items()}
     resolved, changes = load_config(recipe, flags=flags, sets=sets or ()), list[str]()
@@ -118,8 +118,8 @@ def pretrain(
     if dry_run:
         _dry_run(resolved, as_json=json_output, processes=processes or 1, quiet=quiet)
         return
-    if output is not None and not overwrite and process_rank() == 0:
-        check_free(output)
+    if output is not None and process_rank() == 0:
+        check_output(output, overwrite=overwrite)
     if processes is not None and processes > 1 and "RANK" not in os.environ:
         _launch(processes)
     with reporting(quiet=quiet) as reporter:
@@ -152,10 +152,13 @@ def _resumed(run: Path, asked: Resolved, *, allow: bool) -> tuple[Resolved, list
     """The settings of a run to continue, and in words what is to change in them."""
     from fgssl.config.resolve import load_config
     from fgssl.config.resumed import as_begun, changed, with_changes
+    from fgssl.runs.folder import CONFIG_FILE, check_places, is_run
 
-    config = run / "config.yaml"
-    if not config.is_file():
-        raise FgsslError(f"'{run}' is not a run folder (no config.yaml)", "give the folder of an unfinished run")
+    config = run / CONFIG_FILE
+    if not config.is_file() or not is_run(run):
+        what = "its config.yaml is no run's" if config.is_file() else "no config.yaml"
+        raise FgsslError(f"'{run}' is not a run folder ({what})", "give the folder of an unfinished run")
+    check_places(run)
     saved = as_begun(load_config(config))
     changes = changed(saved, asked)
     return with_changes(saved, changes, allow=allow, run=str(run)), [str(change) for change in changes]
@@ -165,18 +168,19 @@ def _run(
     resolved: Resolved, folder: Path | None, reporter: PlainReporter, *, resume: bool, overwrite: bool, allow: bool
 ) -> RunResult:
     """The run, behind a lock on its folder."""
-    from fgssl.runs.folder import CONFIG_FILE, METRICS_FILE, prepare_output, write_config
+    from fgssl.runs.folder import METRICS_FILE, prepare_output, remove_run, write_config
     from fgssl.runs.lock import hold_run
     from fgssl.runs.resume_state import has_state
     from fgssl.training.plan import make_plan
     from fgssl.training.results import finished_result
 
     finished = finished_result(folder) if resume and folder is not None else None
-    if finished is not None:
-        reporter.note(f"{folder} is finished: nothing is left to do")
+    if finished is not None and finished.total_steps(resolved.config.training) <= finished.summary["steps"]:
+        reporter.note(f"{folder} is finished: nothing is left to do; more --epochs (by --allow-changes) go on with it")
         return finished
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), process_rank()
-    plan = make_plan(resolved, world=world, load_weights=not (resume and folder is not None and has_state(folder)))
+    saved = finished is not None or (resume and folder is not None and has_state(folder))
+    plan = make_plan(resolved, world=world, load_weights=not saved)
     target = folder or default_output(resolved.config.data.source, plan.config.backbone.name)
     for line in plan.warnings():
         reporter.warn(line)
@@ -190,7 +194,7 @@ def _run(
             return _train(plan, target, reporter, resume=resume, allow=allow)
         except FgsslError:
             if rank == 0 and not (target / METRICS_FILE).exists():  # before the first step: nothing worth keeping
-                (target / CONFIG_FILE).unlink(missing_ok=True)
+                remove_run(target)
             raise
 
 

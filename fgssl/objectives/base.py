@@ -116,6 +116,9 @@ class Objective(nn.Module):
         for backbone in self.backbones():
             backbone.compile()
 
+    def restart(self) -> None:
+        """Begin anew, except for the weights of backbone and heads, which were just replaced."""
+
     def forget_compiled(self) -> None:
         """Undo `compile_backbones`: what follows a run has other shapes and would be compiled anew."""
         for backbone in self.backbones():

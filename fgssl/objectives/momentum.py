@@ -58,6 +58,11 @@ class MomentumObjective(Objective):
                     module.eval()
         return self
 
+    def restart(self) -> None:
+        """The key encoder is a copy again."""
+        update_momentum(self.backbone, self.key_backbone, 0.0, buffers=True)
+        update_momentum(self.projector, self.key_projector, 0.0, buffers=True)
+
     def current_momentum(self) -> float:
         """From `momentum` to `momentum_end` by half a cosine over the run (Grill et al. 2020, section 3.2)."""
         left = (1 + math.cos(math.pi * self.progress)) / 2  # 1 at the start, 0 at the end

@@ -64,7 +64,7 @@ def hold_run(output: Path, *, note: Callable[[str], None] = lambda text: None) -
 def _locked(path: Path, note: Callable[[str], None]) -> int:
     """An open, locked handle of the lock file, which names this process."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             kernel = _lock(handle, path)
             owner = _owner(handle)

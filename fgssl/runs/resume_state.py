@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +19,11 @@ import numpy as np
 import torch
 
 from fgssl.errors import FgsslError
-from fgssl.runtime.files import atomic_path, write_text
+from fgssl.runtime.files import TEMPORARY, atomic_path, write_text
 
 STATES_KEPT = 2
 REMOVED = ".resume-removed"
+_STATE_NAME = re.compile(rf"\d{{9}}\.(pt|sha256)|{re.escape(TEMPORARY)}.*")
 
 
 class Loaded(NamedTuple):
@@ -46,8 +48,9 @@ def save_state(run: Path, step: int, state: dict[str, Any]) -> None:
     for old in set(states) - set(kept):
         old.unlink(missing_ok=True)
         old.with_suffix(".sha256").unlink(missing_ok=True)
-    for temporary in folder.glob(".*"):  # of a process killed while it wrote
-        temporary.unlink(missing_ok=True)
+    for pattern in (f"{TEMPORARY}*", ".[0-9]*.pt.*"):  # of a process killed while it wrote, by the names now and then
+        for temporary in folder.glob(pattern):
+            temporary.unlink(missing_ok=True)
 
 
 def load_state(run: Path) -> Loaded | None:
@@ -83,9 +86,16 @@ def has_state(run: Path) -> bool:
 
 
 def remove_states(run: Path) -> None:
-    """Of a finished run: they are several times the size of its encoder."""
+    """Of a finished run: they are several times the size of its encoder. Files of others stay."""
+    folder = run / "resume"
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    if not all(_STATE_NAME.fullmatch(path.name) for path in folder.iterdir()):
+        for path in (*_states(folder), *folder.glob("[0-9]*.sha256")):
+            path.unlink(missing_ok=True)
+        return
     with contextlib.suppress(OSError):  # renamed first: a process killed here leaves all states or none
-        os.replace(run / "resume", run / REMOVED)
+        os.replace(folder, run / REMOVED)
     shutil.rmtree(run / REMOVED, ignore_errors=True)
 
 

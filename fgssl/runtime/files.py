@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from fgssl.errors import FgsslError
 
+TEMPORARY = ".fgssl-"  # how the name of a file begins that is being written
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # None: a failure of a writer, mostly for want of space
 # how torch.save (twice) and safetensors report a full disk: as errors of their own, not as OSError
 _WRITER_FAILURES = ("inline_container", "PytorchStreamWriter", "I/O error")
@@ -27,7 +28,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     make_folder(path.parent)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".fgssl-", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY, suffix=path.suffix)
         os.close(handle)
     except OSError as error:
         raise not_writable(path, error) from error

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from fgssl.backbones.frozen import kept_statistics, norm_buffers
 from fgssl.config.interval import Interval, interval
 from fgssl.data.feed.views import ViewBatch
+from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
 from fgssl.runs.resume_state import Loaded, random_state, restore_random_state, save_state
 from fgssl.runtime.memory import is_out_of_memory
@@ -56,14 +57,9 @@ class Trainer:
         for warning in saved.warnings:
             self.setup.reporter.warn(warning)
         self._check_data(state.get("data"), allow_changes=allow_changes)
-        try:
+        with self._must_fit("the saved state"):
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise FgsslError(
-                "the saved state does not fit this run: its model or optimiser had other parts",
-                "start a new run with --init RUN",
-            ) from error
         randoms = state["random"]  # of the processes there were then
         restore_random_state(randoms[accelerator.process_index % len(randoms)])
         norms = state.get("norms", [])  # every process averages over its own images
@@ -74,7 +70,55 @@ class Trainer:
         done = progress.step >= self.plan.total_steps
         what = "already trained: writing the results again," if done else "resuming"
         self.setup.reporter.note(f"{what} after step {progress.step} of {self.plan.total_steps}")
+        self._note_schedule(progress.step, state.get("total_steps"))
         return progress
+
+    def go_on(self, encoder: Encoder, summary: dict[str, Any]) -> Progress:
+        """Take over a finished run whose saved states are gone: encoder and heads; all else begins anew.
+
+        Args:
+            encoder: That the run left.
+            summary: Of the run.
+
+        Raises:
+            FgsslError: the encoder does not fit the settings.
+        """
+        found, own = encoder.state_dict(), self.model.encoder.state_dict()
+        with self._must_fit("the finished run"):
+            self.model.encoder.load_state_dict({key: value for key, value in found.items() if key in own})
+        self.model.objective.restart()
+        self.log.last_means = dict(summary["last"])
+        initial = [row for row in summary["retrieval"] if row["encoder"] == "init"]
+        self.setup.reporter.note(
+            "the saved states of the finished run are gone (training.keep_states keeps them): going on from its "
+            "encoder and heads; the optimiser's averages, keys and the encoder that follows begin anew"
+        )
+        self._note_schedule(summary["steps"], summary["total_steps"])
+        return Progress(summary["steps"], summary["train_seconds"], initial, {})
+
+    def _note_schedule(self, step: int, planned: int | None) -> None:
+        """Say what the learning rate does where the run is now longer or shorter than planned when it was saved."""
+        plan, config = self.plan, self.plan.config.optimizer
+        if planned is None or planned == plan.total_steps or step >= plan.total_steps:
+            return
+        before, after = (
+            learning_rate(step, config, steps_per_epoch=plan.steps_per_epoch, total_steps=total)
+            for total in (planned, plan.total_steps)
+        )
+        self.setup.reporter.note(
+            f"after step {step} the schedule is that of a run of {plan.total_steps} steps, not {planned}: "
+            f"the learning rate goes on at {after:.3g} instead of {before:.3g}, and falls to 0 by half a cosine"
+        )
+
+    @contextlib.contextmanager
+    def _must_fit(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            raise FgsslError(
+                f"{what} does not fit this run: its model or optimiser had other parts",
+                f"start a new run with --init {self.setup.output}",
+            ) from error
 
     def train(self, progress: Progress, stop: StopRequest) -> Progress:
         """All remaining steps.
@@ -225,6 +269,7 @@ class Trainer:
                 "norms": norms if len(norms) > 1 else [],
                 **log,
                 "data": self._data(),
+                "total_steps": self.plan.total_steps,
             }
             save_state(self.setup.output, progress.step, state)
         self.setup.pulse.at("waiting for the saved state")  # others are there before the one that writes it

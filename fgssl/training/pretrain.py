@@ -13,7 +13,7 @@ import torch
 
 from fgssl.config.interval import interval
 from fgssl.errors import FgsslError
-from fgssl.runs.encoder_file import save_encoder
+from fgssl.runs.encoder_file import load_encoder, save_encoder
 from fgssl.runs.folder import ENCODER_FILE, truncate_metrics, write_config
 from fgssl.runs.resume_state import load_state
 from fgssl.runtime.hang import Pulse, PulseReporter
@@ -22,7 +22,7 @@ from fgssl.runtime.stopping import listen_for_stop
 from fgssl.training.loop import Progress, Trainer
 from fgssl.training.model import KEYS_KEPT, PretrainModel, build_model
 from fgssl.training.plan import Plan
-from fgssl.training.results import RunResult, finish_run, retrieval_rows, save_view_pairs
+from fgssl.training.results import RunResult, finish_run, finished_result, retrieval_rows, save_view_pairs
 from fgssl.training.setup import set_up
 
 Build = Callable[[Plan], PretrainModel]
@@ -73,12 +73,16 @@ def build_trainer(
 
 
 def _begin(trainer: Trainer, *, resume: bool, allow_changes: bool) -> Progress:
-    """Where the run starts from: its saved state, or the untrained encoder, which is evaluated first."""
+    """Where the run starts from: its saved state, a finished run's encoder, or the untrained one, evaluated first."""
     setup = trainer.setup
     plan, output, training = setup.plan, setup.output, setup.plan.config.training
     saved = load_state(output) if resume else None
+    finished = finished_result(output) if resume and saved is None else None
     if saved is not None:
         progress = trainer.restore(saved, allow_changes=allow_changes)
+    elif finished is not None:
+        torch.manual_seed(training.seed)
+        progress = trainer.go_on(load_encoder(str(output)), finished.summary)
     else:
         if resume:
             _start_over(output, setup.reporter)
@@ -90,7 +94,7 @@ def _begin(trainer: Trainer, *, resume: bool, allow_changes: bool) -> Progress:
     if setup.is_main:
         write_config(output, plan.config, plan.origins)
         truncate_metrics(output, progress.step)
-        if saved is None:
+        if progress.step == 0:
             save_view_pairs(output, plan, setup.views)
     return progress
 
@@ -99,7 +103,8 @@ def _start_over(output: Path, reporter: Reporter) -> None:
     """Resume without a saved state: a run stopped early begins again, a finished one is not thrown away."""
     if (output / ENCODER_FILE).exists():
         raise FgsslError(
-            f"'{output}' is finished and its saved states are gone", "use its encoder, or train anew with --overwrite"
+            f"'{output}' is finished and its saved states are gone",
+            f"train on from its encoder by --init {output} and another --output, or anew with --overwrite",
         )
     reporter.note("no state was saved yet: starting from the beginning")
 

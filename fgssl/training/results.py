@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from fgssl.backbones import save_timm
+from fgssl.config.schema import TrainingConfig
 from fgssl.data.feed.views import Key, ViewDataset, epoch_order
 from fgssl.data.images import ImageSet
 from fgssl.drawing import Neighbour, QueryRow, overview_sheet, save_png, view_pairs_sheet
@@ -19,8 +20,9 @@ from fgssl.evaluation.embed import Embeddings, embed
 from fgssl.evaluation.explain import explain, shown
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 from fgssl.evaluation.retrieval.nearest import search
-from fgssl.runs.folder import ENCODER_FILE, SUMMARY_FILE, versions, write_summary
+from fgssl.runs.folder import ENCODER_FILE, SUMMARY_FILE, versions
 from fgssl.runs.resume_state import has_state, remove_states
+from fgssl.runtime.files import write_text
 from fgssl.runtime.machine import peak_memory
 from fgssl.runtime.reporting import Reporter
 from fgssl.training.plan import Plan
@@ -35,6 +37,10 @@ class RunResult(NamedTuple):
     folder: Path
     summary: dict[str, Any]
     rows: list[dict[str, Any]]  # of the retrieval table
+
+    def total_steps(self, training: TrainingConfig) -> int:
+        """Steps that the finished run would have with these settings; `summary["steps"]` are done."""
+        return min(training.epochs * int(self.summary["steps_per_epoch"]), training.max_steps or 2**62)
 
 
 def run_pools(encoder: Encoder) -> tuple[Pool, ...]:
@@ -117,19 +123,20 @@ def finish_run(setup: Setup, progress: dict[str, Any], last: dict[str, float]) -
         "seed": plan.config.training.seed,
         "versions": versions(),
     }
-    write_summary(output, summary)
+    write_text(output / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     if not plan.config.training.keep_states:
         remove_states(output)
     return RunResult(output, summary, rows)
 
 
 def finished_result(output: Path) -> RunResult | None:
-    """What a run left that is finished; None where there is still something to do."""
+    """What a finished run left whose saved states are gone; None for any other."""
     if has_state(output) or not (output / ENCODER_FILE).exists():
         return None
     try:
         summary = json.loads((output / SUMMARY_FILE).read_text(encoding="utf-8"))
-        return RunResult(output, summary, summary["retrieval"])
+        result = RunResult(output, summary, summary["retrieval"])
+        return result if result.total_steps(TrainingConfig()) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -16,18 +17,24 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from safetensors.numpy import save_file
 
+from fgssl.config.schema import PretrainConfig
+from fgssl.drawing import save_png
 from fgssl.errors import FgsslError
 from fgssl.runs.folder import (
     METRICS_FILE,
-    RUN_FILES,
-    RUN_FOLDERS,
+    SUMMARY_FILE,
+    is_run,
     newest_run,
     prepare_output,
     truncate_metrics,
     versions,
+    write_config,
 )
-from fgssl.runs.resume_state import load_state, random_state, restore_random_state, save_state
+from fgssl.runs.lock import hold_run
+from fgssl.runs.resume_state import load_state, random_state, remove_states, restore_random_state, save_state
 from fgssl.runtime.files import atomic_path, check_folder, not_writable, write_text
 from fgssl.runtime.machine import automatic_workers, resolve_device, resolve_precision
 
@@ -300,16 +307,101 @@ def test_a_new_output_folder_is_made(tmp_path):
     prepare_output(tmp_path / "a" / "b", overwrite=False)  # an empty one is fine
 
 
+FOREIGN = ("notes.txt", "timm/thesis.txt", "resume/cv.txt", "fault/why.md", "mine/x", "resume/.hidden", ".writable")
+
+
+def some_run(run: Path) -> Path:
+    """A folder with every file that a run writes, small."""
+    write_config(run, PretrainConfig(), {})
+    (run / METRICS_FILE).write_text('{"epoch": 1, "step": 1, "loss": 1.0}\n')
+    write_text(run / SUMMARY_FILE, json.dumps({"steps": 1, "versions": {}}))
+    save_file({"x": np.zeros(1)}, run / "encoder.safetensors", metadata={"fgssl": "{}"})
+    for name in ("overview.png", "views.png"):
+        save_png(Image.new("RGB", (4, 4)), run / name)
+    write_text(run / "timm" / "config.json", '{"architecture": "resnet18"}')
+    save_file({"x": np.zeros(1)}, run / "timm" / "model.safetensors")
+    save_state(run, 1, {"x": 1})
+    write_text(run / "fault" / "step-000000003.json", '{"step": 3, "images": []}')
+    save_file({"x": np.zeros(1)}, run / "fault" / "step-000000003.safetensors")
+    (run / "resume" / ".fgssl-ab12.pt").write_bytes(b"half")
+    return run
+
+
 def test_content_is_refused_and_overwriting_removes_only_a_runs_own_files(tmp_path):
-    for name in (*RUN_FILES, "notes.txt", *(f"{folder}/x" for folder in (*RUN_FOLDERS, "mine"))):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    before = content(tmp_path)
+    run = some_run(tmp_path)
+    for name in FOREIGN:
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("x")
+    before = content(run)
     with pytest.raises(FgsslError, match=r"is not empty; choose another --output, .*--resume.*--overwrite"):
-        prepare_output(tmp_path, overwrite=False)
+        prepare_output(run, overwrite=False)
+    assert content(run) == before
+    prepare_output(run, overwrite=True)
+    assert sorted(content(run)) == sorted(FOREIGN)
+    prepare_output(some_run(tmp_path / "other"), overwrite=True)
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("names", [
+    ("timm/thesis.txt", "resume/cv.txt", "summary.json"), ("config.yaml",), ("encoder.safetensors",),
+    ("run.lock", "photo.jpg"), ("resume/000000001.pt",), (".hidden",),
+])  # fmt: skip
+def test_a_folder_that_is_no_run_is_refused_and_stays_as_it_is(names, overwrite, tmp_path):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("keep")
+    before = content(tmp_path)
+    with pytest.raises(FgsslError, match="is not empty, and no run"):
+        prepare_output(tmp_path, overwrite=overwrite)
+    assert content(tmp_path) == before and not is_run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "overview.png", "timm/config.json", "encoder.safetensors"])
+def test_a_users_file_at_a_place_of_the_run_is_named_and_stays(name, tmp_path):
+    run = some_run(tmp_path)
+    (run / name).write_text("[]")
+    before = content(run)
+    with pytest.raises(FgsslError, match=f"{name}' is no file that fgssl wrote.*move it away"):
+        prepare_output(run, overwrite=True)
+    assert content(run) == before
+
+
+@pytest.mark.parametrize("name", ["timm", "resume", "fault", "overview.png", "timm/config.json"])
+def test_links_in_a_run_folder_are_not_followed(name, tmp_path):
+    run, elsewhere = some_run(tmp_path / "run"), tmp_path / "elsewhere"
+    shutil.move(run / name, elsewhere)
+    (run / name).symlink_to(elsewhere)
+    before = content(tmp_path)
+    with pytest.raises(FgsslError, match=r"is a link, and the run would write there"):
+        prepare_output(run, overwrite=True)
     assert content(tmp_path) == before
-    prepare_output(tmp_path, overwrite=True)
-    assert sorted(content(tmp_path)) == ["mine/x", "notes.txt"]
+
+
+def test_a_link_for_a_lock_is_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(FgsslError, match=r"run"), hold_run(tmp_path / "run"):
+        pass
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_states_of_a_finished_run_go_and_what_lies_beside_them_stays(tmp_path):
+    save_state(tmp_path, 1, {"x": 1})
+    (tmp_path / "resume" / "cv.txt").write_text("keep")
+    save_state(tmp_path, 2, {"x": 1})
+    remove_states(tmp_path)
+    assert sorted(content(tmp_path)) == ["resume/cv.txt"]
+
+
+def test_a_damaged_run_may_be_overwritten(tmp_path):
+    """Which is the remedy where every state is damaged."""
+    run = some_run(tmp_path)
+    (run / "resume" / "000000001.pt").write_bytes(b"")
+    (run / METRICS_FILE).write_text('{"ep')
+    prepare_output(run, overwrite=True)
+    assert content(run) == {}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

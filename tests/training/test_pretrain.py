@@ -23,9 +23,11 @@ from stopping import after_step, start_run, stopped_run
 
 from fgssl.config.resolve import load_config
 from fgssl.config.schema import flatten
+from fgssl.runs.encoder_file import load_encoder
 from fgssl.runs.folder import write_config
 from fgssl.training.log import LogWindow
 from fgssl.training.model import StepOutput
+from fgssl.training.optimizer import learning_rate
 from fgssl.training.plan import make_plan
 
 FILES = {"config.yaml", "encoder.safetensors", "metrics.jsonl", "overview.png", "summary.json", "views.png"}
@@ -85,7 +87,7 @@ def test_a_derived_number_of_workers_is_not_a_setting_of_the_run(tmp_path: Path)
     settings = ["backbone.name=test_resnet", "backbone.image_size=64", "training.device=cpu"]
     for asked, written in (([], None), (["training.workers=1"], 1)):
         plan = make_plan(load_config(sets=settings + asked))
-        write_config(tmp_path, plan)
+        write_config(tmp_path, plan.config, plan.origins)
         saved = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
         assert saved["training"]["workers"] == written and plan.config.training.workers is not None
 
@@ -217,6 +219,39 @@ def test_states_of_a_finished_run_are_kept_where_asked(tmp_path: Path) -> None:
     options = ("--set", "training.keep_states=true", "--save-every", "1", "--output", tmp_path / "run")
     assert fgssl("pretrain", "--data", photos(), *SHORT, *options).code == 0
     assert sorted(path.stem for path in (tmp_path / "run" / "resume").glob("*.pt")) == ["000000001", "000000002"]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_finished_run_goes_on_for_more_steps(keep: bool, tmp_path: Path) -> None:
+    """From its states where they are kept, else from its encoder: the lines stay, the rate is the longer run's."""
+    run, more = tmp_path / "run", ("--max-steps", "4", "--allow-changes")
+    options = ("--epochs", "9", "--set", f"training.keep_states={keep}".lower(), "--set", "training.log_every=1")
+    assert fgssl("pretrain", "--data", photos(), *SHORT, *options, "--output", run).code == 0
+    first, before = metrics(run), load_encoder(str(run)).backbone.state_dict()
+    assert "training.max_steps 2 -> 4" in fgssl("pretrain", "--resume", run, *more[:2]).error()
+    outcome = fgssl("pretrain", "--resume", run, *more)
+    assert outcome.code == 0 and "after step 2 the schedule is that of a run of 4 steps, not 2" in outcome.err
+    assert ("going on from its encoder" in outcome.err) is not keep
+    lines, config = metrics(run), load_config(run / "config.yaml").config.optimizer
+    assert lines[:2] == first and [line["step"] for line in lines] == [1, 2, 3, 4]
+    rates = [learning_rate(step, config, steps_per_epoch=3, total_steps=4) for step in (2, 3)]
+    assert [line["lr"] for line in lines[2:]] == pytest.approx(rates) and rates[0] == pytest.approx(config.lr / 2)
+    after = load_encoder(str(run)).backbone.state_dict()
+    moved = [float((value - after[key]).abs().max()) for key, value in before.items() if value.is_floating_point()]
+    assert 0 < max(moved) < 1 and json.loads((run / "summary.json").read_text())["steps"] == 4
+
+
+def test_a_finished_run_that_goes_on_may_be_stopped_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run()[0], run)
+    more = ("--epochs", "9", "--max-steps", "9", "--set", "training.evaluate=false", "--allow-changes")
+    with after_step(7, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        outcome = fgssl("pretrain", "--resume", run, *more)
+    assert outcome.code == 128 + signal.SIGTERM and "stopped by SIGTERM after step 7" in outcome.err
+    assert fgssl("pretrain", "--resume", run).code == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 9 and {row["encoder"] for row in summary["retrieval"]} == {"init"}
+    assert "nothing is left to do" in fgssl("pretrain", "--resume", run).err
 
 
 def test_resuming_never_throws_a_finished_encoder_away(tmp_path: Path) -> None:
