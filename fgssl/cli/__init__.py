@@ -137,7 +137,9 @@ def _unexpected(error: Exception) -> int:
         return 1
     if not may_speak():
         return 1
-    if isinstance(error, MemoryError) or "out of memory" in str(error):
+    from fgssl.runtime.memory import is_out_of_memory
+
+    if is_out_of_memory(error):
         print_error("out of memory", "use a smaller --batch-size or --image-size")
         return 1
     if str(error).startswith("DataLoader worker"):

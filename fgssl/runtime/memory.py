@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 import torch
@@ -13,11 +14,16 @@ _WORDS = (
     "not enough memory",
     "cannot allocate memory",
     "could not create a primitive",  # oneDNN's way of saying it
+    "alloc_failed",  # cuBLAS's
+    "size calculation overflowed",  # of a tensor larger than any memory
+    "multiplication overflow",
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is exhausted, on a CPU or a GPU."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _WORDS)
     )

@@ -14,6 +14,7 @@ from fgssl.data.feed.views import StepSampler
 from fgssl.errors import FgsslError, TrainingFault
 from fgssl.runtime.files import atomic_path, write_text
 from fgssl.runtime.memory import largest_batch
+from fgssl.training.memory_need import largest_settings
 from fgssl.training.model import NotFinite
 from fgssl.training.setup import Setup
 
@@ -60,7 +61,9 @@ def out_of_memory(setup: Setup, attempt: Callable[[int], None], images: int, rea
         return TrainingFault(problem, "use a smaller one, a smaller --image-size or more processes")
     fits = largest_batch(attempt, -(-images // training.accumulate))
     if fits is None:
-        return TrainingFault(problem, f"not even two images fit ({reason}): use a smaller --image-size or --backbone")
+        large = largest_settings(setup.plan.needs, setup.plan.device)
+        smaller = f"a smaller {large}, --image-size or --backbone" if large else "a smaller --image-size or --backbone"
+        return TrainingFault(problem, f"not even two images fit ({reason}): use {smaller}")
     parts = next(n for n in range(1, images + 1) if images % n == 0 and images // n <= fits)
     return TrainingFault(
         problem, f"{fits} fits (tried): work through it in parts by --accumulate {parts}, or use --batch-size {fits}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ from fgssl.errors import FgsslError
 from fgssl.objectives import OBJECTIVES
 from fgssl.runtime.machine import automatic_workers, feeds_itself, resolve_device, resolve_precision
 from fgssl.training.initialization import derive_optimizer, start_backbone, starts_trained
+from fgssl.training.memory_need import check_memory, memory_needs
 
 BATCH_SIZES = (128, 64, 32)  # the paper's, and less where that leaves too few steps
 SIGNAL_IMAGES = 256  # of the training split, the same all through a run
@@ -38,6 +41,7 @@ class Plan(NamedTuple):
     steps_per_epoch: int
     total_steps: int
     initial: InitialWeights | None = None  # what --init brought
+    needs: Mapping[str, float] = MappingProxyType({})  # bytes by the setting that decides them
 
     def warnings(self) -> list[str]:
         """Lines that should be read before the run starts."""
@@ -115,7 +119,9 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True, 
     draft.derive("training.workers", automatic_workers(device, world), f"cores of this machine{unless}")
     _derive_precision(draft, backbone, device)
     config = build(draft.values)
-    return Plan(config, draft.origins, train, test, backbone, device, steps_per_epoch, total_steps, initial)
+    needs = memory_needs(config, channels=backbone.channels, map_size=backbone.map_size, images=len(train), world=world)
+    check_memory(needs, draft.values, device)
+    return Plan(config, draft.origins, train, test, backbone, device, steps_per_epoch, total_steps, initial, needs)
 
 
 def _derive_precision(draft: Draft, backbone: Backbone, device: torch.device) -> None:

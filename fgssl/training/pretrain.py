@@ -5,8 +5,9 @@ plan -> pixels decoded once -> model, optimiser -> steps (views, loss, GradCAM, 
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -17,9 +18,11 @@ from fgssl.runs.encoder_file import load_encoder, save_encoder
 from fgssl.runs.folder import ENCODER_FILE, truncate_metrics, write_config
 from fgssl.runs.resume_state import load_state
 from fgssl.runtime.hang import Pulse, PulseReporter
+from fgssl.runtime.memory import is_out_of_memory
 from fgssl.runtime.reporting import Reporter
 from fgssl.runtime.stopping import listen_for_stop
 from fgssl.training.loop import Progress, Trainer
+from fgssl.training.memory_need import largest_settings
 from fgssl.training.model import KEYS_KEPT, PretrainModel, build_model
 from fgssl.training.plan import Plan
 from fgssl.training.results import RunResult, finish_run, finished_result, retrieval_rows, save_view_pairs
@@ -57,12 +60,28 @@ def pretrain(
     rank, world = (int(os.environ.get(name, alone)) for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1")))
     limit = interval(plan.config.training.stall_limit)
     pulse = Pulse(rank, world, (limit and limit.seconds) or 0.0, reporter or Reporter())
-    with pulse.watching():
+    with pulse.watching(), _named_memory(plan):
         trainer = build_trainer(plan, output, PulseReporter(pulse.reporter, pulse), build=build, pulse=pulse)
         progress = _begin(trainer, resume=resume, allow_changes=allow_changes)
         with listen_for_stop() as stop:
             progress = trainer.train(progress, stop)
         return _finish(trainer, progress)
+
+
+@contextlib.contextmanager
+def _named_memory(plan: Plan) -> Iterator[None]:
+    """Memory that runs out anywhere in a run is a matter of its settings: say which."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error) or "none is left").splitlines()[0]
+        smaller = ", ".join(filter(None, (largest_settings(plan.needs, plan.device), "--batch-size, --image-size")))
+        raise FgsslError(
+            f"the memory of {plan.device} is exhausted ({reason})",
+            f"use a smaller {smaller} or --backbone, or fewer --workers",
+        ) from error
 
 
 def build_trainer(
