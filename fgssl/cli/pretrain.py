@@ -193,7 +193,7 @@ def _run(
         try:
             return _train(plan, target, reporter, resume=resume, allow=allow)
         except FgsslError:
-            if rank == 0 and not (target / METRICS_FILE).exists():  # before the first step: nothing worth keeping
+            if rank == 0 and not resume and not (target / METRICS_FILE).exists():  # before the steps: nothing to keep
                 remove_run(target)
             raise
 
