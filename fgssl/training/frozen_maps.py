@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, Sampler
 
 from fgssl.backbones import Backbone
 from fgssl.data.cache.build import Fault, Preparation
-from fgssl.data.cache.folder import cache_folder
+from fgssl.data.cache.folder import cache_folder, cache_label
 from fgssl.data.cache.map_store import MapStore, rounded
 from fgssl.data.feed.views import Key, StepSampler, ViewBatch, ViewDataset, epoch_order
 from fgssl.runtime.reporting import Reporter
@@ -188,7 +188,8 @@ def open_store(plan: Plan, prepare: Preparation, *, processes: int, reporter: Re
     folder, images = cache_folder() / "maps", len(plan.train)
     shape = (2, backbone.channels, *backbone.map_size)
     try:
-        store = MapStore(folder / f"{name}.maps", images=images, slots=plan.config.backbone.cached_views, shape=shape)
+        path = folder / f"{cache_label(plan.train.source, plan.train.split)}-{name}.maps"
+        store = MapStore(path, images=images, slots=plan.config.backbone.cached_views, shape=shape)
     except OSError:
         reporter.warn(f"feature maps cannot be kept in '{folder}': they are made anew each epoch")
         return None

@@ -6,7 +6,9 @@ import os
 import time
 
 import pytest
-from running import fgssl
+from running import fgssl, make_photos, plain_run
+
+from fgssl.data.cache.folder import cache_label
 
 
 @pytest.fixture
@@ -54,3 +56,21 @@ def test_an_empty_cache_and_an_unknown_kind(tmp_path):
     (tmp_path / "file").touch()
     assert "is a file; name a folder" in fgssl("data", "cache", "--cache", tmp_path / "file").error()
     assert "unknown --kind 'x'" in fgssl("data", "cache", "--kind", "x").error()
+
+
+def test_names_tell_what_a_file_is_of(tmp_path):
+    make_photos(tmp_path / "my photos", 8)
+    cache = tmp_path / "cache"
+    assert (
+        fgssl("embed", plain_run(), "--data", tmp_path / "my photos", "--cache", cache, "-o", tmp_path / "x").code == 0
+    )
+    (name,) = names(fgssl("data", "cache", "--cache", cache, "--json"))
+    assert name.startswith("my-photos-all-") and name.endswith(".pixels")
+    assert name in fgssl("data", "cache", "--cache", cache).out
+
+
+def test_labels_of_any_source_are_short_file_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cache_label(".", "train") == f"{tmp_path.name}-train"
+    assert cache_label("owner/name", "train+test") == "owner-name-train+test"
+    assert len(os.fsencode(cache_label("🐦" * 300 + "\n/../x", "a" * 300))) <= 160

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from fgssl.data.cache.folder import cache_folder, remove_unused
+from fgssl.data.cache.folder import cache_folder, cache_label, remove_unused
 from fgssl.data.cache.pixels import (
     ENCODED_MAGIC,
     FOOTER,
@@ -50,7 +50,8 @@ def cache_path(images: ImageSet, prepare: Preparation, folder: Path, *, encoded:
     """The file that would hold this split prepared this way, as pixels or as JPEG."""
     identity = f"{images.fingerprint()} {prepare!r} {ENCODED_MAGIC if encoded else PIXEL_MAGIC!r}"
     kind = "jpegs" if encoded else "pixels"
-    return folder / "decoded" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.{kind}"
+    label, digest = cache_label(images.source, images.split), hashlib.sha256(identity.encode()).hexdigest()
+    return folder / "decoded" / f"{label}-{digest[:32]}.{kind}"
 
 
 def open_pixels(

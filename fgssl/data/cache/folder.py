@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+from fgssl.runtime.text import shown
 
 # subfolder of the cache -> what its files are, and their names: nothing else is ever listed or deleted
 KINDS = {
@@ -32,6 +35,13 @@ def cache_folder() -> Path:
     if os.environ.get("FGSSL_CACHE"):
         return Path(os.environ["FGSSL_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fgssl"
+
+
+def cache_label(source: str, split: str) -> str:
+    """What a file of the cache is of, as the beginning of its name: "photos-train"."""
+    place = os.path.expanduser(source)
+    name = os.path.basename(os.path.abspath(place)) if os.path.exists(place) else source
+    return re.sub(r"[^\w.+]+", "-", shown(f"{name}-{split}")).strip("-.")[-40:]
 
 
 def cache_files(folder: Path) -> list[CacheFile]:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fgssl.data.cache.build import RETRIED_FAULTS, Fault, PixelStore
-from fgssl.data.cache.folder import cache_folder
+from fgssl.data.cache.folder import cache_folder, cache_label
 from fgssl.data.images import ImageSet
 from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import Embeddings, evaluation_view, rows_of
@@ -47,20 +47,21 @@ def kept_embeddings(subject: Subject, images: ImageSet) -> Embeddings:
     told = {"source": images.source, "split": images.split, "pool": subject.pool, "checkpoint": subject.checkpoint}
     with contextlib.suppress(FgsslError):
         _write(path, found, told)
-        for former in path.parent.glob(f"{path.name.partition('-')[0]}-*"):
+        for former in path.parent.glob(f"*-{path.name.split('-')[-2]}-*"):
             if former != path:
                 former.unlink(missing_ok=True)
     return found
 
 
 def _path(subject: Subject, images: ImageSet) -> Path:
-    """The file that would hold these embeddings: PLACE-CONTENT.safetensors, both parts hashes."""
+    """The file that would hold these embeddings: LABEL-PLACE-CONTENT.safetensors, the last two hashes."""
     place = (os.path.abspath(images.source), images.split, subject.pool, os.path.abspath(subject.checkpoint))
     view = evaluation_view(subject.encoder, subject.pool)
     content = (images.fingerprint(), identity(subject.encoder), repr(view), FORMAT)
     names = [hashlib.blake2b(repr(part).encode(), digest_size=12).hexdigest() for part in (place, content)]
     folder = cache_folder() if subject.cache == "auto" else Path(subject.cache).expanduser()
-    return folder / "features" / f"{'-'.join(names)}.safetensors"
+    label = cache_label(images.source, images.split)
+    return folder / "features" / f"{'-'.join((label, *names))}.safetensors"
 
 
 def _write(path: Path, found: Embeddings, told: dict[str, str]) -> None:
