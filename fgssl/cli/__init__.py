@@ -22,8 +22,7 @@ from fgssl import __version__
 from fgssl.cli.backbones import backbones
 from fgssl.cli.compare import compare
 from fgssl.cli.console import print_error
-from fgssl.cli.data import check, data_app
-from fgssl.cli.data_cache import cache
+from fgssl.cli.data import cache, check, data_app
 from fgssl.cli.embed import embed
 from fgssl.cli.options import QueryCommand
 from fgssl.cli.pretrain import pretrain
@@ -137,17 +136,25 @@ def _unexpected(error: Exception) -> int:
         return 1
     if not may_speak():
         return 1
+    print_error(*_misfortune(error))
+    return 1
+
+
+def _misfortune(error: Exception) -> tuple[str, str]:
+    """What went wrong, and what to do: only what nobody foresaw is a bug to report."""
     from fgssl.runtime.memory import is_out_of_memory
 
-    if is_out_of_memory(error):
-        print_error("out of memory", "use a smaller --batch-size or --image-size")
-        return 1
-    if str(error).startswith("DataLoader worker"):
-        print_error("a loader process died", "mostly for lack of memory: use fewer --workers, or --workers 0")
-        return 1
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        print_error(str(error), "free the disk, or write elsewhere")
-        return 1
     reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-    print_error(f"{type(error).__name__}: {reason}", "set FGSSL_DEBUG=1 to see where, and please report it")
-    return 1
+    if is_out_of_memory(error):
+        return "out of memory", "use a smaller --batch-size or --image-size"
+    if reason.startswith("DataLoader worker"):
+        return "a loader process died", "mostly for lack of memory: use fewer --workers, or --workers 0"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return reason, "free the disk, or write elsewhere"
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return reason, "allow more open files (ulimit -n), or use fewer --workers"
+    if isinstance(error, OSError) and error.filename is not None:
+        return reason, "look at that file, its folder and their permissions"
+    if isinstance(error, ImportError):
+        return f"the installation is damaged: {reason}", "install fgssl anew: pip install --force-reinstall fgssl"
+    return f"{type(error).__name__}: {reason}", "set FGSSL_DEBUG=1 to see where, and please report it"

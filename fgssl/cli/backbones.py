@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from fgssl.cli import options
 from fgssl.cli.console import print_json, print_table, reporting, tell
@@ -15,27 +15,16 @@ if TYPE_CHECKING:
     from fgssl.backbones import BackboneRow
 
 MEASURED_AT_MOST = 24  # models, unless asked: each takes a second or so
+_MEASURE = f"Parameters, map and memory, about a second a model. [up to {MEASURED_AT_MOST} models]"
 TAGS_SHOWN = 3  # on a terminal, or in a list of many; --json has all
 
 
 def backbones(
-    pattern: Annotated[
-        str,
-        typer.Argument(help="Part of a name or of a weights tag, or shell wildcards: dinov2, 'resnet*', vit*.dino*"),
-    ] = "*",
-    image_size: Annotated[
-        int | None, typer.Option(help="Measure maps and memory at this size in pixels. [each model's own]", min=1)
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per step of the memory estimate.", min=2)] = 32,
-    measure: Annotated[
-        bool | None,
-        typer.Option(
-            "--measure/--no-measure",
-            help=f"Parameters, map and memory, about a second a model. [up to {MEASURED_AT_MOST} models]",
-            show_default=False,
-        ),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="Whose memory: cpu, cuda, cuda:1. [best at hand]")] = None,
+    pattern: Annotated[str, Argument(help="Part of a name or weights tag, or wildcards: dinov2, 'vit*.dino*'")] = "*",
+    image_size: Annotated[int | None, Option(help="Measure at this size in pixels. [the model's own]", min=1)] = None,
+    batch_size: Annotated[int, Option(help="Images per step of the memory estimate.", min=2)] = 32,
+    measure: Annotated[bool | None, Option("--measure/--no-measure", help=_MEASURE, show_default=False)] = None,
+    device: options.Device = None,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -54,9 +43,7 @@ def backbones(
         if measure is None:
             measure = len(found) <= MEASURED_AT_MOST
             if not measure:
-                reporter.note(
-                    f"{len(found)} models: narrow the pattern, or add --measure, for parameters, maps and memory"
-                )
+                reporter.note(f"{len(found)} models: narrow the pattern or add --measure for maps and memory")
         for done, row in enumerate(found, start=1):
             rows.append(_row(row, image_size, batch_size, memory, measure=measure))
             if measure:

@@ -4,48 +4,40 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, BadParameter, Option
 
 from fgssl.cli import options
 from fgssl.cli.console import print_json, print_table, say
+from fgssl.cli.options import Text
 
 if TYPE_CHECKING:
     from fgssl.evaluation.compare import ComparisonTable
 
+_CHECKPOINTS = """Run folders, encoder files, timm:NAME, or features.safetensors (several of one model joined by +),
+whose images are found by path."""
+_POOLS = "[gap, rationale, zoom and cls where it has them]"
+
 
 def compare(
-    checkpoints: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="CHECKPOINT...", show_default=False, help="Run folders, encoder files, timm:NAME, or "
-            "features.safetensors (several of one model joined by +), whose images are found by path."
-        ),
-    ],
-    data: Annotated[str | None, typer.Option(help="Data source. [the one the first encoder was trained on]")] = None,
+    checkpoints: Annotated[list[str], Argument(metavar="CHECKPOINT...", help=_CHECKPOINTS)],
+    data: Annotated[Text, Option(help="Data source. [the one the first encoder was trained on]")] = None,
     split: options.Split = None,
-    pool: Annotated[
-        str | None,
-        typer.Option(
-            metavar="gap,rationale,...",
-            callback=options.check_pools,
-            help="[gap, rationale, zoom and cls where it has them]",
-        ),
-    ] = None,
-    k: Annotated[int, typer.Option("--k", help="Neighbours that vote in knn.")] = 20,
+    pool: Annotated[Text, Option(metavar="gap,rationale,...", callback=options.check_pools, help=_POOLS)] = None,
+    k: Annotated[int, Option("--k", help="Neighbours that vote in knn.")] = 20,
     batch_size: options.Batch = None,
     device: options.Device = None,
     cache: options.Cache = None,
-    seed: Annotated[int, typer.Option(help="Seed of the probe's held-out slice and of the bootstrap.")] = 0,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
+    seed: Annotated[int, Option(help="Seed of the probe's held-out slice and of the bootstrap.")] = 0,
+    markdown: Annotated[bool, Option("--markdown", help="Print the tables as Markdown.")] = False,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """Several encoders and poolings in one table. Retrieval, linear probe and nearest neighbours."""
     if json_output and markdown:
-        raise typer.BadParameter("choose one of --json and --markdown", param_hint="--markdown")
+        raise BadParameter("choose one of --json and --markdown", param_hint="--markdown")
     pools: Any = None if pool is None else tuple(dict.fromkeys(pool.split(",")))
     if len(set(checkpoints)) != len(checkpoints):
-        raise typer.BadParameter("one checkpoint is named twice", param_hint="CHECKPOINT")
+        raise BadParameter("one checkpoint is named twice", param_hint="CHECKPOINT")
     options.check_data(data)
     options.check_cache(cache)
     from fgssl.evaluation.compare import compare as run

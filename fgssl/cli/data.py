@@ -1,10 +1,12 @@
-"""fgssl data check: what a data set holds, before anything is trained on it."""
+"""fgssl data: what a data set holds, before anything is trained on it, and what lies in the cache."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from fgssl.cli import options
 from fgssl.cli.console import print_json, print_table, reporting, say
@@ -17,24 +19,15 @@ data_app = typer.Typer(help="Look after data sets.", no_args_is_help=True, rich_
 
 USUAL_SIZE = 224  # what most models train at, where neither the user nor the source says
 SHOWN = 10  # rows of a listing; --json has all
-
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A data setting, e.g. data.label_column=species. Repeatable."),
-]
+_SETS = "A data setting, e.g. data.label_column=species. Repeatable."
 
 
 def check(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="As --data of pretrain.", show_default=False)],
-    split: Annotated[
-        list[str] | None, typer.Option(help="Look at this split only. Repeatable. [all the source has]")
-    ] = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(help="Side of the training views: counts pictures smaller than it. [224; demo: 96]"),
-    ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that decode. [all cores]")] = None,
-    sets: Sets = None,
+    source: Annotated[str, Argument(metavar="SOURCE", help="As --data of pretrain.", show_default=False)],
+    split: Annotated[list[str] | None, Option(help="Look at this split only. Repeatable. [all the source has]")] = None,
+    image_size: Annotated[int | None, Option(help="Counts pictures smaller than these views. [224; demo: 96]")] = None,
+    workers: Annotated[int | None, Option(help="Processes that decode. [all cores]")] = None,
+    sets: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help=_SETS)] = None,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -122,3 +115,36 @@ def _range(spread: tuple[float, float, float]) -> str:
 
 def _counts(counts: dict[str, int]) -> str:
     return " ".join(f"{name}:{count}" for name, count in counts.items()) or "-"
+
+
+def cache(
+    clear: Annotated[bool, Option("--clear", help="Delete the files instead of listing them.")] = False,
+    kind: Annotated[str | None, Option(help="Only this kind: decoded, features or maps.", metavar="KIND")] = None,
+    unused_days: Annotated[float, Option(help="Only files unused for so many days.", min=0)] = 0.0,
+    folder: Annotated[str | None, Option("--cache", help="Another folder. [FGSSL_CACHE or ~/.cache/fgssl]")] = None,
+    json_output: options.Json = False,
+) -> None:
+    """List or clear the cache. It holds decoded pictures and features; what is needed is made anew."""
+    from fgssl.data.cache.folder import KINDS, cache_files, cache_folder, clear_cache
+    from fgssl.runtime.files import refuse_file
+
+    if kind is not None and kind not in KINDS:
+        raise FgsslError(f"unknown --kind '{kind}'", f"choose one of {', '.join(KINDS)}")
+    where = cache_folder() if folder is None else Path(folder).expanduser()
+    refuse_file(where, option="--cache")
+    files = [f for f in cache_files(where) if kind in (None, f.kind) and f.age_days >= unused_days]
+    if clear:
+        files = clear_cache(files)
+    total = sum(file.size for file in files)
+    if json_output:
+        rows = [{**file._asdict(), "path": str(file.path)} for file in files]
+        print_json({"folder": str(where), "cleared": clear, "bytes": total, "files": rows})
+        return
+    if files:
+        print_table(
+            ("kind", "file", "MB", "unused days"),
+            [(KINDS[f.kind][0], str(f.path.relative_to(where)), f.size / 1e6, f.age_days) for f in files],
+            text=(0, 1),
+        )
+    word = "freed" if clear else "in"
+    say(f"{word} {where}: {len(files)} files, {total / 1e6:.1f} MB")

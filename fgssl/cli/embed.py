@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from fgssl.cli import options
 from fgssl.cli.console import print_json, print_table, reporting, say
@@ -15,30 +15,23 @@ if TYPE_CHECKING:
     from fgssl.evaluation.embed import Embeddings
     from fgssl.evaluation.subject import Subject
 
+_OUTPUT = "File to write: features, labels, paths. [features.safetensors; with --stats none]"
+_STATS = """Print signals that need no labels: effective rank, uniformity, alignment, whether two views have the same
+neighbours. Of a features.safetensors in place of CHECKPOINT: the first two."""
+
 
 @options.takes(options.ENCODING)
 def embed(
     checkpoint: options.Checkpoint,
     data: options.Data = None,
     split: options.Split = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="File to write: features, labels, paths. [features.safetensors; with --stats none]"
-        ),
-    ] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help=_OUTPUT)] = None,
     overwrite: options.Overwrite = False,
-    stats: Annotated[
-        bool,
-        typer.Option(
-            "--stats", help="Print signals that need no labels: effective rank, uniformity, alignment, whether "
-            "two views have the same neighbours. Of a features.safetensors in place of CHECKPOINT: the first two."
-        ),
-    ] = False,
+    stats: Annotated[bool, Option("--stats", help=_STATS)] = False,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
     **encoding: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Write the features of a split or folder to one file. A safetensors file."""
     options.check_paths(checkpoint, data, encoding["cache"])
     from fgssl.evaluation.feature_file import FEATURES, is_feature_file, save_features

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, BadParameter, Option
 from typer.core import TyperCommand
 
 from fgssl.cli.console import reporting
@@ -25,59 +25,42 @@ if TYPE_CHECKING:
 POOL_NAMES = ("gap", "rationale", "concat", "zoom", "cls")
 QUERY_FLAG = "--query"
 Verb = Callable[..., None]
+Text = str | None
 
 
 def check_pools(text: str | None) -> str | None:
     """Names of poolings, joined by commas where a verb takes several; the first unknown one is a usage error."""
     for name in () if text is None else text.split(","):
         if name not in POOL_NAMES:
-            raise typer.BadParameter(f"'{name}': choose from {', '.join(POOL_NAMES)}", param_hint="--pool")
+            raise BadParameter(f"'{name}': choose from {', '.join(POOL_NAMES)}", param_hint="--pool")
     return text
 
 
 def _one_pool(text: str | None) -> str | None:
     if text is not None and "," in text:
-        raise typer.BadParameter(f"'{text}': one pooling; fgssl compare takes several", param_hint="--pool")
+        raise BadParameter(f"'{text}': one pooling; fgssl compare takes several", param_hint="--pool")
     return check_pools(text)
 
 
-Checkpoint = Annotated[
-    str,
-    typer.Argument(metavar="CHECKPOINT", help="Run folder, encoder .safetensors, or timm:NAME.", show_default=False),
-]
-Data = Annotated[str | None, typer.Option(help="Data source. [the one the encoder was trained on]")]
-Split = Annotated[str | None, typer.Option(help="Split to evaluate. [the source's test split]")]
-Batch = Annotated[int | None, typer.Option(help="Images per forward. [64]")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [best at hand]")]
-Cache = Annotated[
-    str | None, typer.Option(help="Decoded pictures and galleries: auto, off, or a folder.", metavar="auto|off|PATH")
-]
-Pool = Annotated[
-    str | None,
-    typer.Option(
-        metavar="|".join(POOL_NAMES),
-        callback=_one_pool,
-        help="Features: gap (mean of the map), rationale (weighted by it), concat (both), zoom (gap, rationale and a "
-        "closer look), cls (class token). [zoom with a rationale, else gap]",
-    ),
-]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace an output that fgssl did not write; never an input.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only warnings and results.")]
+Checkpoint = Annotated[str, Argument(metavar="CHECKPOINT", help="Run folder, encoder .safetensors, or timm:NAME.")]
+Data = Annotated[Text, Option(help="Data source. [the one the encoder was trained on]")]
+Split = Annotated[Text, Option(help="Split to evaluate. [the source's test split]")]
+Batch = Annotated[int | None, Option(help="Images per forward. [64]")]
+Device = Annotated[Text, Option(help="cpu, cuda, cuda:1, mps. [best at hand]")]
+Cache = Annotated[Text, Option(metavar="auto|off|PATH", help="Decoded pictures and galleries.")]
+_POOLS = """Features: gap (mean of the map), rationale (weighted by it), concat (both), zoom (gap, rationale and a
+closer look), cls (class token). [zoom with a rationale, else gap]"""
+Pool = Annotated[Text, Option(metavar="|".join(POOL_NAMES), callback=_one_pool, help=_POOLS)]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace an output that fgssl did not write; never an input.")]
+Json = Annotated[bool, Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, Option("--quiet", help="No progress, only warnings and results.")]
 
 # how pictures become features: what `takes` gives the verbs that embed
 ENCODING: dict[str, Any] = {"pool": Pool, "batch_size": Batch, "device": Device, "cache": Cache}
 
 
 def takes(options: Mapping[str, Any], *, before: str = "json_output") -> Callable[[Verb], Verb]:
-    """A verb's `**keywords` as options of their own on the command line, each None unless given.
-
-    Args:
-        options: Name -> annotated type, as in a signature.
-        before: The parameter that they come before in the help.
-    """
+    """A verb's `**keywords` as options of their own (name -> annotated type), None unless given, `before` another."""
 
     def expand(verb: Verb) -> Verb:
         signature = inspect.signature(verb, eval_str=True)
@@ -100,12 +83,12 @@ def number_list(text: str, option: str, *, whole: bool) -> tuple[float, ...]:
     try:
         values = tuple(map(float, text.split(",")))
     except ValueError:
-        raise typer.BadParameter(f"'{text}' is not numbers with commas between", param_hint=option) from None
+        raise BadParameter(f"'{text}' is not numbers with commas between", param_hint=option) from None
     if len(set(values)) != len(values):
-        raise typer.BadParameter(f"'{text}' names a number twice", param_hint=option)
+        raise BadParameter(f"'{text}' names a number twice", param_hint=option)
     if not all(value >= 1 and value.is_integer() if whole else 0 < value <= 1 for value in values):
         rule = "a whole number from 1" if whole else "above 0 and at most 1 (0.2 for 20 %)"
-        raise typer.BadParameter(f"'{text}': each is {rule}", param_hint=option)
+        raise BadParameter(f"'{text}': each is {rule}", param_hint=option)
     return values
 
 
@@ -143,10 +126,7 @@ def check_data(source: str | None) -> None:
 
 
 def check_checkpoint(checkpoint: str) -> None:
-    """Refuses a checkpoint that is not there; files of features, joined by "+", may stand in its place.
-
-    Raises FgsslError.
-    """
+    """Refuses a checkpoint, or files of features joined by "+", that is not there. Raises FgsslError."""
     if not checkpoint.startswith(TIMM_PREFIX) and not all(Path(part).is_file() for part in checkpoint.split("+")):
         encoder_path(checkpoint)
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+from typer import BadParameter, Option
 
 from fgssl.cli import options
 from fgssl.cli.console import PlainReporter, print_error, print_json, print_table, process_rank, reporting, say
 from fgssl.config.presets import DEMO_PROFILE
 from fgssl.config.schema import PretrainConfig
 from fgssl.errors import FgsslError
+from fgssl.runtime.files import derived_name
 from fgssl.runtime.launch import launch
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from fgssl.training.results import RunResult
 
 RUNS = Path("runs")
+_SETS = "Any setting, e.g. rationale.projections=16. Repeatable."
 
 # option -> the setting it sets, whose description in the schema is its help, and what its value looks like where the
 # type does not tell
@@ -76,35 +79,28 @@ def _option(key: str, metavar: str | None) -> Any:
     defaults = [default.removesuffix(")") or ("" if knob.default is None else _shown(knob.default))]
     defaults += [f"demo: {_shown(DEMO_PROFILE[key])}"] if key in DEMO_PROFILE else []
     told = f" [{'; '.join(filter(None, defaults))}]" if any(defaults) else ""
-    return Annotated[kind | None, typer.Option(metavar=metavar, help=f"{text[0].upper()}{text[1:]}.{told}")]
+    return Annotated[kind | None, Option(metavar=metavar, help=f"{text[0].upper()}{text[1:]}.{told}")]
 
 
 @options.takes({name: _option(*setting) for name, setting in SETTINGS.items()}, before="recipe")
 def pretrain(
-    recipe: Annotated[Path | None, typer.Option(help="YAML file of settings; flags win over it.")] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. rationale.projections=16. Repeatable."),
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder. [runs/DATA-BACKBONE]")] = None,
-    processes: Annotated[
-        int | None, typer.Option(help="Processes on this machine, one a GPU; --batch-size is their total. [1]", min=1)
-    ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue this run folder, with its own settings.")] = None,
-    allow_changes: Annotated[
-        bool, typer.Option("--allow-changes", help="Resume with other settings, although that is another run.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")] = False,
+    recipe: Annotated[Path | None, Option(help="YAML file of settings; flags win over it.")] = None,
+    sets: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help=_SETS)] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="Run folder. [runs/DATA-BACKBONE]")] = None,
+    processes: Annotated[int | None, Option(help="Processes, one a GPU, that share --batch-size. [1]", min=1)] = None,
+    resume: Annotated[Path | None, Option(help="Continue this run folder, with its own settings.")] = None,
+    allow_changes: Annotated[bool, Option("--allow-changes", help="Resume with other settings: another run.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace the run in the output folder.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the resolved plan and stop.")] = False,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
     **settings: Any,
 ) -> None:
     """Train an encoder without labels. Without options: the built-in demo, offline."""
     if resume is not None and (output or overwrite):
-        raise typer.BadParameter("--resume names the run folder itself: leave out --output and --overwrite")
+        raise BadParameter("--resume names the run folder itself: leave out --output and --overwrite")
     if allow_changes and resume is None:
-        raise typer.BadParameter("--allow-changes goes with --resume")
+        raise BadParameter("--allow-changes goes with --resume")
 
     from fgssl.config.resolve import load_config
     from fgssl.runs.folder import check_output
@@ -125,8 +121,7 @@ def pretrain(
     with reporting(quiet=quiet) as reporter:
         if changes:
             reporter.note(f"changed for the rest of the run: {', '.join(changes)}")
-        target = resume or output
-        result = _run(resolved, target, reporter, resume=resume is not None, overwrite=overwrite, allow=allow_changes)
+        result = _run(resolved, resume or output, reporter, resume is not None, overwrite, allow_changes)
     if process_rank() == 0:
         _print_result(result, as_json=json_output)
 
@@ -134,9 +129,9 @@ def pretrain(
 def default_output(source: str, backbone: str) -> Path:
     """runs/DATA-BACKBONE, numbered where that is taken."""
     name = "".join(c if c.isalnum() or c in "._" else "-" for c in f"{Path(source).name}-{backbone}").strip("-.")
-    path, number = RUNS / name, 2
+    path, number = RUNS / derived_name(name, ""), 2
     while path.exists() and (path.is_file() or any(path.iterdir())):
-        path, number = RUNS / f"{name}-{number}", number + 1
+        path, number = RUNS / derived_name(name, f"-{number}"), number + 1
     return path
 
 
@@ -165,7 +160,7 @@ def _resumed(run: Path, asked: Resolved, *, allow: bool) -> tuple[Resolved, list
 
 
 def _run(
-    resolved: Resolved, folder: Path | None, reporter: PlainReporter, *, resume: bool, overwrite: bool, allow: bool
+    resolved: Resolved, folder: Path | None, reporter: PlainReporter, resume: bool, overwrite: bool, allow: bool
 ) -> RunResult:
     """The run, behind a lock on its folder."""
     from fgssl.runs.folder import METRICS_FILE, prepare_output, remove_run, write_config
@@ -187,9 +182,8 @@ def _run(
     with hold_run(target, note=reporter.note) if rank == 0 else nullcontext():
         if rank == 0 and not resume:
             prepare_output(target, overwrite=overwrite)
-            write_config(
-                target, plan.config, plan.origins
-            )  # at once: --resume needs it, whenever this process is killed
+            # at once: --resume needs it, whenever this process is killed
+            write_config(target, plan.config, plan.origins)
         try:
             return _train(plan, target, reporter, resume=resume, allow=allow)
         except FgsslError:
@@ -205,25 +199,21 @@ def _train(plan: Plan, target: Path, reporter: PlainReporter, *, resume: bool, a
     from fgssl.training.plan import describe
     from fgssl.training.pretrain import pretrain as train
 
-    rank = process_rank()
+    first, go_on = process_rank() == 0, f"go on with: fgssl pretrain --resume {shlex.quote(str(target))}"
     reporter.planned(describe(plan), plan.facts())
     reporter.note(f"run folder: {target}")
     try:
         return train(plan, target, reporter=reporter, resume=resume, allow_changes=allow)
     except Interrupted as stop:
         reporter.close()
-        if rank == 0:
-            reporter.warn(f"{stop}; go on with: {_resume_command(target)}")
+        if first:
+            reporter.warn(f"{stop}; {go_on}")
         sys.exit(128 + stop.signal_number)
     except (KeyboardInterrupt, SystemExit):  # before or after the steps
         reporter.close()
-        if rank == 0 and has_state(target):
-            reporter.warn(f"stopped; go on with: {_resume_command(target)}")
+        if first and has_state(target):
+            reporter.warn(f"stopped; {go_on}")
         raise
-
-
-def _resume_command(target: Path) -> str:
-    return f"fgssl pretrain --resume {shlex.quote(str(target))}"
 
 
 def _dry_run(resolved: Any, *, as_json: bool, processes: int, quiet: bool) -> None:

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import BadParameter, Option
 
 from fgssl.cli import options
 from fgssl.cli.console import cell, print_json, print_table, reporting, say
+from fgssl.cli.options import Text
 
 if TYPE_CHECKING:
     from fgssl.data.images import ImageSet
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 
 PROTOCOLS = ("cached", "sgd", "knn", "fewshot")
 DEFAULT_LISTS = Path("probe-lists")
+_TRAIN = """features.safetensors to fit on, where CHECKPOINT is one to score on. [CHECKPOINT divided 80 to 20 by
+class]"""
+_PROTOCOLS = """cached: logistic regression on features made once. sgd: the paper's, new crops each epoch. knn: nearest
+neighbours. fewshot: nearest class mean."""
+_OUTPUT = f"""Folder for probe.json, per_class.csv, confusions.csv and the lists of labelled images. [{DEFAULT_LISTS}
+where labels are drawn]"""
 
 
 @options.takes(options.ENCODING)
@@ -27,61 +34,50 @@ def probe(
     checkpoint: options.Checkpoint,
     data: options.Data = None,
     split: options.Split = None,
-    train: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="features.safetensors to fit on, where CHECKPOINT is one to score on. "
-                     "[CHECKPOINT divided 80 to 20 by class]"),
-    ] = None,
-    protocol: Annotated[
-        str,
-        typer.Option(
-            metavar="|".join(PROTOCOLS),
-            help="cached: logistic regression on features made once. sgd: the paper's, new crops each epoch. "
-            "knn: nearest neighbours. fewshot: nearest class mean.",
-        ),
-    ] = "cached",
-    labels: Annotated[str, typer.Option(help="Shares of the train labels, drawn by class: 1.0,0.5,0.2")] = "1.0",
-    tries: Annotated[int, typer.Option(help="Draws of each share below 1, with seeds --seed, --seed + 1, ...")] = 1,
-    epochs: Annotated[int, typer.Option(help="sgd: passes over the labelled images.")] = 100,
-    k: Annotated[int, typer.Option("--k", help="knn: neighbours that vote.")] = 20,
-    temperature: Annotated[float, typer.Option(help="knn: votes are exp(cosine / temperature).")] = 0.07,
-    shots: Annotated[str, typer.Option(help="fewshot: labelled images of each class: 1,5")] = "1,5",
-    ways: Annotated[int, typer.Option(help="fewshot: classes in an episode; 0 takes all.")] = 5,
-    episodes: Annotated[int, typer.Option(help="fewshot: episodes to average over.")] = 600,
-    seed: Annotated[int, typer.Option(help="Seed of everything drawn: labels, held-out slice, crops, episodes.")] = 0,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="Folder for probe.json, per_class.csv, confusions.csv and the lists of labelled "
-            f"images. [{DEFAULT_LISTS} where labels are drawn]"
-        ),
-    ] = None,
+    train: Annotated[Text, Option(metavar="FILE", help=_TRAIN)] = None,
+    protocol: Annotated[str, Option(metavar="|".join(PROTOCOLS), help=_PROTOCOLS)] = "cached",
+    labels: Annotated[str, Option(help="Shares of the train labels, drawn by class: 1.0,0.5,0.2")] = "1.0",
+    tries: Annotated[int, Option(help="Draws of each share below 1, with seeds --seed, --seed + 1, ...")] = 1,
+    epochs: Annotated[int, Option(help="sgd: passes over the labelled images.")] = 100,
+    k: Annotated[int, Option("--k", help="knn: neighbours that vote.")] = 20,
+    temperature: Annotated[float, Option(help="knn: votes are exp(cosine / temperature).")] = 0.07,
+    shots: Annotated[str, Option(help="fewshot: labelled images of each class: 1,5")] = "1,5",
+    ways: Annotated[int, Option(help="fewshot: classes in an episode; 0 takes all.")] = 5,
+    episodes: Annotated[int, Option(help="fewshot: episodes to average over.")] = 600,
+    seed: Annotated[int, Option(help="Seed of everything drawn: labels, held-out slice, crops, episodes.")] = 0,
+    output: Annotated[Path | None, Option("--output", "-o", help=_OUTPUT)] = None,
     overwrite: options.Overwrite = False,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
     **encoding: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Classify by frozen features. Fitted on the train split, scored on the test split."""
     if protocol not in PROTOCOLS:
-        raise typer.BadParameter(f"'{protocol}' is not one of {', '.join(PROTOCOLS)}", param_hint="--protocol")
+        raise BadParameter(f"'{protocol}' is not one of {', '.join(PROTOCOLS)}", param_hint="--protocol")
     shares = options.number_list(labels, "--labels", whole=False)
     shot_counts = tuple(map(int, options.number_list(shots, "--shots", whole=True)))
     if protocol == "fewshot" and (shares != (1.0,) or output is not None):
-        raise typer.BadParameter("fewshot draws its own labels and has no lists or tables", param_hint="--labels")
+        raise BadParameter("fewshot draws its own labels and has no lists or tables", param_hint="--labels")
     options.check_paths(checkpoint, data, encoding["cache"])
+    from fgssl.config.schema import DataConfig
+    from fgssl.evaluation.feature_file import FeatureImages
     from fgssl.evaluation.probing.files import check_probe_folder
     from fgssl.evaluation.probing.run import ProbeOptions
+    from fgssl.evaluation.probing.splits import file_splits, probe_splits
+    from fgssl.evaluation.subject import Subject, open_split
 
     asked = ProbeOptions(protocol, shares, tries, seed, epochs, k, temperature)
     lists = output or (DEFAULT_LISTS if min(shares) < 1 else None)
     with _source(checkpoint, train, quiet=quiet, data=data, **encoding) as source:
+        # the labelled images, where they do not come with the features
+        where = source.data if isinstance(source, Subject) else DataConfig(source=data) if data else None
         if protocol == "fewshot":
-            images = _scored(source, data, split)
+            images = open_split(where, split, "test") if where else FeatureImages(source.files[0])
             found = {"checkpoint": checkpoint, **_few_shot(source, images, shot_counts, ways or None, episodes, seed)}
         else:
             if lists is not None:
-                check_probe_folder(lists, inputs=(*checkpoint.split("+"), train or "", data), overwrite=overwrite)
-            splits = _splits(source, data, split, train, seed)
+                check_probe_folder(lists, inputs=(*checkpoint.split("+"), train, data), overwrite=overwrite)
+            splits = probe_splits(where, split, seed=seed) if where else file_splits(source, train, seed=seed)
             found = _linear(source, splits, asked, lists, checkpoint)
     if json_output:
         print_json(found)
@@ -93,14 +89,14 @@ def probe(
 
 
 @contextmanager
-def _source(checkpoint: str, train: str | None, *, quiet: bool, **encoding: Any) -> Iterator[Subject | FeatureTable]:
+def _source(checkpoint: str, train: str | None, *, quiet: bool, **encoding: Any) -> Iterator[Any]:
     """The encoder with its data, or files of features in its place."""
     from fgssl.evaluation.feature_file import SEPARATOR, FeatureTable, is_feature_table
     from fgssl.evaluation.subject import open_subject
 
     if not is_feature_table(checkpoint):
         if train is not None:
-            raise typer.BadParameter("belongs to files of features; an encoder has --data", param_hint="--train")
+            raise BadParameter("belongs to files of features; an encoder has --data", param_hint="--train")
         with options.reported(quiet=quiet, **encoding) as given:
             yield open_subject(checkpoint, given)
         return
@@ -108,32 +104,9 @@ def _source(checkpoint: str, train: str | None, *, quiet: bool, **encoding: Any)
         f"--{name.replace('_', '-')}" for name, value in encoding.items() if value is not None and name != "data"
     ]
     if refused:
-        raise typer.BadParameter("a file of features needs none", param_hint=" ".join(refused))
+        raise BadParameter("a file of features needs none", param_hint=" ".join(refused))
     with reporting(quiet=quiet, warn=False) as reporter:
         yield FeatureTable(SEPARATOR.join([checkpoint, *([train] if train else [])]), reporter=reporter)
-
-
-def _splits(source: Subject | FeatureTable, data: str | None, split: str | None, train: str | None, seed: int) -> Any:
-    from fgssl.config.schema import DataConfig
-    from fgssl.evaluation.probing.splits import file_splits, probe_splits
-    from fgssl.evaluation.subject import Subject
-
-    if isinstance(source, Subject):
-        return probe_splits(source.data, split, seed=seed)
-    if data is not None:
-        return probe_splits(DataConfig(source=data), split, seed=seed)
-    return file_splits(source, train, seed=seed)
-
-
-def _scored(source: Subject | FeatureTable, data: str | None, split: str | None) -> ImageSet:
-    """The labelled images that few-shot episodes are drawn from."""
-    from fgssl.config.schema import DataConfig
-    from fgssl.evaluation.feature_file import FeatureImages
-    from fgssl.evaluation.subject import Subject, open_split
-
-    if isinstance(source, Subject):
-        return open_split(source.data, split, "test")
-    return FeatureImages(source.files[0]) if data is None else open_split(DataConfig(source=data), split, "test")
 
 
 def _linear(
@@ -157,11 +130,12 @@ def _print_linear(protocol: str, found: dict[str, Any]) -> None:
     drawn = tries > 1
     uncertainty = f"± sd of {tries} tries" if drawn else "95 %"
     columns = ("pool", "share", "labels", "tries", "top1", uncertainty, "top5", "mean per class", "test images")
-    rows = []
-    for share in found["results"]:
-        spread = share["top1_spread"] if drawn else f"{cell(share['top1_low'])} to {cell(share['top1_high'])}"
-        rows.append([found["pool"], share["fraction"], share["labels"], share["tries"], share["top1"], spread,
-                     share["top5"], share["mean_per_class"], found["test_images"]])  # fmt: skip
+    rows = [
+        [found["pool"], share["fraction"], share["labels"], share["tries"], share["top1"],
+         share["top1_spread"] if drawn else _interval(share), share["top5"], share["mean_per_class"],
+         found["test_images"]]
+        for share in found["results"]
+    ]  # fmt: skip
     print_table(columns, rows, title=f"Probe ({protocol}) on {found['data']} (percent)")
 
 
@@ -186,9 +160,10 @@ def _few_shot(
 
 
 def _print_few_shot(found: dict[str, Any]) -> None:
-    print_table(
-        ("pool", "shots", "ways", "episodes", "top1", "95 %"),
-        [[found["pool"], r["shots"], r["ways"], r["episodes"], r["top1"],
-          f"{cell(r['top1_low'])} to {cell(r['top1_high'])}"] for r in found["results"]],
-        title=f"Few-shot on {found['data']} (percent)",
-    )  # fmt: skip
+    rows = [[found["pool"], r["shots"], r["ways"], r["episodes"], r["top1"], _interval(r)] for r in found["results"]]
+    columns = ("pool", "shots", "ways", "episodes", "top1", "95 %")
+    print_table(columns, rows, title=f"Few-shot on {found['data']} (percent)")
+
+
+def _interval(row: dict[str, Any]) -> str:
+    return f"{cell(row['top1_low'])} to {cell(row['top1_high'])}"

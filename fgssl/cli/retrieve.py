@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import BadParameter, Option
 
 from fgssl.cli import options
 from fgssl.cli.console import print_json, print_table, say, tell
+from fgssl.cli.options import Text
 
 if TYPE_CHECKING:
     from fgssl.evaluation.retrieval.scored import Scored
@@ -21,31 +22,18 @@ _METRICS = ("rank1", "rank5", "rank10", "mAP", "mAP_at_R", "r_precision")
 def retrieve(
     checkpoint: options.Checkpoint,
     data: options.Data = None,
-    query_split: Annotated[
-        str | None, typer.Option("--query-split", "--split", help="Split of the queries. [the source's test split]")
-    ] = None,
-    gallery: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Search here: a data source, or features.safetensors.")
-    ] = None,
-    gallery_split: Annotated[
-        str | None,
-        typer.Option(help="Split to search in. [all of --gallery; without --gallery leave-one-out in --query-split]"),
-    ] = None,
+    query_split: Annotated[Text, Option("--query-split", "--split", help="Split of queries. [the test split]")] = None,
+    gallery: Annotated[Text, Option(metavar="SOURCE", help="Search this data source or features.safetensors.")] = None,
+    gallery_split: Annotated[Text, Option(help="Split to search. [all of --gallery; else leave-one-out]")] = None,
     query: Annotated[
         list[Path] | None,
-        typer.Option(
-            options.QUERY_FLAG, metavar="IMAGE...", help="Find images like these instead of scoring; needs no labels."
-        ),
+        Option(options.QUERY_FLAG, metavar="IMAGE...", help="Find images like these instead of scoring, by no labels."),
     ] = None,
-    top: Annotated[int, typer.Option(help="Hits of each --query.")] = 10,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Picture of queries and hits to write (.png, .jpg).")
-    ] = None,
+    top: Annotated[int, Option(help="Hits of each --query.")] = 10,
+    output: Annotated[Path | None, Option("--output", "-o", help="Picture of queries and hits (.png, .jpg).")] = None,
     overwrite: options.Overwrite = False,
-    memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Scratch memory for scores, as 512M or 2G. [from the machine]")
-    ] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Print what each number means.")] = False,
+    memory: Annotated[Text, Option(metavar="SIZE", help="Scratch memory, as 512M or 2G. [by the machine]")] = None,
+    explain: Annotated[bool, Option("--explain", help="Print what each number means.")] = False,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
     **encoding: Any,
@@ -92,7 +80,7 @@ def retrieve(
 def _refuse(flags: dict[str, Any], why: str) -> None:
     given = [flag for flag, value in flags.items() if value is not None]
     if given:
-        raise typer.BadParameter(f"{' and '.join(given)} {why}")
+        raise BadParameter(f"{' and '.join(given)} {why}")
 
 
 def _print_scores(scored: Scored, checkpoint: str, explain: bool, json_output: bool) -> None:

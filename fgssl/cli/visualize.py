@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from fgssl.cli import options
 from fgssl.cli.console import print_json, reporting, say
@@ -13,12 +13,10 @@ from fgssl.cli.pretrain import RUNS
 
 
 def visualize(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures to explain.", show_default=False)],
-    checkpoint: Annotated[
-        str | None, typer.Option(help="Run folder or encoder file. [the newest run in runs/]")
-    ] = None,
+    images: Annotated[list[Path], Argument(metavar="IMAGE...", help="Pictures to explain.", show_default=False)],
+    checkpoint: Annotated[str | None, Option(help="Run folder or encoder file. [the newest run in runs/]")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="PNG to write. [IMAGE-rationale.png in the current folder]")
+        Path | None, Option("--output", "-o", help="PNG to write. [IMAGE-rationale.png in the current folder]")
     ] = None,
     overwrite: options.Overwrite = False,
     device: options.Device = None,
@@ -28,16 +26,16 @@ def visualize(
     """Draw what the encoder looks at. Image, GradCAM of the self-supervised loss and fitted rationale side by side."""
     from fgssl.data.decoding.decode import require_files
     from fgssl.runs.folder import newest_run
+    from fgssl.runtime.files import check_output, derived_name
 
     require_files(images)
     source = checkpoint or str(newest_run(RUNS))
     options.check_checkpoint(source)
-    target = output or Path(f"{images[0].stem}-rationale.png")
+    target = output or Path(derived_name(images[0].stem, "-rationale.png"))
 
     from fgssl.drawing import PICTURE, save_png
     from fgssl.evaluation.explain import visualize as draw
     from fgssl.runs.encoder_file import load_encoder
-    from fgssl.runtime.files import check_output
     from fgssl.runtime.machine import resolve_device
 
     check_output(target, kind=PICTURE, inputs=(*images, source), overwrite=overwrite)

@@ -14,14 +14,9 @@ Part = TypeVar("Part")
 
 
 class Share(NamedTuple):
-    """This process among those that work together.
+    """This process among those that work together."""
 
-    Attributes:
-        rank: Its number, from 0.
-        world: How many there are.
-    """
-
-    rank: int
+    rank: int  # from 0
     world: int
 
     def part(self, count: int) -> range:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from fgssl.errors import FgsslError
 
 TEMPORARY = ".fgssl-"  # how the name of a file begins that is being written
+LONGEST_NAME = 255  # bytes
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # None: a failure of a writer, mostly for want of space
 # how torch.save (twice) and safetensors report a full disk: as errors of their own, not as OSError
 _WRITER_FAILURES = ("inline_container", "PytorchStreamWriter", "I/O error")
@@ -70,19 +71,12 @@ Inputs = Iterable[str | Path | None]
 
 
 class OutputKind(NamedTuple):
-    """What a verb writes to a file that the user names.
+    """What a verb writes to a file that the user names."""
 
-    Attributes:
-        noun: As in "cannot write NOUN to".
-        suffixes: Those a name may end in, the usual one first; "" for none.
-        is_own: Whether the content of a file is of this kind and was written by fgssl.
-        makes_folder: Whether folders that are missing above the file are made.
-    """
-
-    noun: str
-    suffixes: tuple[str, ...]
-    is_own: Callable[[Path], bool]
-    makes_folder: bool = False
+    noun: str  # as in "cannot write NOUN to"
+    suffixes: tuple[str, ...]  # those a name may end in, the usual one first; "" for none
+    is_own: Callable[[Path], bool]  # whether the content of a file is of this kind and was written by fgssl
+    makes_folder: bool = False  # whether folders that are missing above the file are made
 
 
 def check_output(
@@ -95,7 +89,7 @@ def check_output(
     puts the file in the place of the link, and what the link points to stays.
 
     Args:
-        path: As the user wrote it.
+        path: The file.
         kind: What is to be written.
         inputs: What the verb reads: files, or folders, in which no foreign file may be replaced; what is no path
             (None, a preset) is passed over.
@@ -116,8 +110,7 @@ def check_output(
     elif not os.path.isdir(path.parent):
         raise FgsslError(f"cannot write '{path}': there is no folder {path.parent}", "create it first")
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        tempfile.TemporaryFile(dir=path.parent).close()
         present = path.lstat().st_mode
     except FileNotFoundError:
         return
@@ -155,13 +148,19 @@ def _is_below(path: Path, folder: str) -> bool:
     return Path(os.path.realpath(folder)) in Path(os.path.realpath(path.parent), path.name).parents
 
 
+def derived_name(stem: str, ending: str) -> str:
+    """A file's name, the stem cut where file systems take no longer one."""
+    while len(os.fsencode(f"{stem}{ending}")) > LONGEST_NAME:
+        stem = stem[:-1]
+    return f"{stem}{ending}"
+
+
 def check_folder(path: Path, *, option: str = "--output") -> None:
     """Make a folder for results, before the work that leads to them. Raises FgsslError where it cannot be written."""
     refuse_file(path, option=option)
     make_folder(path, option=option)
     try:
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise not_writable(path, error, option=option) from error
 

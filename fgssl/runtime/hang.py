@@ -35,13 +35,9 @@ class Sign(NamedTuple):
 
 
 class Pulse:
-    """Where this process is; told by whoever works, published and judged by threads.
+    """Where this process is, of `world`; told by whoever works, published and judged by threads.
 
-    Args:
-        rank: Of this process.
-        world: How many there are.
-        limit: Seconds without any progress of any process.
-        reporter: Its `fatal` has the last word.
+    After `limit` seconds without any progress of any process the reporter's `fatal` has the last word.
     """
 
     def __init__(self, rank: int, world: int, limit: float, reporter: Reporter) -> None:
@@ -126,13 +122,7 @@ class Pulse:
 
 
 def verdict(silent: set[int], seen: Mapping[int, Sign], limit: float) -> tuple[list[int], str]:
-    """Which processes keep the others waiting, and that in words.
-
-    Args:
-        silent: Processes that have not been heard of for long.
-        seen: What each has told.
-        limit: Seconds without progress.
-    """
+    """Which processes keep the others waiting, by those long not heard of and what each has told; and that in words."""
     ranks, behind = sorted(silent), min(sign.moves for sign in seen.values())
     if 0 in silent and len(ranks) == len(seen) - 1:
         ranks = [0]  # it mostly keeps the store, without which nobody is heard

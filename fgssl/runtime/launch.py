@@ -34,14 +34,13 @@ class End(NamedTuple):
 
 def may_speak() -> bool:
     """Whether this process is the one that tells what went wrong: each would have its own version of it."""
-    path = os.environ.get(SPOKEN)
-    if path is None:
-        return True
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-        return True
+        Path(os.environ[SPOKEN]).touch(exist_ok=False)
     except OSError:
         return False
+    except KeyError:  # alone
+        pass
+    return True
 
 
 def launched() -> bool:
@@ -53,10 +52,6 @@ def launch(command: Sequence[str], count: int) -> End:
     """Run a command in `count` processes that find each other as torchrun's do, until all have ended.
 
     Signals go on to each of them. The first that dies takes the others down.
-
-    Args:
-        command: Program and arguments.
-        count: Processes.
     """
     with tempfile.TemporaryDirectory(prefix="fgssl-launch-") as folder:
         spoken = Path(folder) / "spoken"
@@ -76,14 +71,12 @@ def launch(command: Sequence[str], count: int) -> End:
 
 def _start(command: Sequence[str], rank: int, count: int, port: int, spoken: Path) -> subprocess.Popen[bytes]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     environment = {
         "OMP_NUM_THREADS": str(max(1, cores // count)),
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # when one ends, torch shows where in its code the others lost it
         **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
+        **{name: str(number) for name, number in ranks.items()},
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         SPOKEN: str(spoken),

@@ -1,4 +1,4 @@
-"""What this machine offers: device, precision, loader processes."""
+"""What this machine offers: device, precision, loader processes, memory."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ FEW_CORES = 4
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep large blocks that were freed: a training step on a CPU asks for the same again.
+    """Let glibc keep large blocks that were freed, for as long as the process lives: a step asks for the same again.
 
-    By default every activation above 32 MB is handed back to the system and fetched anew, page by page, zeroed: a tenth
-    of a step's time in the kernel. Only for glibc (elsewhere nothing happens), and for the rest of the process.
+    By default every activation above 32 MB goes back to the system and is fetched anew, zeroed: a tenth of a step.
     """
     largest_kept, trim_above = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
     with contextlib.suppress(AttributeError, OSError, TypeError):
@@ -53,10 +52,7 @@ def available_cores() -> int:
 
 
 def feeds_itself(device: torch.device) -> bool:
-    """Whether training on the device had better read from a cache itself, without loader processes.
-
-    On few cores they take turns with the training's threads, which wait for each other.
-    """
+    """Whether training had better read from a cache itself: on few cores loaders take turns with its threads."""
     return device.type == "cpu" and available_cores() <= FEW_CORES
 
 
@@ -128,11 +124,7 @@ def resolve_device(name: str | None) -> torch.device:
 
 
 def resolve_precision(asked: str, device: torch.device) -> tuple[str, str]:
-    """The autocast precision and why: bf16 where the hardware multiplies it natively, otherwise none.
-
-    Returns:
-        ("no" | "bf16" | "fp16", reason).
-    """
+    """The autocast precision ("no", "bf16" or "fp16") and why: bf16 where the hardware multiplies it natively."""
     if asked == "fp16" and device.type != "cuda":
         raise FgsslError(f"--mixed-precision fp16 has no gradient scaler on {device.type}", "use bf16, auto or no")
     if asked != "auto":
@@ -140,11 +132,7 @@ def resolve_precision(asked: str, device: torch.device) -> tuple[str, str]:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16", "native on this GPU") if native else ("no", "this GPU has no native bf16")
-    if device.type == "cpu" and _cpu_has_bf16():
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported") if device.type == "cpu" else ()
+    if any(getattr(torch.cpu, name, lambda: False)() for name in checks):
         return "bf16", "native on this CPU"
     return "no", f"no native bf16 on this {device.type}"
-
-
-def _cpu_has_bf16() -> bool:
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)

@@ -76,12 +76,7 @@ def remark(level: str, text: str) -> None:
 
 
 class Told:
-    """One task of which the listener hears now and then, once it has taken a second.
-
-    Args:
-        task: In words.
-        total: None where nobody knows it.
-    """
+    """One task, in words, of which the listener hears now and then, once it has taken a second."""
 
     def __init__(self, task: str, total: int | None = None) -> None:
         self.task, self.total, self.spoke = task, total, False

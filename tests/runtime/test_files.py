@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fgssl.errors import FgsslError
-from fgssl.runtime.files import OutputKind, check_output
+from fgssl.runtime.files import OutputKind, check_output, derived_name
 
 KIND = OutputKind("a note", (".txt", ".note"), lambda path: path.read_bytes().startswith(b"ours"))
 
@@ -67,3 +67,11 @@ def test_a_place_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
     refusal(tmp_path / f"{'x' * 300}.txt")
     check_output(tmp_path / "new" / "a.txt", kind=KIND._replace(makes_folder=True))
     assert (tmp_path / "new").is_dir()
+
+
+def test_a_derived_name_fits_any_file_system(tmp_path: Path) -> None:
+    assert derived_name("bird", "-rationale.png") == "bird-rationale.png"
+    for stem in ("x" * 255, "птица" * 40, os.fsdecode(b"\xff" * 250)):
+        name = derived_name(stem, "-rationale.png")
+        assert len(os.fsencode(name)) in (254, 255) and name.endswith("-rationale.png")
+        (tmp_path / name).touch()
