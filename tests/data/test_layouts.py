@@ -199,3 +199,45 @@ def test_lists_of_a_probe_lead_to_the_pictures(tmp_path: Path) -> None:
     (drawn,) = (tmp_path / "probe").glob("labels-0.5-*.txt")
     listed = opened(drawn)
     assert len(listed) > 1 and all(os.path.exists(listed.name(index)) for index in range(len(listed)))
+
+
+# ---- reports of peers, with the right value
+
+
+def test_file_names_tell_no_split(tmp_path: Path) -> None:
+    """huggingface/datasets #5021, #7201: a picture called train.png became the only one of the set."""
+    images = opened(put(tmp_path, "cat.jpg", "photo of a train.jpg", "photo of test tubes.jpg", "train.png", "val.jpg"))
+    assert len(images) == 5 and images.split == "all" and images.remarks == ()
+
+
+def test_splits_without_classes_have_no_labels(tmp_path: Path) -> None:
+    """huggingface/datasets #7880: train/ and test/ became the classes."""
+    put(tmp_path, "train/1.jpg", "train/2.jpg", "test/3.jpg")
+    assert opened(tmp_path, "train").labels is None and opened(tmp_path, "test").labels is None
+    assert "directly in" in opened(tmp_path, "train").unlabelled
+
+
+def test_an_empty_or_absent_class_folder_moves_no_id(tmp_path: Path) -> None:
+    """pytorch-image-models #957, ultralytics #13936, vision #4925: ids by position among the folders with pictures."""
+    put(
+        tmp_path, "train/0/1.jpg", "train/180/2.jpg", "train/270/3.jpg", "train/90/4.jpg", "val/0/5.jpg", "val/90/6.jpg"
+    )
+    (tmp_path / "val" / "180").mkdir()
+    train, val = opened(tmp_path, "train"), opened(tmp_path, "val")
+    assert train.class_names == val.class_names == ("0", "180", "270", "90")
+    assert val.labels is not None and val.labels.tolist() == [0, 3]
+
+
+def test_hidden_folders_and_thumbnails_are_no_classes(tmp_path: Path) -> None:
+    """open-mmlab/mmpretrain #507, pytorch/vision #109: .ipynb_checkpoints became class 0; ._a.jpg is no picture."""
+    put(tmp_path, *CLASSES, ".ipynb_checkpoints/1.jpg", "jay/._0.jpg", "jay/.ipynb_checkpoints/0-checkpoint.jpg")
+    images = opened(tmp_path)
+    assert images.class_names == ("jay", "owl") and len(images) == 12 and images.remarks == ()
+
+
+def test_a_test_folder_without_classes_is_not_a_class(tmp_path: Path) -> None:
+    """fastai #1552, #2336: the flat test folder beside train/CLASS/ was the class 'test' of the training data."""
+    put(tmp_path, *(f"train/{name}" for name in CLASSES), "test/1.jpg", "labels.csv")
+    train = opened(tmp_path, "train")
+    assert train.class_names == ("jay", "owl") and len(train) == 12
+    assert opened(tmp_path, "test").labels is None
