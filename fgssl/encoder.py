@@ -18,7 +18,6 @@ from fgssl.objectives.base import project
 from fgssl.rationale import (
     RationaleHead,
     attention_map,
-    attention_pool,
     cut_windows,
     gradcam,
     pool_places,
@@ -43,6 +42,9 @@ class Encoder(nn.Module):
         projector: The objective's projector, needed for GradCAM only; `predictor` likewise, if it has one.
         keys: (M, D) l2-normalised projections of training images, GradCAM's negatives where the objective has any.
         config: The run's; None for an encoder not trained by fgssl.
+
+    Attributes:
+        whitening: Applied to every feature pooled from the map, before it is normalised; None leaves it as it is.
     """
 
     keys: Tensor | None
@@ -62,6 +64,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone, self.rationale, self.config = backbone, rationale, config
         self.projector, self.predictor = projector, predictor
+        self.whitening: nn.Linear | None = None
         self.register_buffer("keys", keys)
         self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
@@ -113,16 +116,20 @@ class Encoder(nn.Module):
         if pool in ("cls", "zoom"):
             raise ValueError(f"{pool} takes more than the map: use forward or embeddings")
         if pool == "gap":
-            return attention_pool(feature_map)
+            return self._finished(pool_places(feature_map))
         weighted = self._weighted(feature_map)
         if pool == "rationale":
             return weighted
-        return torch.cat([attention_pool(feature_map), weighted], 1) / 2**0.5
+        return torch.cat([self._finished(pool_places(feature_map)), weighted], 1) / 2**0.5
 
     def _weighted(self, feature_map: Tensor) -> Tensor:
         attention = self.attention(feature_map)  # raises where there is no branch
         assert self.rationale is not None
-        return attention_pool(feature_map, attention, pool=self.rationale.config.pool)
+        return self._finished(pool_places(feature_map, attention, pool=self.rationale.config.pool))
+
+    def _finished(self, pooled: Tensor) -> Tensor:
+        """(N, C) of any length -> (N, C) whitened, where the encoder is, and l2-normalised."""
+        return functional.normalize(pooled if self.whitening is None else self.whitening(pooled), dim=1)
 
     def objective_pool(self, feature_map: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C), for the objective with `rationale.train_pool: rationale`: as at test, of any length.
@@ -167,11 +174,11 @@ class Encoder(nn.Module):
             raise ValueError(f"zoom takes pictures of {self.view_size('zoom')} pixels, not {images.shape[-1]}")
         whole = functional.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
         feature_map = self.backbone(self.normalize(whole))
-        parts = [attention_pool(feature_map)]
+        parts = [self._finished(pool_places(feature_map))]
         if self.rationale is not None:
             parts.append(RATIONALE_WEIGHT * self._weighted(feature_map))
         window = self.backbone(self.normalize(cut_windows(images, self.window_centres(feature_map), size)))
-        parts.append(attention_pool(window))
+        parts.append(self._finished(pool_places(window)))
         return functional.normalize(torch.cat(parts, 1), dim=1)
 
     def window_centres(self, feature_map: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fgssl.backbones.module import Backbone
 from fgssl.backbones.names import first_line
@@ -34,7 +36,7 @@ class Checkpoint(NamedTuple):
     architecture: str | None  # timm's name of the model, where the file notes one
 
 
-def save_timm(backbone: Backbone, folder: str | os.PathLike[str]) -> Path:
+def save_timm(backbone: Backbone, folder: str | os.PathLike[str], *, head: nn.Linear | None = None) -> Path:
     """Write a backbone as a folder that plain timm opens.
 
     ``timm.create_model("local-dir:FOLDER", pretrained=True)`` (or with ``num_classes=200``) reads it, and so does
@@ -43,12 +45,15 @@ def save_timm(backbone: Backbone, folder: str | os.PathLike[str]) -> Path:
     Args:
         backbone: On any device.
         folder: For ``model.safetensors`` and ``config.json``; made with its parents, other files in it stay.
+        head: A layer (C -> C) of the mean over the map. It becomes timm's classifier where timm's ``model(x)`` then is
+            what it gives, as in most CNNs; elsewhere the folder holds the backbone alone.
     """
     folder = Path(folder)
+    model = backbone.model if head is None else _with_head(backbone, head)
     # own copies: safetensors refuses tensors that share memory (coat)
     weights = {
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, value in backbone.model.state_dict().items()
+        for key, value in model.state_dict().items()
     }
     data_config = backbone.description()["data_config"]
     # crossvit is built for one size and rescales what it is given: timm insists on the size it was built for
@@ -62,8 +67,26 @@ def save_timm(backbone: Backbone, folder: str | os.PathLike[str]) -> Path:
             raise OSError(str(error)) from error
     # last: a folder with this file is complete
     with atomic_path(folder / "config.json") as path:
-        save_config_for_hf(backbone.model, str(path), data_config=data_config)
+        save_config_for_hf(model, str(path), data_config=data_config)
     return folder
+
+
+@torch.no_grad()
+def _with_head(backbone: Backbone, head: nn.Linear) -> nn.Module:
+    """A copy of the timm model whose classifier is the head; the model as it is where that is another function."""
+    copied = copy.deepcopy(backbone).cpu().eval()
+    model = copied.model
+    images = torch.rand(2, 3, backbone.image_size, backbone.image_size, generator=torch.Generator().manual_seed(0))
+    expected = functional.linear(copied(images).float().mean((2, 3)), head.weight.cpu(), head.bias.cpu())
+    try:
+        model.reset_classifier(head.out_features)  # type: ignore[operator]
+        classifier = model.get_classifier()  # type: ignore[operator]
+        classifier.load_state_dict(head.state_dict())
+        found = model.eval()(images)
+        same = torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    except (AttributeError, TypeError, RuntimeError, ValueError, AssertionError, NotImplementedError):
+        same = False
+    return model if same else backbone.model
 
 
 def read_checkpoint(path: Path, *, shapes_only: bool = False) -> Checkpoint:

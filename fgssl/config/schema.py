@@ -96,6 +96,9 @@ class BackboneConfig:
     batch_norm: Literal["batch", "rest"] | None = knob(
         None, "BatchNorm normalises by the batch, or by the statistics it came with (default: rest on trained weights)"
     )
+    whitening: bool | None = knob(
+        None, "damp what changes in the features when only the view does (default: on trained weights)"
+    )
     cached_views: int = knob(1, "with a frozen backbone: pairs of views an image whose maps are kept", Range(1, 1_000))
     image_size: int | None = knob(None, "side of the square input (default: the model's own)", Range(8, 4_096))
     output_stride: int | None = knob(None, "stride of a CNN for a finer map (8 or 16, where supported)", Range(1, 64))

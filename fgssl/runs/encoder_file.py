@@ -48,7 +48,7 @@ def save_encoder(path: Path, encoder: Encoder) -> None:
         "config": None if config is None else flatten(config),
     }
     heads = {"rationale": encoder.rationale, "projector": encoder.projector, "predictor": encoder.predictor}
-    parts = {"backbone": encoder.backbone.model, **heads}
+    parts = {"backbone": encoder.backbone.model, **heads, "whitening": encoder.whitening}
     tensors: dict[str, Tensor] = {} if encoder.keys is None else {"keys": encoder.keys}
     for name, module in parts.items():
         if module is not None:
@@ -79,6 +79,8 @@ def load_encoder(checkpoint: str) -> Encoder:
         encoder = Encoder(backbone, config=config, keys=tensors.get("keys"))
         if config is not None:
             _attach_head(encoder, config, tensors)
+        if whitening := _part(tensors, "whitening"):
+            encoder.whitening = _filled(lambda: nn.Linear(backbone.channels, backbone.channels), whitening)
     except FgsslError as error:
         raise FgsslError(f"'{path}': {error.problem}", error.remedy) from error
     except Exception as error:  # what a file says can fail anywhere in timm
@@ -109,7 +111,7 @@ def identity(encoder: Encoder) -> str:
     """Hex identity of what an embedding depends on: weights, architecture, preprocessing; not of where they lie."""
     config = None if encoder.rationale is None else repr(encoder.rationale.config)
     digest = hashlib.blake2b(json.dumps([encoder.backbone.description(), config]).encode(), digest_size=16)
-    for module in (encoder.backbone.model, encoder.rationale):
+    for module in (encoder.backbone.model, encoder.rationale, encoder.whitening):
         for key, value in () if module is None else module.state_dict().items():
             digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
