@@ -38,9 +38,11 @@ MAY_IMPORT: dict[str, str] = {
     "encoder": "backbones config errors objectives rationale",
     # the one bridge between training and evaluation
     "runs": "backbones config drawing encoder errors objectives rationale runtime",
+    # trained weights made better without a gradient
+    "adaptation": "config data encoder errors rationale views",
     # evaluation knows encoders and their files, not how they were trained
     "evaluation": "config data drawing encoder errors runs runtime views",
-    "training": "backbones config data drawing encoder errors evaluation objectives rationale runs runtime",
+    "training": "adaptation backbones config data drawing encoder errors evaluation objectives rationale runs runtime",
     # the command line, which nothing imports
     "cli": "backbones check config data drawing errors evaluation runs runtime training",
     "__main__": "cli",

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fgssl.adaptation.whitening import fit_whitening
-from fgssl.config.schema import VIEW_PRESETS, ViewsConfig
+from fgssl.config.presets import VIEW_PRESETS
+from fgssl.config.schema import ViewsConfig
 from fgssl.data.cache.pixels import PixelStore
 from fgssl.data.feed.views import Key, ViewDataset
 from fgssl.encoder import Encoder, evaluated

@@ -36,6 +36,8 @@ def as_begun(saved: Resolved) -> Resolved:
     flat, origins = flatten(saved.config), dict(saved.origins)
     if origins["backbone.batch_norm"] == "default":
         flat["backbone.batch_norm"], origins["backbone.batch_norm"] = "batch", AS_BEGUN
+    if origins["backbone.whitening"] == "default":
+        flat["backbone.whitening"], origins["backbone.whitening"] = False, AS_BEGUN
     if origins["optimizer.layer_decay"] == "default":
         flat["optimizer.layer_decay"], origins["optimizer.layer_decay"] = 1.0, AS_BEGUN
         origins["backbone.drop_path"] = AS_BEGUN

@@ -64,7 +64,7 @@ def start_backbone(draft: Draft, *, load_weights: bool) -> tuple[Backbone, Initi
     draft.derive("backbone.output_stride", None, "the model's own")
     if freeze != "none":
         freeze_backbone(backbone, None if freeze == "backbone" else int(freeze))
-    _derive_batch_norm(draft, backbone)
+    _derive_adaptation(draft, backbone)
     return backbone, initial
 
 
@@ -96,11 +96,12 @@ def _derive_drop_path(draft: Draft, options: dict[str, Any]) -> None:
     draft.derive("backbone.drop_path", DROP_PATH, "usual for a trained transformer")
 
 
-def _derive_batch_norm(draft: Draft, backbone: Backbone) -> None:
+def _derive_adaptation(draft: Draft, backbone: Backbone) -> None:
     """Statistics that belong to trained weights are kept; from scratch there are none yet."""
     started = starts_trained(draft)
     reason = "the statistics that trained weights came with" if started else "no statistics to keep yet"
     draft.derive("backbone.batch_norm", "rest" if started else "batch", reason)
+    draft.derive("backbone.whitening", started, "helps trained weights" if started else "for trained weights")
     if draft["backbone.batch_norm"] == "rest":
         rest_batch_norm(backbone)
 

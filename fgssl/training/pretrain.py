@@ -6,12 +6,14 @@ plan -> pixels decoded once -> model, optimiser -> steps (views, loss, GradCAM, 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
+from fgssl.adaptation import whiten
 from fgssl.config.interval import interval
 from fgssl.errors import FgsslError
 from fgssl.runs.encoder_file import load_encoder, save_encoder
@@ -26,7 +28,7 @@ from fgssl.training.memory_need import largest_settings
 from fgssl.training.model import KEYS_KEPT, PretrainModel, build_model
 from fgssl.training.plan import Plan
 from fgssl.training.results import RunResult, finish_run, finished_result, retrieval_rows, save_view_pairs
-from fgssl.training.setup import set_up
+from fgssl.training.setup import Setup, set_up
 
 Build = Callable[[Plan], PretrainModel]
 
@@ -128,10 +130,19 @@ def _start_over(output: Path, reporter: Reporter) -> None:
     reporter.note("no state was saved yet: starting from the beginning")
 
 
+def _whiten(setup: Setup) -> None:
+    reporter, seed = setup.reporter, setup.plan.config.training.seed
+    show = functools.partial(reporter.progress, "whitening")
+    if not whiten(setup.model.encoder, setup.views.pixels, seed=seed, progress=show):
+        reporter.warn("the features are not whitened: fewer than two training pictures can be read")
+
+
 def _finish(trainer: Trainer, progress: Progress) -> RunResult:
     setup, model = trainer.setup, trainer.model
     result = RunResult(setup.output, {}, [])
     if setup.is_main:
+        if setup.plan.config.backbone.whitening:
+            _whiten(setup)
         model.encoder.keys = model.objective.sample_keys(KEYS_KEPT)
         save_encoder(setup.output / ENCODER_FILE, model.encoder)
         result = finish_run(setup, progress._asdict(), trainer.log.last_means)

@@ -93,7 +93,7 @@ def finish_run(setup: Setup, progress: dict[str, Any], last: dict[str, float]) -
     """
     plan, encoder, output, reporter = setup.plan, setup.model.encoder, setup.output, setup.reporter
     encoder.eval()
-    save_timm(encoder.backbone, output / "timm")
+    save_timm(encoder.backbone, output / "timm", head=encoder.whitening)
     rows, faults = list(progress["initial_rows"]), list(progress["faults"].values())
     if plan.config.training.evaluate:
         images = plan.test if plan.test is not None else plan.train

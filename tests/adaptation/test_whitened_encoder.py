@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from pictures import ArrayImages
 from torch.nn import functional
 
 from fgssl.adaptation import whiten
 from fgssl.adaptation.whitening import fit_whitening
-from fgssl.backbones import build_backbone
+from fgssl.backbones import build_backbone, save_timm
 from fgssl.config.schema import RationaleConfig
 from fgssl.data.cache.pixels import PixelStore, Shrunk
 from fgssl.encoder import Encoder
@@ -91,3 +92,21 @@ def test_the_encoder_file_keeps_it_and_two_encoders_differ_by_it(
 @pytest.mark.parametrize("views", [2, 5])
 def test_views_may_be_few(views: int) -> None:
     assert fit_whitening(torch.rand(views, 9, 4)).weight.shape == (4, 4)
+
+
+@pytest.mark.parametrize(("name", "as_head"), [("test_resnet", True), ("test_vit", False)])
+def test_plain_timm_gives_the_whitened_feature_where_its_head_follows_the_mean(
+    name: str, as_head: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone(name, image_size=SIZE)
+    layer = torch.nn.Linear(backbone.channels, backbone.channels)
+    images = torch.rand(3, 3, SIZE, SIZE)
+    opened = timm.create_model(f"local-dir:{save_timm(backbone.eval(), tmp_path, head=layer)}", pretrained=True).eval()
+    with torch.no_grad():
+        pooled = pool_places(backbone(images))
+        if as_head:
+            assert torch.allclose(opened(images), layer(pooled), atol=1e-4)
+        plain = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=0).eval()
+        assert torch.allclose(plain.forward_features(images), backbone.model.forward_features(images), atol=1e-5)
+    assert (opened.num_classes == backbone.channels) == as_head

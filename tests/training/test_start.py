@@ -16,8 +16,10 @@ import pytest
 import timm
 import torch
 from hub_server import Repository, serve
-from running import TINY, fgssl, finished_run, photos
+from run_results import assert_equal_encoders
+from running import BACKBONE, TINY, fgssl, finished_run, photos
 from safetensors.torch import load_file, save_file
+from stopping import stopped_run
 
 from fgssl.backbones import Backbone, build_backbone, origin_of, save_timm
 from fgssl.config.resolve import load_config
@@ -276,3 +278,33 @@ def test_warm_up_rises_linearly_to_the_peak() -> None:
 )  # fmt: skip
 def test_the_derived_batch_leaves_little_out(images: int, parts: int, batch: int) -> None:
     assert derived_batch(images, parts=parts)[0] == batch
+
+
+# ---- whitening
+
+
+def test_a_run_from_trained_weights_whitens_and_one_from_scratch_does_not(tmp_path: Path) -> None:
+    run, _ = finished_run()
+    options = ("--backbone", BACKBONE, "--image-size", "64", "--batch-size", "8", "--max-steps", "2")
+    for name, more, whitened in (
+        ("trained", ("--init", run), True),
+        ("refused", ("--init", run, "--set", "backbone.whitening=false"), False),
+        ("scratch", ("--no-pretrained",), False),
+    ):
+        outcome = fgssl("pretrain", "--data", photos(), *options, *more, "--output", tmp_path / name)
+        assert outcome.code == 0, outcome.err
+        keys = load_file(tmp_path / name / "encoder.safetensors").keys()
+        assert ("whitening.weight" in keys) == whitened, name
+    rows = fgssl("retrieve", tmp_path / "trained", "--pool", "gap", "--json").json()
+    plain = fgssl("retrieve", tmp_path / "refused", "--pool", "gap", "--json").json()
+    assert rows != plain
+
+
+def test_a_stopped_run_whitens_as_one_left_alone(tmp_path: Path) -> None:
+    options = (*TINY, "--init", str(finished_run()[0]))
+    whole = tmp_path / "whole"
+    assert fgssl("pretrain", "--data", photos(), *options, "--output", whole).code == 0
+    stopped = stopped_run(tmp_path / "stopped", options)
+    assert fgssl("pretrain", "--resume", stopped).code == 0
+    assert "whitening.bias" in load_file(whole / "encoder.safetensors")
+    assert_equal_encoders(whole, stopped)
