@@ -14,11 +14,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from fgssl.data.cache.folder import cache_folder, cache_label, remove_unused
 from fgssl.data.cache.pixels import (
@@ -84,7 +84,8 @@ def open_pixels(
             if kept is not None:
                 return kept
             path.parent.mkdir(parents=True, exist_ok=True)
-            if cache_bytes(images, prepare, encoded=encoded) <= _room(path.parent, budget):
+            room = FREE_SPACE_SHARE * shutil.disk_usage(path.parent).free if budget is None else budget * 1e9
+            if cache_bytes(images, prepare, encoded=encoded) <= room:
                 _build(images, prepare, path, workers, progress)
                 return PixelStore(images, prepare, path)
             if not isinstance(prepare, Shrunk):
@@ -100,7 +101,10 @@ def _complete(images: ImageSet, prepare: Preparation, path: Path) -> PixelStore 
         store = PixelStore(images, prepare, path)
     except (OSError, ValueError):  # missing, or damaged by somebody: build it
         return None
-    return None if _mended(store) else store
+    # tried again: `chmod` changes neither size nor time of a file
+    fresh = PixelStore(images, prepare)
+    mended = any(not isinstance(fresh.read(index), str) for index in list(store.faults)[:RETRIED_FAULTS])
+    return None if mended else store
 
 
 def cache_bytes(images: ImageSet, prepare: Preparation, *, encoded: bool) -> float:
@@ -109,28 +113,11 @@ def cache_bytes(images: ImageSet, prepare: Preparation, *, encoded: bool) -> flo
     return len(images) * side * side * 4 * (ENCODED_SHARE if encoded else 1)
 
 
-def _room(folder: Path, budget: float | None) -> float:
-    """Bytes that a cache may take."""
-    return FREE_SPACE_SHARE * shutil.disk_usage(folder).free if budget is None else budget * 1e9
+class _Readings(PixelStore):
+    """A store whose items are readings, for the builder's loader."""
 
-
-def _mended(store: PixelStore) -> bool:
-    """Whether an image that could not be read can be read now: `chmod` changes neither size nor time of a file."""
-    fresh = PixelStore(store.images, store.prepare)
-    return any(not isinstance(fresh.read(index), str) for index in list(store.faults)[:RETRIED_FAULTS])
-
-
-class _Readings(Dataset["np.ndarray | str"]):
-    """`PixelStore.read` as a data set, for the builder's loader."""
-
-    def __init__(self, pixels: PixelStore) -> None:
-        self.pixels = pixels
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> np.ndarray | str:
-        return self.pixels.read(index)
+    def __getitem__(self, index: int) -> np.ndarray | str:  # type: ignore[override]
+        return self.read(index)
 
 
 def first_of(batch: list[np.ndarray | str]) -> np.ndarray | str:
@@ -138,26 +125,21 @@ def first_of(batch: list[np.ndarray | str]) -> np.ndarray | str:
     return batch[0]
 
 
-def _decoded(images: ImageSet, prepare: Preparation, workers: int) -> Iterator[np.ndarray | str]:
-    loader: DataLoader[np.ndarray | str] = DataLoader(
-        _Readings(PixelStore(images, prepare)),
-        batch_size=1,
-        collate_fn=first_of,
-        num_workers=workers if len(images) > 64 else 0,
-        worker_init_fn=ignore_stop_signals,
-    )
-    yield from loader
-
-
 def _build(images: ImageSet, prepare: Preparation, path: Path, workers: int, progress: Progress | None) -> None:
     count, encoded = len(images), path.suffix == ".jpegs"
     offsets, shapes = np.zeros(count + 1, np.int64), np.zeros((count, 2), np.int32)
     faults: dict[int, str] = {}
     remove_unused(path.parent, ".building-*", days=ABANDONED_DAYS)  # what builders that were killed have left
+    loader: DataLoader[np.ndarray | str] = DataLoader(
+        _Readings(images, prepare),
+        collate_fn=first_of,
+        num_workers=workers if count > 64 else 0,
+        worker_init_fn=ignore_stop_signals,
+    )
     handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=".building-", delete=False)  # noqa: SIM115
     try:
         with handle:
-            for index, pixels in enumerate(_decoded(images, prepare, workers)):
+            for index, pixels in enumerate(loader):
                 if isinstance(pixels, str):
                     faults[index] = pixels
                     offsets[index + 1] = offsets[index]

@@ -94,7 +94,7 @@ class PixelStore(Dataset[np.ndarray]):
     def read(self, index: int) -> np.ndarray | str:
         """The pixels, or in words why there are none: for loaders, which an exception would stop."""
         try:
-            return self[index]
+            return PixelStore.__getitem__(self, index)
         except UnreadableImage as error:
             return str(error)
 

@@ -174,9 +174,9 @@ class FolderSource:
         return {"all": level}
 
     def _level(self, folder: bytes) -> Level:
-        entries = scan(folder, self._report)
-        filled = [name for name in entries.folders if holds_images(os.path.join(folder, name), self._report)]
-        return Level(folder, entries.images, filled, [name for name in entries.folders if name not in filled])
+        pictures, folders = scan(folder, self._report)
+        filled = [name for name in folders if holds_images(os.path.join(folder, name), self._report)]
+        return Level(folder, pictures, filled, sorted({*folders} - {*filled}))
 
     def _leave_out(self, level: Level, others: list[bytes]) -> None:
         """Remarks on what lies beside split folders."""

@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from itertools import islice
-from typing import NamedTuple
 
 from fgssl.runtime.reporting import Told
 from fgssl.runtime.text import shown
@@ -22,12 +21,11 @@ EXTENSIONS = frozenset(
 TELL_EVERY = 1024  # entries of a folder
 _MAX_NOTED = 100
 _IGNORED = frozenset({b"__MACOSX", b"@eaDir"})
-_SPLIT_NAME = re.compile(
-    r"(train|training|test|testing|val|valid|validation|dev)([-_ .]?(sets?|splits?|images?|imgs?|data|folder|\d+))?",
-    re.IGNORECASE,
-)
-_SHARD_NAME = re.compile(r"(train|training|test|testing|val|valid|validation|dev)(?![a-z])", re.IGNORECASE)
+_SPLITS = "(train|training|test|testing|val|valid|validation|dev)"
+_SPLIT_NAME = re.compile(_SPLITS + r"([-_ .]?(sets?|splits?|images?|imgs?|data|folder|\d+))?", re.IGNORECASE)
+_SHARD_NAME = re.compile(_SPLITS + "(?![a-z])", re.IGNORECASE)
 
+Names = list[bytes]
 FolderKey = tuple[int, int]
 """What a folder is, whatever path led to it: device and number."""
 
@@ -71,15 +69,8 @@ class WalkReport:
         return ", ".join(f"{count} {kind or 'without extension'}" for kind, count in self.others.most_common(5))
 
 
-class FolderEntries(NamedTuple):
-    """One folder: names of its image files and of its subfolders, both sorted by their bytes."""
-
-    images: list[bytes]
-    folders: list[bytes]
-
-
-def scan(folder: bytes, report: WalkReport | None = None, *, most: int | None = None) -> FolderEntries:
-    """Lists one folder.
+def scan(folder: bytes, report: WalkReport | None = None, *, most: int | None = None) -> tuple[Names, Names]:
+    """Lists one folder: names of its image files and of its subfolders, both sorted by their bytes.
 
     Hidden files, `__MACOSX` and thumbnail folders are left out, and all that is in a run folder of fgssl. Links count
     as what they lead to; a broken link with an image's name counts as an image, so that a run names it as unreadable
@@ -98,7 +89,7 @@ def scan(folder: bytes, report: WalkReport | None = None, *, most: int | None = 
     folders: list[tuple[bool, bytes]] = []
     if is_run_folder(folder):
         report.runs.append(shown(folder))
-        return FolderEntries([], [])
+        return [], []
     with os.scandir(folder) as entries:
         number = 0
         for number, entry in enumerate(entries, 1):
@@ -118,7 +109,7 @@ def scan(folder: bytes, report: WalkReport | None = None, *, most: int | None = 
     report.meet(number % TELL_EVERY)
     images.sort()
     folders.sort()  # real folders before links, so that content reached twice keeps its real place
-    return FolderEntries(images, [name for _, name in folders])
+    return images, [name for _, name in folders]
 
 
 def is_run_folder(folder: bytes) -> bool:
@@ -175,14 +166,13 @@ def walk_images(
             if key in seen:
                 continue
             seen.add(key)
-            entries = scan(folder, report, most=most)
+            images, folders = scan(folder, report, most=most)
         except OSError as error:
             if report is not None:
                 report.skip(folder, error.strerror or "cannot be listed")
             continue
-        for name in entries.images:
-            yield os.path.join(relative, name)
-        waiting.extend(os.path.join(relative, name) for name in reversed(entries.folders))
+        yield from (os.path.join(relative, name) for name in images)
+        waiting.extend(os.path.join(relative, name) for name in reversed(folders))
 
 
 def first_images(root: bytes, count: int) -> list[bytes]:
