@@ -1,52 +1,131 @@
-"""What fgssl knows by name and others may add to: listed without an import, imported when it is asked for."""
+"""What fgssl knows by name and others may add to: listed without an import, imported when it is asked for.
+
+From outside a thing is added by a package with an entry point, of the thing's name, in one of the groups
+`fgssl.objectives`, `fgssl.datasets` and `fgssl.metrics`, or by a Python file that the user names with `--plugin`.
+A name in a recipe, a run or an encoder file never loads anything by itself.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from importlib import resources
+from importlib import metadata, resources
+from pathlib import Path
 from typing import Any, TypeVar
+
+from fgssl.errors import FgsslError
 
 Item = TypeVar("Item")
 
 
 class Registry(Mapping[str, Any]):
-    """Things of one kind by name. A module of the thing's name in `package` is enough: it registers it when imported.
+    """Things of one kind by name: fgssl's own first, whose names nobody takes.
 
     Args:
-        kind: What a message calls one of them.
-        package: Holds a module for each built-in one.
+        kind: What a message calls one of them; `fgssl.KINDs` is the group of entry points.
+        package: Holds a module for each built-in one, which registers it when imported.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str | None = None) -> None:
         self.kind, self.package = kind, package
         self._items: dict[str, Any] = {}
-        root, _, folders = package.partition(".")
-        files = resources.files(root).joinpath(*folders.split(".")).iterdir()
-        self._modules = {file.name.removesuffix(".py") for file in files if file.name.endswith(".py")} - {"__init__"}
+        self._origins: dict[str, str] = {}  # of what a plugin brought
+        self._modules: list[str] = []
+        if package is not None:
+            root, _, folders = package.partition(".")
+            files = (file.name for file in resources.files(root).joinpath(*folders.split(".")).iterdir())
+            self._modules = sorted({name.removesuffix(".py") for name in files if name.endswith(".py")} - {"__init__"})
 
     def register(self, name: str) -> Callable[[Item], Item]:
-        """A decorator that makes a class known under a name."""
+        """A decorator that makes something known under a name."""
 
         def remember(item: Item) -> Item:
+            if _loading:
+                if name in self._modules or name in self._items:
+                    raise FgsslError(f"plugin {_loading[-1]}: fgssl knows the {self.kind} {name} already", "rename it")
+                self._origins[name] = _loading[-1]
             self._items[name] = item
             return item
 
         return remember
 
+    def origin(self, name: str) -> str | None:
+        """The package and version, or the file, that a thing came from; None for fgssl's own."""
+        entry = self._entries().get(name)
+        return self._origins.get(name) or (None if entry is None or name in self._items else _package_of(entry))
+
     def __getitem__(self, name: str) -> Any:
         if name not in self._items and name in self._modules:
             importlib.import_module(f"{self.package}.{name}")
+        if name not in self._items and name in self._entries():
+            self._load(self._entries()[name])
         return self._items[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._items or name in self._modules
+        return name in self._names()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._modules | set(self._items)))
+        return iter(self._names())
 
     def __len__(self) -> int:
-        return len(self._modules | set(self._items))
+        return len(self._names())
+
+    def _names(self) -> dict[str, None]:
+        return dict.fromkeys([*self._modules, *self._items, *self._entries()])
+
+    def _entries(self) -> dict[str, metadata.EntryPoint]:
+        return {entry.name: entry for entry in metadata.entry_points(group=f"fgssl.{self.kind}s")}
+
+    def _load(self, entry: metadata.EntryPoint) -> None:
+        origin = _package_of(entry)
+        _guarded(origin, lambda: self._items.__setitem__(entry.name, entry.load()))
+        self._origins[entry.name] = origin
+
+
+def load_plugin(path: str | Path) -> None:
+    """Run a Python file that the user named: what it registers is known from then on.
+
+    Raises:
+        FgsslError: There is no such file, it fails, or it takes a name that fgssl has.
+    """
+    file = Path(path).expanduser()
+    name = f"fgssl_plugin_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise FgsslError(f"--plugin {path} is no Python file", "name a .py file that registers what it adds")
+    if name in sys.modules:  # named twice
+        return
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        _guarded(file.name, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
+    except FgsslError:
+        del sys.modules[name]
+        raise
+
+
+_loading: list[str] = []  # the plugins whose code runs now
+
+
+def _guarded(origin: str, load: Callable[[], Any]) -> None:
+    _loading.append(origin)
+    try:
+        load()
+    except FgsslError:
+        raise
+    except Exception as error:  # of code that is not ours
+        reason = (str(error) or "?").splitlines()[0][:200]
+        failed = f"plugin {origin} fails: {type(error).__name__}: {reason}"
+        raise FgsslError(failed, "mend it, or leave it out") from error
+    finally:
+        _loading.pop()
+
+
+def _package_of(entry: metadata.EntryPoint) -> str:
+    return entry.value if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
 
 
 OBJECTIVES = Registry("objective", "fgssl.objectives.methods")
+DATASETS = Registry("dataset")
+METRICS = Registry("metric")

@@ -23,12 +23,12 @@ PACKAGE = ROOT / "fgssl"
 MAY_IMPORT: dict[str, str] = {
     # ground: known to everyone
     "errors": "",
-    "registry": "",
+    "registry": "errors",
     "config": "errors registry",
     "runtime": "errors",
     # pictures
     "views": "config",
-    "data": "config errors runtime views",
+    "data": "config errors registry runtime views",
     "drawing": "errors runtime",
     "check": "config data errors",
     # models: objectives do not know the rationale, neither knows the other
@@ -41,10 +41,10 @@ MAY_IMPORT: dict[str, str] = {
     # trained weights made better without a gradient
     "adaptation": "config data encoder errors rationale views",
     # evaluation knows encoders and their files, not how they were trained
-    "evaluation": "config data drawing encoder errors runs runtime views",
+    "evaluation": "config data drawing encoder errors registry runs runtime views",
     "training": "adaptation backbones config data drawing encoder errors evaluation objectives rationale runs runtime",
     # the command line, which nothing imports
-    "cli": "backbones check config data drawing errors evaluation runs runtime training",
+    "cli": "backbones check config data drawing errors evaluation registry runs runtime training",
     "__main__": "cli",
 }
 ROOT_MODULES = 12  # more at the root, and nobody knows where to look

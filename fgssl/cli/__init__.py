@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import os
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -31,6 +33,7 @@ from fgssl.cli.retrieve import retrieve
 from fgssl.cli.streams import secure_streams
 from fgssl.cli.visualize import visualize
 from fgssl.errors import FgsslError, SettingError
+from fgssl.registry import load_plugin
 from fgssl.runtime.launch import launched, may_speak
 from fgssl.runtime.stopping import heeded_signals
 from fgssl.runtime.text import shown
@@ -39,12 +42,24 @@ from fgssl.runtime.text import shown
 _LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe", "c10d")
 
 
+_Plugins = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE.py",
+        help="Run this Python file, which adds an objective, a data set or a metric. May be repeated.",
+    ),
+]
+
+
 def _shielded(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb without the exceptions that Typer answers by itself, an EOFError with a bare "Aborted!"."""
+    """The verb with --plugin, without the exceptions that Typer answers by itself, an EOFError with "Aborted!"."""
 
     @functools.wraps(verb)
-    def run(*args: Any, **options: Any) -> None:
+    def run(*args: Any, plugin: list[Path] | None, **options: Any) -> None:
         try:
+            for file in plugin or ():
+                load_plugin(file)
             verb(*args, **options)
         except KeyboardInterrupt:
             print_error("interrupted")
@@ -52,6 +67,10 @@ def _shielded(verb: Callable[..., None]) -> Callable[..., None]:
         except EOFError as error:
             raise RuntimeError("DataLoader worker closed its end of the pipe") from error
 
+    signature = inspect.signature(verb, eval_str=True)
+    added = inspect.Parameter("plugin", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_Plugins)
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), added])  # type: ignore[attr-defined]
+    run.__annotations__ = {**verb.__annotations__, "plugin": _Plugins}
     return run
 
 

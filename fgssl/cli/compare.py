@@ -72,7 +72,7 @@ def _print(table: ComparisonTable, seed: int, *, markdown: bool) -> None:
 
     rows = [[row.encoder, row.pool, row.width, *row.values.values()] for row in table.rows]
     title = f"{table.test_images} images of {table.data}, {table.train_images} to learn from (percent)"
-    print_table(("encoder", "pool", "width", *METRICS), rows, title=title, text=(0, 1), markdown=markdown)
+    print_table(("encoder", "pool", "width", *table.rows[0].values), rows, title=title, text=(0, 1), markdown=markdown)
     if len(table.rows) > 1:
         cells: dict[str, list[str]] = {}
         for row, _, found in against_first(table.rows, seed=seed):

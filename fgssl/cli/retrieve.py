@@ -89,7 +89,8 @@ def _print_scores(scored: Scored, checkpoint: str, explain: bool, json_output: b
     metrics, intervals = scored.result.to_dict(), scored.result.intervals()
     if json_output:
         print_json({
-            "checkpoint": checkpoint, "data": scored.data, "protocol": scored.protocol, "pool": scored.pool, **metrics,
+            "checkpoint": checkpoint, "data": scored.data, "protocol": scored.protocol, "pool": scored.pool,
+            **metrics, **scored.added,
             "intervals": {name: [interval.low, interval.high] for name, interval in intervals.items()},
             "definitions": DEFINITIONS,
         })  # fmt: skip
@@ -100,6 +101,7 @@ def _print_scores(scored: Scored, checkpoint: str, explain: bool, json_output: b
         for key in (name, f"macro_{name}"):
             row += [metrics[key], f"{intervals[key].low:.2f} to {intervals[key].high:.2f}"]
         rows.append(row)
+    rows += [[name, value, None, None, None] for name, value in scored.added.items()]
     title = f"Retrieval on {scored.data}, {scored.protocol} (percent)"
     print_table(("", "mean", "95 % interval", "class mean", "95 % interval"), rows, title=title)
     counts = [f"{scored.result.queries} queries", f"{scored.result.gallery} gallery images"]

@@ -60,6 +60,8 @@ def derive_objective(draft: Draft, run: RunFacts) -> None:
     name = draft["objective.name"]
     objective = OBJECTIVES[name]
     objective.derive(draft, run)
+    if (plugin := OBJECTIVES.origin(name)) is not None:
+        draft.decide("objective.plugin", plugin, "where the objective came from")
     for key in optional_settings():
         if key not in objective.uses:
             draft.derive(f"objective.{key}", None, f"{name} has none")

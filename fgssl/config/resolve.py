@@ -81,6 +81,10 @@ def config_from_flat(flat: Mapping[str, Any], origin: str = "saved run") -> Reso
 
 def _assemble(given: dict[str, tuple[Any, str]]) -> Resolved:
     asked, _ = given.get("objective.name", (ObjectiveConfig.name, ""))
+    plugin, _ = given.get("objective.plugin", (None, ""))
+    if plugin is not None and asked not in OBJECTIVES:
+        named = f"the objective {shown(asked)} of {shown(plugin)} is not here"
+        raise FgsslError(named, "install that package, or name the file with --plugin")
     objective = coerce("objective.name", asked, Literal[tuple(OBJECTIVES)])
     settings = ObjectiveConfig
     if any(key.startswith("objective.") for key in given):  # only then, as this imports it, and torch with it

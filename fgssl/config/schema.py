@@ -113,6 +113,7 @@ class ObjectiveConfig:
     """
 
     name: str = knob("mocov2", "self-supervised objective")
+    plugin: str | None = knob(None, "the package or file that it came from (filled in; never loaded by this name)")
     projector_hidden: int | None = knob(None, "hidden width of the projector (default: by objective and map)", WIDTH)
     projector_dim: int | None = knob(None, "width of the projection (default: by objective)", WIDTH)
     predictor_hidden: int | None = knob(None, "hidden width of byol's and simsiam's predictor", WIDTH)
@@ -132,7 +133,7 @@ class ObjectiveConfig:
 
 def optional_settings() -> tuple[str, ...]:
     """The names in `ObjectiveConfig` that only some objectives have."""
-    return tuple(item.name for item in fields(ObjectiveConfig))[3:]
+    return tuple(item.name for item in fields(ObjectiveConfig))[4:]
 
 
 @dataclass(frozen=True)

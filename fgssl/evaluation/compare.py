@@ -15,6 +15,7 @@ from fgssl.errors import FgsslError
 from fgssl.evaluation.bootstrap import Comparison, paired_bootstrap
 from fgssl.evaluation.embed import Embeddings
 from fgssl.evaluation.feature_file import FeatureTable, is_feature_table
+from fgssl.evaluation.metrics import added_metrics
 from fgssl.evaluation.probing.classifiers import knn_classify, linear_probe
 from fgssl.evaluation.probing.splits import ProbeSplits, probe_splits
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
@@ -39,7 +40,7 @@ class Row(NamedTuple):
     encoder: str  # as the user wrote it
     pool: str | None  # None where a file of features does not tell
     width: int  # D of the features
-    values: dict[str, float]  # percentages by the names in `METRICS`
+    values: dict[str, float]  # percentages by the names in `METRICS`, then what metrics of plugins say
     images: dict[str, Tensor]  # the same, one value in [0, 1] an image, for paired comparison
 
     @property
@@ -177,4 +178,5 @@ def _measure(
         "knn": knn_classify(*sets, k=k, classes=classes).correct.double(),
     }
     values = {metric: 100 * float(value.mean()) for metric, value in images.items()}
+    values |= added_metrics(test.features, truth)
     return Row(name, pool, train.features.shape[1], values, images)

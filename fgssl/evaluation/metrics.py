@@ -12,6 +12,26 @@ from fgssl.errors import FgsslError
 from fgssl.evaluation.features import check_features, check_labels, check_widths, unit_rows
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 from fgssl.evaluation.retrieval.nearest import search
+from fgssl.registry import METRICS
+
+
+def added_metrics(features: Tensor, labels: Tensor) -> dict[str, float]:
+    """What the metrics of plugins say of features (N, D) and labels (N,): each is `(features, labels) -> name: value`.
+
+    Raises:
+        FgsslError: One fails, or returns something else.
+    """
+    found: dict[str, float] = {}
+    for name, metric in METRICS.items():
+        origin = f"the metric {name} of {METRICS.origin(name)}"
+        try:
+            values = {str(key): float(value) for key, value in metric(features, labels).items()}
+        except Exception as error:  # of code that is not ours
+            raise FgsslError(f"{origin} fails: {type(error).__name__}: {error}", "mend it, or leave it out") from error
+        if found.keys() & values.keys():
+            raise FgsslError(f"{origin} and another one both return {min(found.keys() & values.keys())}", "rename one")
+        found |= values
+    return found
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:

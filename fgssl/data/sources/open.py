@@ -46,7 +46,10 @@ def open_source(data: DataConfig) -> Source:
     if source in PRESETS:
         preset = PRESETS[source]
         image, label = data.image_column or preset.image_column, data.label_column or preset.label_column
-        return _hub(dataclasses.replace(data, image_column=image, label_column=label), preset.hub_id)
+        filled = dataclasses.replace(data, image_column=image, label_column=label)
+        if os.path.isabs(preset.hub_id):
+            return open_source(dataclasses.replace(filled, source=preset.hub_id))
+        return _hub(filled, preset.hub_id)
     path = os.path.expanduser(source)
     if os.path.isdir(path):
         return _open_folder(data, path)
@@ -127,7 +130,7 @@ def _unknown(source: str) -> FgsslError:
     hint = f"did you mean {' or '.join(near)}? Otherwise give" if near else "give"
     return FgsslError(
         f"no such folder or file: {named}, and it is not a preset or a hub id",
-        f"{hint} a path, a hub id owner/name, or a preset: {_presets()}",
+        f"{hint} a path, a hub id owner/name, or a preset: {_presets()}; a plugin's needs its package or --plugin",
     )
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from fgssl import registry
 
 
 @dataclass(frozen=True)
 class DatasetPreset:
-    """A hub data set under a short name."""
+    """A data set under a short name; a plugin registers its own in `fgssl.registry.DATASETS`."""
 
     name: str  # what the user writes after `--data`
-    hub_id: str  # "owner/name"
+    hub_id: str  # "owner/name", or the absolute path of a folder or file
     train_split: str
     test_split: str
     image_column: str | None  # None finds it by type, as the next
@@ -61,5 +64,7 @@ _ENTRIES = (
     ),
 )  # fmt: skip
 
-PRESETS: dict[str, DatasetPreset] = {entry.name: entry for entry in _ENTRIES}
+PRESETS: Mapping[str, DatasetPreset] = registry.DATASETS
+for _entry in _ENTRIES:
+    registry.DATASETS.register(_entry.name)(_entry)
 """Every preset by its name. `demo` is not among them: it is drawn by code, not loaded from the hub."""

@@ -11,6 +11,7 @@ from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import Embeddings
 from fgssl.evaluation.feature_file import FeatureFile, read_features
 from fgssl.evaluation.features import check_widths, common_labels
+from fgssl.evaluation.metrics import added_metrics
 from fgssl.evaluation.retrieval.gallery import (
     gallery_file,
     gallery_images,
@@ -41,6 +42,7 @@ class Scored(NamedTuple):
     data: str  # source of the queries, or the file of features
     protocol: str  # which split was searched with which, in words
     pool: str | None  # None where a file of features does not tell
+    added: dict[str, float]  # what metrics of plugins say of the queries
 
 
 class _Side(NamedTuple):
@@ -72,7 +74,7 @@ def score_encoder(checkpoint: str, asked: Asked, options: EvaluationOptions) -> 
         name = others.split if asked.gallery is None else f"{others.source} [{others.split}]"
         gallery = _Side(_embedded(subject, others), name)
     result, protocol = _evaluate(queries, gallery, options)
-    return Scored(result, subject.data.source, protocol, subject.pool)
+    return Scored(result, subject.data.source, protocol, subject.pool, _added(queries))
 
 
 def score_files(queries: str, gallery: str | None, options: EvaluationOptions) -> Scored:
@@ -88,8 +90,13 @@ def score_files(queries: str, gallery: str | None, options: EvaluationOptions) -
         require_alike(found, other)
         refuse_query_rows(found.embeddings, other.embeddings, (queries, gallery))
         side = _Side(other.embeddings, gallery)
-    result, protocol = _evaluate(_Side(found.embeddings, queries), side, options)
-    return Scored(result, queries, protocol, found.pool)
+    own = _Side(found.embeddings, queries)
+    result, protocol = _evaluate(own, side, options)
+    return Scored(result, queries, protocol, found.pool, _added(own))
+
+
+def _added(queries: _Side) -> dict[str, float]:
+    return added_metrics(queries.embeddings.features, queries.embeddings.known_labels)
 
 
 def _embedded(subject: Subject, images: ImageSet) -> Embeddings:
