@@ -51,7 +51,7 @@ def backbones(
     if json_output:
         print_json({"batch_size": batch_size, "free_memory_bytes": memory, "backbones": rows})
     elif measure:
-        _print_measured(rows, batch_size, memory)
+        _print_measured(rows, batch_size, memory, quiet=quiet)
     else:
         table = [(row["name"], row["own_size"], _tags(row["tags"], TAGS_SHOWN)) for row in rows]
         print_table(("backbone", "own px", "weights"), table, text=(0, -1))
@@ -82,7 +82,7 @@ def _row(
     }
 
 
-def _print_measured(rows: list[dict[str, Any]], batch_size: int, memory: int | None) -> None:
+def _print_measured(rows: list[dict[str, Any]], batch_size: int, memory: int | None, *, quiet: bool) -> None:
     columns = ("backbone", "map", "own px", "px", "M params", f"GB at {batch_size}", "largest batch", "weights")
     table: list[tuple[Any, ...]] = []
     for row in rows:
@@ -98,9 +98,9 @@ def _print_measured(rows: list[dict[str, Any]], batch_size: int, memory: int | N
     for row in rows:
         if row["problem"] is not None:
             tell(row["problem"])
-    fitting = [row for row in rows if memory is not None and (row["largest_batch"] or 0) >= batch_size]
-    if memory is not None:
-        share = f"{len(fitting)} of {len(rows)} can be trained at batch {batch_size}"
+    if memory is not None and not quiet:
+        fitting = sum((row["largest_batch"] or 0) >= batch_size for row in rows)
+        share = f"{fitting} of {len(rows)} can be trained at batch {batch_size}"
         tell(f"{share} in the {memory / 1e9:.1f} GB free here (an estimate, in float32)")
 
 

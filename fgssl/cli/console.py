@@ -68,12 +68,7 @@ def print_table(
 ) -> None:
     """A table on stdout: ruled on a terminal, aligned text in a pipe; numbers with two decimals, to the right.
 
-    Args:
-        columns: Their heads.
-        rows: A value a column.
-        title: A line above.
-        text: Which columns are text and not numbers; -1 is the last.
-        markdown: As Markdown.
+    `text` says which columns are text and not numbers; -1 is the last.
     """
     cells = [[cell(value) for value in row] for row in rows]
     texts = [place in text or place - len(columns) in text for place in range(len(columns))]
@@ -135,12 +130,7 @@ def step_line(report: StepReport) -> str:
 
 
 class PlainReporter(Reporter):
-    """Lines on stderr, not too many of them.
-
-    Args:
-        notes: Whether progress is told.
-        warnings: Whether warnings are; another process may say the same.
-    """
+    """Lines on stderr, not too many of them; without notes or warnings where another process says the same."""
 
     def __init__(self, *, notes: bool = True, warnings: bool = True) -> None:
         self.notes, self.warnings = notes, warnings
@@ -164,18 +154,15 @@ class PlainReporter(Reporter):
         now = time.monotonic()
         if self._begun is None or self._begun[0] != task or done < self._begun[2]:
             self._begun, self._spoke = (task, now, done), False
+        _, start, first = self._begun
         if total is not None and done >= total:
             if self._spoke:  # or its last word would be that it is not done
                 self.note(f"{task}: {done}/{total}")
             self._begun, self._spoke = None, False
         elif self._due():
             self._spoke = True
-            _, start, first = self._begun
-            if total is None:
-                self.note(f"{task}: {done} so far")
-                return
-            left = f", {duration((now - start) / (done - first) * (total - done))} left" if done > first else ""
-            self.note(f"{task}: {done}/{total}{left}")
+            left = duration((now - start) / (done - first) * (total - done)) if total and done > first else ""
+            self.note(f"{task}: {done}{f'/{total}' if total else ' so far'}{f', {left} left' if left else ''}")
 
     def step(self, report: StepReport) -> None:
         if self._due() or report.step == report.total_steps:
@@ -189,10 +176,8 @@ class PlainReporter(Reporter):
         listen(None)
 
     def _due(self) -> bool:
-        now = time.monotonic()
-        due = now - self._last >= PLAIN_SECONDS
-        if due:
-            self._last = now
+        due = time.monotonic() - self._last >= PLAIN_SECONDS
+        self._last = time.monotonic() if due else self._last
         return due
 
 
@@ -220,27 +205,23 @@ class LiveReporter(PlainReporter):
         self._task: tuple[str, Any] | None = None
 
     def progress(self, task: str, done: int, total: int | None) -> None:
-        self._show(task, done, total)
+        if self._task is None or self._task[0] != task:
+            self._drop()
+            self._task = (task, self._bar.add_task(shown(task), total=total))
+        self._bar.update(self._task[1], completed=done, total=total)
         if total is not None and done >= total:
             self._drop()
 
     def step(self, report: StepReport) -> None:
         self._bar.text = Text(step_line(report))
-        self._show("training", report.step, report.total_steps)
+        self.progress("training", report.step, report.total_steps)
         if report.step == report.total_steps:
-            self._drop()
             self._bar.text = Text()
             self.note(step_line(report))
 
     def close(self) -> None:
         super().close()
         self._bar.stop()
-
-    def _show(self, task: str, done: int, total: int | None) -> None:
-        if self._task is None or self._task[0] != task:
-            self._drop()
-            self._task = (task, self._bar.add_task(shown(task), total=total))
-        self._bar.update(self._task[1], completed=done, total=total)
 
     def _drop(self) -> None:
         if self._task is not None:
@@ -250,11 +231,9 @@ class LiveReporter(PlainReporter):
 
 @contextmanager
 def reporting(*, quiet: bool = False, warn: bool = True) -> Iterator[PlainReporter]:
-    """The reporter for this terminal, log file or silence, until the block ends; of several processes the first's.
+    """The reporter for this terminal, log file or silence (`quiet`: warnings only), until the block ends.
 
-    Args:
-        quiet: Warnings only.
-        warn: False where all processes know the same: the first alone warns.
+    Of several processes the first speaks; the others still `warn`, unless all know the same.
     """
     first = process_rank() == 0
     if first and not quiet and err.is_terminal and not err.is_dumb_terminal:

@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from fgssl.cli import options
 from fgssl.cli.console import print_json, print_table, reporting, say
-from fgssl.errors import FgsslError
+from fgssl.errors import FgsslError, SettingError
 
 if TYPE_CHECKING:
     from fgssl.check import Report
@@ -129,7 +129,7 @@ def cache(
     from fgssl.runtime.files import refuse_file
 
     if kind is not None and kind not in KINDS:
-        raise FgsslError(f"unknown --kind '{kind}'", f"choose one of {', '.join(KINDS)}")
+        raise SettingError(f"unknown --kind '{kind}'", f"choose one of {', '.join(KINDS)}")
     where = cache_folder() if folder is None else Path(folder).expanduser()
     refuse_file(where, option="--cache")
     files = [f for f in cache_files(where) if kind in (None, f.kind) and f.age_days >= unused_days]

@@ -15,7 +15,7 @@ from typer import Argument, BadParameter, Option
 from typer.core import TyperCommand
 
 from fgssl.cli.console import reporting
-from fgssl.errors import FgsslError
+from fgssl.errors import SettingError
 from fgssl.runs.folder import TIMM_PREFIX, encoder_path
 from fgssl.runtime.files import check_folder, refuse_file
 
@@ -134,7 +134,7 @@ def check_checkpoint(checkpoint: str) -> None:
 def check_cache(cache: str | None, *, make: bool = True) -> None:
     """Makes the cache folder asked for, or looks whether it could be. Raises FgsslError where it cannot be written."""
     if cache is not None and not cache.strip():
-        raise FgsslError("--cache names no folder", "use auto, off or a path")
+        raise SettingError("--cache names no folder", "use auto, off or a path")
     if cache not in (None, "auto", "off"):
         folder = Path(cache).expanduser()
         if not make:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fgssl.config.schema import DataConfig
 from fgssl.encoder import POOLS, Encoder, Pool
-from fgssl.errors import FgsslError
+from fgssl.errors import FgsslError, SettingError
 from fgssl.evaluation.bootstrap import Comparison, paired_bootstrap
 from fgssl.evaluation.embed import Embeddings
 from fgssl.evaluation.feature_file import FeatureTable, is_feature_table
@@ -84,7 +84,7 @@ def compare(
             anything is embedded.
     """
     if k < 1:
-        raise FgsslError(f"--k is {k}", "it must be at least 1")
+        raise SettingError(f"--k is {k}", "it must be at least 1")
     tables = {name for name in checkpoints if is_feature_table(name)}
     for name in checkpoints:
         if name not in tables and not name.startswith(TIMM_PREFIX):

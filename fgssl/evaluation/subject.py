@@ -14,7 +14,7 @@ from fgssl.config.schema import DataConfig
 from fgssl.data import default_split, load_images, no_split
 from fgssl.data.images import ImageSet
 from fgssl.encoder import POOLS, Encoder, Pool
-from fgssl.errors import FgsslError
+from fgssl.errors import FgsslError, SettingError
 from fgssl.evaluation.embed import Embeddings, embed
 from fgssl.runs.encoder_file import data_of, load_encoder
 from fgssl.runtime.distributed import launched_share
@@ -91,9 +91,9 @@ def open_subject(checkpoint: str, options: EvaluationOptions) -> Subject:
     Raises FgsslError: bad checkpoint, unknown pooling, nothing to pool so with, or no data named anywhere.
     """
     if options.pool is not None and options.pool not in POOLS:
-        raise FgsslError(f"unknown --pool '{options.pool}'", f"choose one of {', '.join(POOLS)}")
+        raise SettingError(f"unknown --pool '{options.pool}'", f"choose one of {', '.join(POOLS)}")
     if options.batch_size < 1:
-        raise FgsslError(f"--batch-size is {options.batch_size}", "it must be at least 1")
+        raise SettingError(f"--batch-size is {options.batch_size}", "it must be at least 1")
     device = resolve_device(options.device)
     if device.type == "cpu":
         keep_freed_memory()

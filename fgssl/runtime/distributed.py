@@ -41,10 +41,7 @@ class Share(NamedTuple):
 
 @functools.cache
 def launched_share() -> Share | None:
-    """This process's share where a launcher started several, which are then connected; None for one alone.
-
-    Not for use in a training run, whose processes evaluate in the first of them only.
-    """
+    """This process's share where a launcher started several, which are then connected; None alone or in training."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return None

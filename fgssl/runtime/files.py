@@ -79,9 +79,7 @@ class OutputKind(NamedTuple):
     makes_folder: bool = False  # whether folders that are missing above the file are made
 
 
-def check_output(
-    path: Path, *, kind: OutputKind, inputs: Iterable[str | Path | None] = (), overwrite: bool = False
-) -> None:
+def check_output(path: Path, *, kind: OutputKind, inputs: Inputs = (), overwrite: bool = False) -> None:
     """Decides for every verb, before its long work, whether a file may be written.
 
     What is there already is replaced only where fgssl wrote it, as the same kind of file. `overwrite` replaces other
@@ -124,8 +122,7 @@ def _check_replaced(path: Path, mode: int, kind: OutputKind, inputs: Inputs, *, 
         raise FgsslError(f"output '{path}' is a device or a pipe", f"name a file: {kind.noun} is written whole")
     own = stat.S_ISREG(mode) and kind.is_own(path)
     for name in inputs:
-        place = os.path.expanduser(os.fspath(name or ""))
-        if _same(path, place) or (not own and os.path.isdir(place) and _is_below(path, place)):
+        if _is_input(path, os.path.expanduser(os.fspath(name or "")), own=own):
             raise FgsslError(f"output '{path}' is an input, of '{name}'", "choose another --output")
     if overwrite or own:
         return
@@ -137,15 +134,10 @@ def _check_replaced(path: Path, mode: int, kind: OutputKind, inputs: Inputs, *, 
     )
 
 
-def _same(path: Path, other: str) -> bool:
-    try:
-        return os.path.samefile(path, other)
-    except OSError:  # one of them is not there
-        return False
-
-
-def _is_below(path: Path, folder: str) -> bool:
-    return Path(os.path.realpath(folder)) in Path(os.path.realpath(path.parent), path.name).parents
+def _is_input(path: Path, given: str, *, own: bool) -> bool:
+    if os.path.isdir(given):
+        return not own and Path(os.path.realpath(given)) in Path(os.path.realpath(path.parent), path.name).parents
+    return os.path.exists(given) and os.path.exists(path) and os.path.samefile(path, given)
 
 
 def derived_name(stem: str, ending: str) -> str:

@@ -1,9 +1,9 @@
 """Several processes of one run: which of them hangs, where one neither gets on nor dies.
 
-A process that is stopped, or that waits on a network mount that is gone, leaves the others waiting inside a collective,
-which cannot tell who is missing and must not be impatient: the first process may decode or evaluate for hours. So each
-publishes by a thread of its own, in the store through which they met, how far it has come and that it is alive. When
-nobody has got on for the time limit, the others end, and one of them names the process that is behind or silent.
+A process that is stopped, or waits on a network mount that is gone, leaves the others waiting in a collective, which
+cannot tell who is missing and must not be impatient: the first may decode or evaluate for hours. So each publishes by a
+thread, in the store through which they met, how far it has come and that it is alive. When nobody has got on for the
+time limit, the others end, and one of them names the process that is behind or silent.
 """
 
 from __future__ import annotations
@@ -146,7 +146,6 @@ class PulseReporter(Reporter):
 
             return told
 
-        for name in ("note", "warn", "progress", "step"):
-            setattr(self, name, alive(getattr(reporter, name)))
-        for name in ("fatal", "planned"):
-            setattr(self, name, getattr(reporter, name))
+        for name in ("note", "warn", "progress", "step", "fatal", "planned"):
+            tell = getattr(reporter, name)
+            setattr(self, name, tell if name in ("fatal", "planned") else alive(tell))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from fgssl.errors import FgsslError
+from fgssl.errors import FgsslError, SettingError
 
 DEFAULT_SCRATCH = 512 * 2**20
 FEW_CORES = 4
@@ -97,7 +97,7 @@ def parse_bytes(text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text, re.IGNORECASE)
     size = int(float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " ")) if found else 0
     if size < 1:
-        raise FgsslError(f"'{text}' is not an amount of memory", "write it as 512M or 2G")
+        raise SettingError(f"'{text}' is not an amount of memory", "write it as 512M or 2G")
     return size
 
 
@@ -110,7 +110,7 @@ def resolve_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise FgsslError(f"unknown device '{name}'", "use cpu, cuda, cuda:1 or mps") from error
+        raise SettingError(f"unknown device '{name}'", "use cpu, cuda, cuda:1 or mps") from error
     if device.type == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each process its own GPU
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
@@ -119,7 +119,7 @@ def resolve_device(name: str | None) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise FgsslError(f"device '{name}' is not on this machine", "use --device cpu")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise FgsslError(f"device '{name}' is not supported", "use cpu, cuda, cuda:1 or mps")
+        raise SettingError(f"device '{name}' is not supported", "use cpu, cuda, cuda:1 or mps")
     return device
 
 

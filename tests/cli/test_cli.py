@@ -182,7 +182,7 @@ def test_wrong_usage_is_exit_2(arguments: tuple[str, ...]) -> None:
         (2, ("--batch-size", "1"), ("1", "at least 2")),
         (2, ("--set", "objective.queue_size=7"), ("queue_size 7", "--batch-size 8")),
         (1, ("--image-size", "16"), (BACKBONE, "16 px", "smallest")),
-        (1, ("--device", "tpu9"), ("tpu9", "cpu")),
+        (2, ("--device", "tpu9"), ("tpu9", "cpu")),
         (2, ("--mixed-precision", "fp8"), ("fp8", "bf16")),
         (1, ("--mixed-precision", "fp16"), ("fp16", "bf16")),
         (2, ("--lr", "0"), ("optimizer.lr", "above 0")),
@@ -226,19 +226,19 @@ def test_folders_without_enough_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["retrieve", "probe", "embed"])
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("code", "options", "expected"),
     [
-        (("--split", "tset"), ("tset", "train", "test")),
-        (("--device", "tpu9"), ("tpu9",)),
-        (("--batch-size", "0"), ("0", "at least 1")),
-        (("--data", "cubs"), ("cubs", "cub")),
+        (1, ("--split", "tset"), ("tset", "train", "test")),
+        (2, ("--device", "tpu9"), ("tpu9",)),
+        (2, ("--batch-size", "0"), ("0", "at least 1")),
+        (1, ("--data", "cubs"), ("cubs", "cub")),
     ],
 )
 def test_mistakes_of_the_evaluation_are_one_line(
-    verb: str, options: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path
+    verb: str, code: int, options: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path
 ) -> None:
     outcome = fgssl(verb, finished_run()[0], *options, cwd=tmp_path)
-    error = outcome.error()
+    error = outcome.error(code)
     assert all(word in error for word in expected), error
     assert outcome.err.count("\n") == 1 and outcome.out == "" and list(tmp_path.iterdir()) == []
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fgssl.errors import FgsslError
+from fgssl.errors import FgsslError, SettingError
 from fgssl.evaluation.bootstrap import Interval
 from fgssl.evaluation.features import check_features, check_labels, check_widths, unit_rows
 from fgssl.evaluation.probing.logistic import fit_logistic
@@ -122,7 +122,7 @@ def knn_classify(
         temperature: T; 0.07 is the convention.
     """
     if k < 1 or temperature <= 0:
-        raise FgsslError(f"nearest neighbours with k = {k}, temperature {temperature}", "use k >= 1, temperature > 0")
+        raise SettingError(f"nearest neighbours with k = {k}, temperature {temperature}", "use k >= 1, temperature > 0")
     data = _prepare(train, train_labels, test, test_labels, classes)
     near = search(data.test, data.train, top=k, normalize=False, progress=progress)
     # relative to the nearest, so that no temperature overflows
@@ -175,7 +175,7 @@ def few_shot(
         FgsslError: Bad features or labels, numbers below 1, or fewer classes with enough images than `ways`.
     """
     if min(shots, episodes, queries) < 1 or (ways is not None and ways < 2):
-        raise FgsslError(f"few-shot with {shots} shots, {ways} ways", "use at least 1 shot, 1 query and 2 ways")
+        raise SettingError(f"few-shot with {shots} shots, {ways} ways", "use at least 1 shot, 1 query and 2 ways")
     features = unit_rows(check_features(features)).cpu()
     groups = rows_by_class(check_labels(labels, len(features)).cpu())
     usable = [group for group in groups if len(group) > shots]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fgssl.data.images import ImageSet
-from fgssl.errors import FgsslError
+from fgssl.errors import SettingError
 from fgssl.evaluation.embed import Embeddings
 from fgssl.evaluation.feature_file import FeatureTable
 from fgssl.evaluation.probing.classifiers import FewShotResult, ProbeResult, few_shot, knn_classify, linear_probe
@@ -54,12 +54,12 @@ def run_probe(subject: Subject | FeatureTable, splits: ProbeSplits, options: Pro
             wherever the labels show it.
     """
     if options.protocol not in _FITS:
-        raise FgsslError(f"unknown protocol '{options.protocol}'", f"choose one of {', '.join(_FITS)}, fewshot")
+        raise SettingError(f"unknown protocol '{options.protocol}'", f"choose one of {', '.join(_FITS)}, fewshot")
     if options.protocol == "sgd" and not isinstance(subject, Subject):
-        raise FgsslError("--protocol sgd embeds new crops in every epoch, and a file holds features only",
+        raise SettingError("--protocol sgd embeds new crops in every epoch, and a file holds features only",
                          "use --protocol cached, or give the encoder")  # fmt: skip
     if options.epochs < 1:
-        raise FgsslError(f"--epochs is {options.epochs}", "it must be at least 1")
+        raise SettingError(f"--epochs is {options.epochs}", "it must be at least 1")
     draw = partial(draw_labels, fractions=options.fractions, tries=options.tries, seed=options.seed)
     draw(labels_of(splits.train, "the probe needs them"))
     train, test = subject.embed(splits.train), subject.embed(splits.test)

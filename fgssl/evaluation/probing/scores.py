@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fgssl.errors import FgsslError
+from fgssl.errors import SettingError
 from fgssl.evaluation.bootstrap import Interval, bootstrap_interval
 from fgssl.evaluation.metrics import accuracy, per_class_accuracy, topk_accuracy
 from fgssl.evaluation.probing.splits import stratified_fraction
@@ -138,9 +138,9 @@ def draw_labels(labels: Tensor, fractions: Sequence[float], *, tries: int = 1, s
     or as `stratified_fraction`.
     """
     if tries < 1:
-        raise FgsslError(f"{tries} tries of each fraction of the labels", "use --tries 1 or more")
+        raise SettingError(f"{tries} tries of each fraction of the labels", "use --tries 1 or more")
     if not fractions or len(set(fractions)) != len(fractions):
-        raise FgsslError(f"fractions of the labels {list(fractions)}", "name each once, such as --labels 1.0,0.5,0.2")
+        raise SettingError(f"fractions of the labels {list(fractions)}", "name each once, such as --labels 1.0,0.5,0.2")
     return [
         [Draw(f, s, stratified_fraction(labels, f, seed=s)) for s in range(seed, seed + (1 if f == 1 else tries))]
         for f in fractions

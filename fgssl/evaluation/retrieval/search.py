@@ -16,7 +16,7 @@ from fgssl.data.decoding.decode import decode_image, require_files
 from fgssl.data.images import ImageSet
 from fgssl.drawing import Map, Neighbour, QueryRow, search_sheet
 from fgssl.encoder import Encoder, Pool
-from fgssl.errors import FgsslError, UnreadableImage
+from fgssl.errors import FgsslError, SettingError, UnreadableImage
 from fgssl.evaluation.embed import Embeddings, evaluation_view
 from fgssl.evaluation.explain import explain, shown
 from fgssl.evaluation.feature_file import is_feature_file
@@ -84,7 +84,7 @@ def look_up(
         FgsslError: Bad checkpoint or gallery, features of another encoder, or `top` below 1.
     """
     if top < 1:
-        raise FgsslError(f"--top {top}", "ask for 1 or more")
+        raise SettingError(f"--top {top}", "ask for 1 or more")
     if is_feature_file(checkpoint):
         raise FgsslError(
             f"'{checkpoint}' holds features, not an encoder to embed a query with",

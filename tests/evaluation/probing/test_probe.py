@@ -285,18 +285,22 @@ def test_wrong_usage(options: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("code", "options", "expected"),
     [
-        (("--labels", "0.1"), "0.1 of 24 images leaves some of 3 classes without one; use a fraction of 0.125 or more"),
-        (("--tries", "0"), "0 tries"),
-        (("--protocol", "sgd", "--epochs", "0"), "--epochs is 0"),
-        (("--protocol", "knn", "--k", "0"), "k = 0"),
-        (("--protocol", "fewshot", "--ways", "9"), "3 classes have more than 1 images, 9 are needed"),
+        (
+            1,
+            ("--labels", "0.1"),
+            "0.1 of 24 images leaves some of 3 classes without one; use a fraction of 0.125 or more",
+        ),
+        (2, ("--tries", "0"), "0 tries"),
+        (2, ("--protocol", "sgd", "--epochs", "0"), "--epochs is 0"),
+        (2, ("--protocol", "knn", "--k", "0"), "k = 0"),
+        (1, ("--protocol", "fewshot", "--ways", "9"), "3 classes have more than 1 images, 9 are needed"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_bad_numbers_are_one_line(options: tuple[str, ...], expected: str) -> None:
-    assert expected in fgssl("probe", finished_run()[0], *options, "--json").error()
+def test_bad_numbers_are_one_line(code: int, options: tuple[str, ...], expected: str) -> None:
+    assert expected in fgssl("probe", finished_run()[0], *options, "--json").error(code)
 
 
 def test_data_that_cannot_be_probed_is_one_line(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_intervals_hold_their_values_in_table_and_json() -> None:
 def test_memory_bounds_change_nothing_and_are_read() -> None:
     whole = fgssl("retrieve", finished_run()[0], "--json").json()
     assert fgssl("retrieve", finished_run()[0], "--memory", "1K", "--json").json() == whole
-    assert "'lots' is not an amount of memory" in fgssl("retrieve", finished_run()[0], "--memory", "lots").error()
+    assert "'lots' is not an amount of memory" in fgssl("retrieve", finished_run()[0], "--memory", "lots").error(2)
     assert [parse_bytes(text) for text in ("7", "2G", "1.5 MiB", "3kb")] == [7, 2 * 2**30, 1572864, 3072]
     for text in ("0", "-1", "G", "1X", ""):
         with pytest.raises(FgsslError, match="memory"):
