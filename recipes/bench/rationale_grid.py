@@ -1,6 +1,6 @@
 """Which form of the rationale helps: a grid of settings over several seeds, trained, judged and put into one table.
 
-    python recipes/bench/rationale_grid.py recipes/bench/rationale_grid.yaml --output runs/grid --seeds 0,1,2
+    python recipes/bench/rationale_grid.py recipes/bench/rationale_final.yaml --output runs/grid --seeds 0,1,2
     python recipes/bench/rationale_grid.py GRID.yaml --data GROCERY --recipe RECIPE.yaml --set backbone.init=FILE ...
     python recipes/bench/rationale_grid.py GRID.yaml --output runs/grid --table        # tables of what is there
 
@@ -16,16 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import harness
 from rationale_bench.cells import evaluation_digest, finished, run_cell
 from rationale_bench.evaluate import Judged
 from rationale_bench.grid import INIT, Cell, Grid, Protocol, make_cell, read_grid
@@ -36,30 +34,24 @@ from fgssl.runtime.files import check_folder, write_text
 from fgssl.runtime.reporting import Reporter, StepReport
 from fgssl.runtime.stopping import Interrupted
 
-CELL_FAILED = 1
-
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("grid", type=Path, help="YAML file of variants, branches and poolings")
+    parser = harness.parser(__doc__, "--threads")
+    parser.add_argument("grid", type=Path, help="YAML file of variants and poolings")
     parser.add_argument("--output", "-o", type=Path, required=True, help="results folder")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
-    parser.add_argument("--data", help="as in fgssl pretrain --data")
+    parser.add_argument("--data", help="as in fgssl pretrain --data [the recipe's]")
     parser.add_argument("--recipe", type=Path, help="settings under the grid's")
     parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="for all cells")
     parser.add_argument("--only", action="append", default=[], metavar="VARIANT", help="these variants alone")
-    parser.add_argument(
-        "--select", default="images", help="held-out slice of train: images, classes, or a file pattern"
-    )
+    parser.add_argument("--select", default="images", help="held out of train: images, classes, or a file pattern")
     parser.add_argument("--final", action="store_true", help="train on all of train, judge on the test split")
     parser.add_argument("--probe", choices=("main", "all", "none"), default="main", help="linear probes to fit")
     parser.add_argument("--masks", type=int, default=200, help="images of the demo to compare maps with masks on")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
-    parser.add_argument("--threads", type=int, default=0, help="of each cell (0: as torch likes)")
     parser.add_argument("--table", action="store_true", help="train nothing: tables of the finished cells")
     parser.add_argument("--cell", help=argparse.SUPPRESS)  # VARIANT@SEED, in a process of its own
-    return parser.parse_args()
+    return harness.begin(parser)
 
 
 class Lines(Reporter):
@@ -80,44 +72,6 @@ class Lines(Reporter):
             print(f"step {report.step}/{report.total_steps} loss {report.loss:.3f}, {speed}", flush=True)
 
 
-class Runner:
-    """Cells as processes, each with its log; a signal stops them, and they save their states."""
-
-    def __init__(self, arguments: argparse.Namespace, root: Path) -> None:
-        self.arguments, self.root = arguments, root
-        self.running: set[subprocess.Popen[bytes]] = set()
-        self.stopped = False
-        self.lock = threading.Lock()
-
-    def run(self, cell: Cell) -> int:
-        """Exit code of a cell's process."""
-        self.log(cell.name).parent.mkdir(exist_ok=True)
-        threads = str(self.arguments.threads)
-        limits = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} if self.arguments.threads else {}
-        command = [sys.executable, *sys.argv, "--cell", f"{cell.variant}@{cell.seed}"]
-        with self.log(cell.name).open("ab") as log:
-            with self.lock:
-                if self.stopped:
-                    return CELL_FAILED
-                process = subprocess.Popen(
-                    command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **limits}, start_new_session=True
-                )
-                self.running.add(process)
-            code = process.wait()
-            self.running.discard(process)
-        return code
-
-    def log(self, name: str) -> Path:
-        """Where a cell's process writes."""
-        return self.root.parent / "logs" / f"{name}.log"
-
-    def stop(self, *_: Any) -> None:
-        """Ask every running cell to save its state and end."""
-        self.stopped = True
-        for process in list(self.running):
-            process.send_signal(signal.SIGTERM)
-
-
 def main() -> int:
     """Run the cells and print the table."""
     arguments = parse()
@@ -127,10 +81,6 @@ def main() -> int:
     grid = read_grid(arguments.grid)
     if arguments.cell:
         variant, _, seed = arguments.cell.rpartition("@")
-        if arguments.threads:
-            import torch
-
-            torch.set_num_threads(arguments.threads)
         try:
             run_cell(make_cell(grid, protocol, variant, int(seed)), grid, protocol, root, judged, Lines())
         except Interrupted as stop:
@@ -138,16 +88,13 @@ def main() -> int:
         return 0
     cells = all_cells(grid, protocol, arguments)
     check_folder(root)
-    runner = Runner(arguments, root)
-    failed = [] if arguments.table else run_all(cells, grid, protocol, judged, runner)
-    found = [finished(root / cell.name, evaluation_digest(grid, protocol, judged)) for cell in cells]
+    digest = evaluation_digest(grid, protocol, judged)
+    waiting = [cell for cell in cells if finished(root / cell.name, digest) is None]
+    print(f"{len(cells)} cells, {len(cells) - len(waiting)} finished before", file=sys.stderr)
+    failed = 0 if arguments.table else sum(not run_apart(cell, root.parent / "logs") for cell in waiting)
+    found = [finished(root / cell.name, digest) for cell in cells]
     report(arguments, grid, [result for result in found if result is not None], len(cells))
-    for name in failed:
-        print(f"failed: {name} (see {runner.log(name)})", file=sys.stderr)
-    if runner.stopped:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
-    return CELL_FAILED if failed else 0
+    return int(failed > 0)
 
 
 def all_cells(grid: Grid, protocol: Protocol, arguments: argparse.Namespace) -> list[Cell]:
@@ -160,28 +107,23 @@ def all_cells(grid: Grid, protocol: Protocol, arguments: argparse.Namespace) -> 
     return [make_cell(grid, protocol, name, seed) for seed in seeds for name in names]
 
 
-def run_all(cells: list[Cell], grid: Grid, protocol: Protocol, judged: Judged, runner: Runner) -> list[str]:
-    """Run what is not finished; names of cells that failed."""
-    digest = evaluation_digest(grid, protocol, judged)
-    waiting = [cell for cell in cells if finished(runner.root / cell.name, digest) is None]
-    print(f"{len(cells)} cells, {len(cells) - len(waiting)} finished before", file=sys.stderr)
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, runner.stop)
-    failed = []
-
-    def one(cell: Cell) -> None:
-        start = time.monotonic()
-        code = runner.run(cell)
-        state = "finished" if code == 0 else "stopped" if runner.stopped else f"failed with code {code}"
-        print(f"{cell.name}: {state} after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-        if code != 0 and not runner.stopped:
-            failed.append(cell.name)
-
-    with ThreadPoolExecutor(max(1, runner.arguments.jobs)) as pool:
-        futures = [pool.submit(one, cell) for cell in waiting]
-        for future in futures:
-            future.result()
-    return failed
+def run_apart(cell: Cell, logs: Path) -> bool:
+    """A cell in a process of its own, with its log; a signal lets it save its state. Whether it finished."""
+    logs.mkdir(exist_ok=True)
+    start = time.monotonic()
+    with (logs / f"{cell.name}.log").open("ab") as log:
+        command = [sys.executable, *sys.argv, "--cell", f"{cell.variant}@{cell.seed}"]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            print("stopped; the same command goes on", file=sys.stderr)
+            raise
+    state = "finished" if code == 0 else f"failed with code {code} (see {log.name})"
+    print(f"{cell.name}: {state} after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    return code == 0
 
 
 def report(arguments: argparse.Namespace, grid: Grid, results: list[dict[str, Any]], cells: int) -> None:
@@ -203,8 +145,10 @@ def report(arguments: argparse.Namespace, grid: Grid, results: list[dict[str, An
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main())
     except FgsslError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,23 +1,22 @@
-"""A sheet of maps: demo images with the GradCAM of the loss, the rationale of every branch, and the true masks.
+"""A sheet of maps: demo images with the GradCAM of the loss, the rationale, and the true masks.
 
     python recipes/bench/rationale_sheet.py runs/demo --output sheet.png
-    python recipes/bench/rationale_sheet.py runs/grid/cells/CELL --images 12 --split train --branch lower --branch raise
+    python recipes/bench/rationale_sheet.py runs/grid/cells/CELL --images 12 --split train
 
-RUN is a run folder of `fgssl pretrain` or a cell of rationale_grid.py, whose further branches are drawn too. Each map
-is on its own scale; below it the energy inside the class-telling parts relative to the uniform map. With `--data` other
-pictures are drawn, without masks.
+RUN is a run folder of `fgssl pretrain` or a cell of rationale_grid.py. Each map is on its own scale; below it the
+energy inside the class-telling parts relative to the uniform map. With `--data` other pictures are drawn, without
+masks.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+import harness
 import numpy as np
 import torch
 from PIL import Image
-from rationale_bench.branches import load_branches
 from rationale_bench.controls import BranchMap, LossGradCam, MapOf
 
 from fgssl.config.schema import DataConfig
@@ -35,17 +34,15 @@ SIDE = 160
 PARTS, OBJECT = (226, 86, 40), (70, 130, 180)
 
 
-def map_columns(encoder: Encoder, run: Path, wanted: list[str]) -> dict[str, MapOf]:
+def map_columns(encoder: Encoder, run: Path) -> dict[str, MapOf]:
     """The maps to draw, by the titles of their columns."""
     columns: dict[str, MapOf] = {}
     if encoder.keys is not None and len(encoder.keys):
         columns |= {f"GradCAM {sign}": LossGradCam(encoder, sign) for sign in ("raise", "lower")}
     if encoder.rationale is not None:
         columns["rationale"] = BranchMap(encoder.rationale)
-    heads, _ = load_branches(run, encoder.backbone.channels)
-    columns |= {name: BranchMap(head) for name, head in heads.items() if not wanted or name in wanted}
     if not columns:
-        raise FgsslError(f"'{run}' has no branch and no keys: there are no maps to draw", "give another run")
+        raise FgsslError(f"'{run}' has no rationale and no keys: there are no maps to draw", "give another run")
     return columns
 
 
@@ -102,16 +99,15 @@ def _words(values: torch.Tensor, masks: tuple[np.ndarray, np.ndarray] | None) ->
 
 def main() -> None:
     """Draw the sheet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("run", type=Path, help="run folder or cell")
     parser.add_argument("--images", type=int, default=12)
     parser.add_argument("--split", default="test")
     parser.add_argument("--data", help="default: the run's")
-    parser.add_argument("--branch", action="append", default=[], help="further branches to draw (default: all)")
     parser.add_argument("--output", "-o", type=Path, default=Path("sheet.png"))
     arguments = parser.parse_args()
     encoder = load_encoder(str(arguments.run))
-    columns = map_columns(encoder, arguments.run, arguments.branch)
+    columns = map_columns(encoder, arguments.run)
     remembered = encoder.config.data if encoder.config is not None else DataConfig()
     data = remembered if arguments.data is None else DataConfig(source=arguments.data)
     save_png(draw(encoder, columns, data, arguments.split, max(1, arguments.images)), arguments.output)
@@ -122,5 +118,4 @@ if __name__ == "__main__":
     try:
         main()
     except FgsslError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"error: {error}")

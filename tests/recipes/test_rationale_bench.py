@@ -1,4 +1,4 @@
-"""The grid of rationale forms: what is held out, branches that change nothing, paired differences by hand."""
+"""The grid of rationale forms: what is held out, controls, paired differences by hand."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from fgssl.errors import FgsslError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "bench"))
 
-from rationale_bench.branches import build_with_branches
 from rationale_bench.controls import centre_prior, feature_norm, uniform
 from rationale_bench.grid import INIT, Protocol, make_cell, pooling_config, read_grid
 from rationale_bench.slices import open_slice
 from rationale_bench.tables import markdown, summarise
 
-GRID = Path(__file__).parents[2] / "recipes" / "bench" / "rationale_grid.yaml"
+GRID = Path(__file__).parents[2] / "recipes" / "bench" / "rationale_final.yaml"
 PROTOCOL = Protocol(None, None, (), "images", False)
 
 
@@ -32,10 +31,6 @@ def test_every_cell_of_the_shipped_grid_has_settings_that_can_be():
     grid = read_grid(GRID)
     cells = [make_cell(grid, PROTOCOL, name, seed) for name in (INIT, *grid.variants) for seed in (0, 1)]
     assert len({cell.name for cell in cells}) == len(cells)
-    carried = [cell for cell in cells if cell.branches]
-    assert carried and all(set(cell.branches) == set(grid.branches) for cell in carried)
-    assert all(config.stop_gradient and config.detach_target for cell in carried for config in cell.branches.values())
-    assert carried[0].branches["lower"].sign == "lower"
     for sets in grid.poolings.values():
         assert pooling_config(RationaleConfig(), sets) != RationaleConfig()
 
@@ -114,40 +109,6 @@ def test_files_of_a_pattern_are_held_out(tmp_path):
     assert sorted(kept) == ["1.png", "2.png", "3.png"]
     with pytest.raises(FgsslError, match="0 of 5"):
         open_slice(DataConfig(source=str(tmp_path)), "test_*")
-
-
-# ---- branches
-
-
-def test_further_branches_change_nothing_of_the_training():
-    """Two steps with and without: every weight of backbone and projector bit-equal, every branch moved."""
-    from fgssl.config.resolve import load_config
-    from fgssl.training.optimizer import build_optimizer
-    from fgssl.training.plan import make_plan
-
-    sets = ["backbone.image_size=64", "rationale.enabled=false", "training.batch_size=8", "objective.queue_size=16"]
-    forms = {"a": RationaleConfig(sign="lower"), "b": RationaleConfig(fit="regression", combine="linear")}
-    weights = []
-    for branches in ({}, forms):
-        plan = make_plan(load_config(sets=sets, flags={"training.device": "cpu"}))
-        torch.manual_seed(0)
-        model = build_with_branches(plan, branches).train()
-        optimizer = build_optimizer(model, plan.config.optimizer, plan.device, backbone=plan.backbone)
-        before = {k: v.clone() for k, v in model.state_dict().items() if k.startswith("heads")}
-        generator = torch.Generator().manual_seed(1)
-        model.objective.queue.copy_(torch.nn.functional.normalize(torch.randn(16, 256, generator=generator), dim=1))
-        for step in range(2):
-            views = torch.randint(0, 255, (2, 8, 3, 64, 64), generator=generator, dtype=torch.uint8)
-            model(views, torch.arange(8) + 8 * step, 1.0).total.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        after = model.state_dict()
-        weights.append({k: v for k, v in after.items() if k.startswith("objective")})
-        moved = [k for k, v in before.items() if k.endswith("project.weight") and not torch.equal(v, after[k])]
-        assert len(moved) == len(branches)
-    assert weights[0].keys() == weights[1].keys()
-    assert [k for k, v in weights[0].items() if not torch.equal(v, weights[1][k])] == []
-    assert torch.isfinite(after["entropies"]).all() and (after["entropies"] <= 1 + 1e-5).all()
 
 
 # ---- controls

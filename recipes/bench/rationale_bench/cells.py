@@ -18,17 +18,16 @@ from fgssl.runs.lock import hold_run
 from fgssl.runs.resume_state import has_state, remove_states
 from fgssl.runtime.files import write_text
 from fgssl.runtime.reporting import Reporter
-from fgssl.training.model import PretrainModel
+from fgssl.training.model import PretrainModel, build_model
 from fgssl.training.plan import Plan, Splits, make_plan
 from fgssl.training.pretrain import pretrain
-from rationale_bench.branches import build_with_branches, load_branches, save_branches
 from rationale_bench.controls import TRAIN_POOLS
 from rationale_bench.evaluate import Judged, judge_encoder
 from rationale_bench.grid import INIT, Cell, Grid, Protocol
 from rationale_bench.slices import Slice, open_slice
 
 RESULT_FILE = "evaluation.json"
-EVALUATION = 2  # raised where what is judged changes: cells are then judged anew, without training
+EVALUATION = 3  # raised where what is judged changes: cells are then judged anew, without training
 
 
 def evaluation_digest(grid: Grid, protocol: Protocol, judged: Judged) -> str:
@@ -49,40 +48,21 @@ def finished(folder: Path, digest: str) -> dict[str, Any] | None:
 def run_cell(
     cell: Cell, grid: Grid, protocol: Protocol, root: Path, judged: Judged, reporter: Reporter
 ) -> dict[str, Any]:
-    """Train and judge a cell; what is already there is kept.
-
-    Args:
-        cell: Which.
-        grid: For its poolings.
-        protocol: What is held out.
-        root: Folder of the cells.
-        judged: How to evaluate.
-        reporter: Told of progress.
-
-    Returns:
-        The results, as in its evaluation.json.
-    """
+    """Train and judge a cell; what is already there is kept. The results are those of its evaluation.json."""
     folder, digest = root / cell.name, evaluation_digest(grid, protocol, judged)
     found = finished(folder, digest)
     if found is not None:
         return found
     slice_ = open_slice(cell.resolved.config.data, protocol.select, final=protocol.final)
-    entropies: dict[str, float] = {}
     if cell.variant == INIT:
         folder.mkdir(parents=True, exist_ok=True)
-        encoder, branches, cost = _untrained(cell, slice_), {}, {}
+        encoder, cost = Encoder(_plan(cell, slice_).backbone).eval(), {}
     else:
         cost = _train(cell, slice_, folder, reporter)
         encoder = load_encoder(str(folder))
-        branches, entropies = load_branches(folder, encoder.backbone.channels)
-    rows = judge_encoder(
-        encoder, branches, slice_, poolings=grid.poolings, seed=cell.seed, judged=judged, reporter=reporter
-    )
-    own = {"variant": cell.variant, "seed": cell.seed}
-    rows = [{**own, **row} for row in rows]
-    if cost:
-        rows.append({**own, "kind": "cost", "branch": "", **cost})
-    rows += [{**own, "kind": "cost", "branch": name, "target_entropy": value} for name, value in entropies.items()]
+    rows = judge_encoder(encoder, slice_, poolings=grid.poolings, seed=cell.seed, judged=judged, reporter=reporter)
+    rows += [{"kind": "cost", **cost}] if cost else []
+    rows = [{"variant": cell.variant, "seed": cell.seed, **row} for row in rows]
     result = {"cell": cell.name, "digest": digest, "rows": rows}
     write_text(folder / RESULT_FILE, json.dumps(result, indent=1) + "\n")
     remove_states(folder)
@@ -94,46 +74,33 @@ def _plan(cell: Cell, slice_: Slice, *, load_weights: bool = True) -> Plan:
     return make_plan(cell.resolved, load_weights=load_weights, splits=Splits(slice_.train, None))
 
 
-def _untrained(cell: Cell, slice_: Slice) -> Encoder:
-    return Encoder(_plan(cell, slice_).backbone).eval()
-
-
 def _train(cell: Cell, slice_: Slice, folder: Path, reporter: Reporter) -> dict[str, float]:
     """Train from where it stopped; a cell that is trained but was not judged is left as it is."""
     trained = (folder / ENCODER_FILE).exists() and not has_state(folder)
     if not trained:
         resume = has_state(folder)
         plan = _plan(cell, slice_, load_weights=not resume)
-        made: list[PretrainModel] = []
 
         def build(plan: Plan) -> PretrainModel:
-            made.append(build_with_branches(plan, cell.branches))
+            model = build_model(plan)
             if cell.train_map is not None:
-                made[-1].objective.pool = TRAIN_POOLS[cell.train_map]
-            return made[-1]
+                model.objective.pool = TRAIN_POOLS[cell.train_map]
+            return model
 
         with hold_run(folder, note=reporter.note):
             if not resume:
                 prepare_output(folder, overwrite=True)
             pretrain(plan, folder, reporter=reporter, resume=resume, build=build)
-            save_branches(folder, made[-1], list(cell.branches))
             remove_states(folder)
     return _cost(folder)
 
 
 def _cost(folder: Path) -> dict[str, float]:
-    """Speed (median over the lines of the log but the first) and the last entropy of the target."""
+    """Speed (median over the lines of the log but the first), the last loss and entropy of the target."""
     lines = [json.loads(line) for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    speed = statistics.median(line["images_per_second"] for line in lines[1:] or lines)
-    steps = summary["steps"]
-    cost = {"images_per_second": speed, "seconds": summary["train_seconds"], "steps": steps}
-    cost["ms_per_step"] = 1000 * _batch(folder) / speed
-    cost["loss"], cost["chance"] = lines[-1]["loss"], lines[-1]["chance"]
-    entropy = lines[-1].get("target_entropy")
-    return cost if entropy is None else {**cost, "target_entropy": entropy}
-
-
-def _batch(folder: Path) -> int:
     settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return int(settings["training"]["batch_size"])
+    speed = statistics.median(line["images_per_second"] for line in lines[1:] or lines)
+    cost = {"images_per_second": speed, "seconds": summary["train_seconds"], "steps": summary["steps"]}
+    cost["ms_per_step"] = 1000 * int(settings["training"]["batch_size"]) / speed
+    return cost | {name: lines[-1][name] for name in ("loss", "target_entropy") if lines[-1].get(name) is not None}

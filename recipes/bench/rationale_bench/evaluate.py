@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,10 +14,12 @@ from torch import Tensor
 from fgssl.config.schema import RationaleConfig
 from fgssl.data.cache.build import open_pixels
 from fgssl.data.images import ImageSet
-from fgssl.encoder import Encoder
+from fgssl.encoder import Encoder, Pool
 from fgssl.evaluation.embed import evaluation_view, image_batches
 from fgssl.evaluation.metrics import energy_inside, entropy_relative_to_uniform, pointing_hit
-from fgssl.rationale import RationaleHead
+from fgssl.evaluation.probing.classifiers import linear_probe
+from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
+from fgssl.rationale import window_share
 from fgssl.runtime.reporting import Reporter
 from rationale_bench.controls import (
     GEM,
@@ -30,9 +33,8 @@ from rationale_bench.controls import (
     uniform,
 )
 from rationale_bench.grid import pooling_config
-from rationale_bench.judging import pooling_row
 from rationale_bench.slices import Slice
-from rationale_bench.zooms import zoom_rows
+from rationale_bench.zooms import looks
 
 BATCH = 64
 
@@ -53,7 +55,6 @@ class Judged(NamedTuple):
 class Pooled(NamedTuple):
     """One way to embed: a map (None: no weights), how its places are pooled, and whether gap stands beside it."""
 
-    branch: str
     pooling: str
     weights: MapOf | None
     config: RationaleConfig | None
@@ -61,9 +62,11 @@ class Pooled(NamedTuple):
     main: bool
 
 
+Describe = Callable[[Tensor], dict[str, Tensor]]  # images (N, 3, S, S) uint8 -> features by name, (N, D) each
+
+
 def judge_encoder(
     encoder: Encoder,
-    branches: dict[str, RationaleHead],
     slice_: Slice,
     *,
     poolings: dict[str, tuple[str, ...]],
@@ -75,119 +78,120 @@ def judge_encoder(
 
     Args:
         encoder: In eval mode.
-        branches: Further branches by name, beside the encoder's own.
         slice_: Gallery, queries, masks.
-        poolings: Further ways to pool with each branch.
+        poolings: Further ways to pool with the encoder's rationale.
         seed: Of the random branch.
         judged: What to compute.
         reporter: Told of progress.
     """
     maps = _control_maps(encoder, slice_, seed)
-    heads = branches if encoder.rationale is None else {"": encoder.rationale, **branches}
     ways = [
-        Pooled("", "gap", None, None, False, True),
-        Pooled("", "GeM", None, GEM, False, False),
-        Pooled("", "concat GeM", None, GEM, True, True),
+        Pooled("gap", None, None, False, True),
+        Pooled("GeM", None, GEM, False, False),
+        Pooled("concat GeM", None, GEM, True, True),
     ]
     for name, map_of in maps.items():
         if name != "uniform":
-            ways.append(Pooled("", name, map_of, None, False, name == "centre prior"))
-            ways.append(Pooled("", f"concat {name} GeM", map_of, GEM, True, name == "centre prior"))
-    named = {("", name): map_of for name, map_of in maps.items()}
-    for branch, head in heads.items():
+            ways.append(Pooled(name, map_of, None, False, name == "centre prior"))
+            ways.append(Pooled(f"concat {name} GeM", map_of, GEM, True, name == "centre prior"))
+    if encoder.rationale is not None:
+        maps["rationale"] = BranchMap(encoder.rationale)
         for pooling, sets in {"rationale": (), **poolings}.items():
-            config = pooling_config(head.config, sets)
-            map_of, main = BranchMap(head), pooling == "rationale"
-            named[branch, pooling] = map_of
-            ways.append(Pooled(branch, pooling, map_of, config, False, main))
-            ways.append(Pooled(branch, f"concat {pooling}" if not main else "concat", map_of, config, True, main))
-    rows = _pooling_rows(encoder, ways, slice_, judged, reporter)
-    rows += zoom_rows(encoder, slice_, probe=judged.probe != "none", reporter=reporter)
-    return rows + _map_rows(encoder, named, slice_, judged)
+            config, main = pooling_config(encoder.rationale.config, sets), pooling == "rationale"
+            ways.append(Pooled(pooling, maps["rationale"], config, False, main))
+            ways.append(Pooled("concat" if main else f"concat {pooling}", maps["rationale"], config, True, main))
+    probed = {way.pooling for way in ways if judged.probe == "all" or (judged.probe == "main" and way.main)}
+    rows = _pooling_rows(encoder, lambda images: _pooled(encoder, ways, images), slice_, "gap", probed, reporter)
+    if encoder.config is None or window_share(encoder.config.views) < 1:  # else a window is the whole picture
+        probed = set() if judged.probe == "none" else {"zoom", "gap + middle window"}
+        rows += _pooling_rows(encoder, lambda images: looks(encoder, images), slice_, "zoom", probed, reporter)
+    return rows + _map_rows(encoder, maps, slice_, judged)
 
 
 def _control_maps(encoder: Encoder, slice_: Slice, seed: int) -> dict[str, MapOf]:
     maps: dict[str, MapOf] = {"uniform": uniform, "centre prior": centre_prior, "feature norm": feature_norm}
-    _, _, example = next(_feature_maps(encoder, slice_.gallery))
+    pixels = open_pixels(slice_.gallery, evaluation_view(encoder), cache="auto", workers=0)
+    first = next(iter(image_batches(pixels, BATCH))).images.to(encoder.device)
+    with torch.no_grad():
+        example = encoder.backbone(encoder.normalize(first))
     maps["random branch"] = BranchMap(random_branch(encoder.backbone.channels, example, seed))
     if encoder.keys is not None and len(encoder.keys):
         maps |= {f"GradCAM {sign}": LossGradCam(encoder, sign) for sign in ("raise", "lower")}
     return maps
 
 
+def _pooled(encoder: Encoder, ways: list[Pooled], images: Tensor) -> dict[str, Tensor]:
+    """Features of each way."""
+    feature_map = encoder.backbone(encoder.normalize(images))
+    gap, weights, found = pool_by(feature_map, None), dict[int, Tensor](), dict[str, Tensor]()
+    for way in ways:
+        if way.weights is not None and id(way.weights) not in weights:  # a map used twice is computed once
+            weights[id(way.weights)] = way.weights(feature_map, images).detach()
+        chosen = None if way.weights is None else weights[id(way.weights)]
+        pooled = pool_by(feature_map, chosen, way.config)
+        found[way.pooling] = torch.cat([gap, pooled], 1) / 2**0.5 if way.concat else pooled
+    return found
+
+
 @torch.no_grad()
-def _feature_maps(encoder: Encoder, images: ImageSet) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-    """Places in the split, images (N, 3, S, S) and feature maps (N, C, H, W), batch by batch."""
-    pixels = open_pixels(images, evaluation_view(encoder), cache="auto", workers=0)
-    for batch in image_batches(pixels, BATCH):
-        shown = batch.images.to(encoder.device)
-        yield batch.index, shown, encoder.backbone(encoder.normalize(shown))
-
-
 def _embedded(
-    encoder: Encoder, ways: list[Pooled], images: ImageSet, progress: Callable[[int, int], None]
-) -> tuple[list[Tensor], Tensor]:
-    """Features of each way, and labels."""
-    features: list[list[Tensor]] = [[] for _ in ways]
+    encoder: Encoder, describe: Describe, images: ImageSet, pool: Pool, progress: Callable[[int, int], None]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Features by name, and labels."""
+    parts: dict[str, list[Tensor]] = {}
     kept: list[np.ndarray] = []
-    for index, shown, feature_map in _feature_maps(encoder, images):
-        weights: dict[int, Tensor] = {}  # of a map used twice, once
-        gap = pool_by(feature_map, None)
-        for place, way in enumerate(ways):
-            if way.weights is not None and id(way.weights) not in weights:
-                weights[id(way.weights)] = way.weights(feature_map, shown).detach()
-            chosen = None if way.weights is None else weights[id(way.weights)]
-            with torch.no_grad():
-                pooled = pool_by(feature_map, chosen, way.config)
-            features[place].append((torch.cat([gap, pooled], 1) / 2**0.5 if way.concat else pooled).cpu())
-        kept.append(index)
+    for batch in image_batches(open_pixels(images, evaluation_view(encoder, pool), cache="auto", workers=0), BATCH):
+        for name, features in describe(batch.images.to(encoder.device)).items():
+            parts.setdefault(name, []).append(features.float().cpu())
+        kept.append(batch.index)
         progress(sum(map(len, kept)), len(images))
     assert images.labels is not None
-    return [torch.cat(parts) for parts in features], torch.from_numpy(images.labels[np.concatenate(kept)])
+    labels = torch.from_numpy(images.labels[np.concatenate(kept)])
+    return {name: torch.cat(features) for name, features in parts.items()}, labels
 
 
 def _pooling_rows(
-    encoder: Encoder, ways: list[Pooled], slice_: Slice, judged: Judged, reporter: Reporter
+    encoder: Encoder, describe: Describe, slice_: Slice, pool: Pool, probed: set[str], reporter: Reporter
 ) -> list[dict[str, Any]]:
-    gallery, gallery_labels = _embedded(
-        encoder, ways, slice_.gallery, lambda done, total: reporter.progress("gallery", done, total)
-    )
-    queries, labels = _embedded(
-        encoder, ways, slice_.queries, lambda done, total: reporter.progress("queries", done, total)
+    """Retrieval across and within, and where asked a linear probe, in percent."""
+    (gallery, gallery_labels), (queries, labels) = (
+        _embedded(encoder, describe, images, pool, partial(reporter.progress, f"{name}, {pool}"))
+        for name, images in (("gallery", slice_.gallery), ("queries", slice_.queries))
     )
     rows = []
-    for number, (way, searched, asked) in enumerate(zip(ways, gallery, queries, strict=True)):
-        probe = judged.probe == "all" or (judged.probe == "main" and way.main)
-        rows.append(pooling_row(way.branch, way.pooling, searched, gallery_labels, asked, labels, probe=probe))
-        reporter.progress("judging", number + 1, len(ways))
+    for name, asked in queries.items():
+        across = evaluate_retrieval(asked, labels, gallery=gallery[name], gallery_labels=gallery_labels).to_dict()
+        alone = evaluate_retrieval(asked, labels).to_dict()
+        row: dict[str, Any] = {"kind": "pooling", "pooling": name, "rank1": across["rank1"], "mAP": across["mAP"]}
+        row |= {"loo_rank1": alone["rank1"], "loo_mAP": alone["mAP"]}
+        if name in probed:
+            row["probe"] = linear_probe(gallery[name], gallery_labels, asked, labels).top1
+        rows.append(row)
     return rows
 
 
-def _map_rows(
-    encoder: Encoder, named: dict[tuple[str, str], MapOf], slice_: Slice, judged: Judged
-) -> list[dict[str, Any]]:
+@torch.no_grad()
+def _map_rows(encoder: Encoder, maps: dict[str, MapOf], slice_: Slice, judged: Judged) -> list[dict[str, Any]]:
     """Share of each map's energy inside the masks relative to the uniform map's, pointing game, entropy."""
     if slice_.masks is None or judged.masks < 1:
         return []
-    found: dict[tuple[str, str], list[Tensor]] = {key: [] for key in named}
-    seen = 0
-    for index, shown, feature_map in _feature_maps(encoder, slice_.queries):
-        take = min(len(index), judged.masks - seen)
-        if take < 1:
-            break
-        masks = _masks(encoder, slice_, index[:take])
-        for key, map_of in named.items():
-            maps = map_of(feature_map[:take], shown[:take]).detach().cpu()
-            columns = [score(maps, mask) for mask in masks for score in (energy_inside, pointing_hit)]
-            found[key].append(torch.stack([*columns, entropy_relative_to_uniform(maps)], 1))
-        seen += take
+    found: dict[str, list[Tensor]] = {name: [] for name in maps}
+    pixels = open_pixels(slice_.queries, evaluation_view(encoder), cache="auto", workers=0)
+    for batch in image_batches(pixels, BATCH, rows=range(min(judged.masks, len(slice_.queries)))):
+        images = batch.images.to(encoder.device)
+        feature_map = encoder.backbone(encoder.normalize(images))
+        masks = _masks(encoder, slice_, batch.index)
+        for name, map_of in maps.items():
+            drawn = map_of(feature_map, images).detach().cpu()
+            columns = [score(drawn, mask) for mask in masks for score in (energy_inside, pointing_hit)]
+            found[name].append(torch.stack([*columns, entropy_relative_to_uniform(drawn)], 1))
     names = ("object_energy", "object_pointing", "parts_energy", "parts_pointing", "entropy")
-    means = {key: dict(zip(names, torch.cat(rows).mean(0).tolist(), strict=True)) for key, rows in found.items()}
-    flat = means["", "uniform"]  # its energy inside a mask is the mask's area
+    means = {name: dict(zip(names, torch.cat(rows).mean(0).tolist(), strict=True)) for name, rows in found.items()}
+    flat = means["uniform"]  # its energy inside a mask is the mask's area
     rows = []
-    for (branch, name), values in means.items():
+    for name, values in means.items():
         ratios = {f"{mask}_ratio": values[f"{mask}_energy"] / flat[f"{mask}_energy"] for mask in ("object", "parts")}
-        rows.append({"kind": "map", "branch": branch, "map": name, **ratios, **values})
+        rows.append({"kind": "map", "map": name, **ratios, **values})
     return rows
 
 

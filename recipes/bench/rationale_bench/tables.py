@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from harness import markdown as markdown_table
+
 POOLING = ("rank1", "mAP", "loo_rank1", "loo_mAP", "probe")
 MAPS = ("object_ratio", "parts_ratio", "object_pointing", "parts_pointing", "entropy")
 COST = ("ms_per_step", "images_per_second", "seconds", "loss", "target_entropy")
@@ -24,7 +26,7 @@ def spread(values: Sequence[float]) -> dict[str, float | int | None]:
 
 
 def summarise(rows: Iterable[Row], baseline: str) -> dict[str, list[Row]]:
-    """Tables by kind: one entry for each variant, branch and pooling (or map), over the seeds.
+    """Tables by kind: one entry for each variant and pooling (or map), over the seeds.
 
     Pooling entries carry `versus_gap` and `versus_centre`: the differences to the baseline variant's gap pooling and
     to its centre prior with the same seed, over the seeds that both have.
@@ -32,18 +34,17 @@ def summarise(rows: Iterable[Row], baseline: str) -> dict[str, list[Row]]:
     rows = list(rows)
     tables: dict[str, list[Row]] = {}
     for kind, columns in (("pooling", POOLING), ("map", MAPS), ("cost", COST)):
-        groups: dict[tuple[str, str, str], dict[int, Row]] = {}
+        groups: dict[tuple[str, str], dict[int, Row]] = {}
         for row in rows:
             if row["kind"] == kind:
-                key = (row["variant"], row["branch"], row.get("pooling") or row.get("map") or "")
+                key = (row["variant"], row.get("pooling") or row.get("map") or "")
                 groups.setdefault(key, {})[row["seed"]] = row
         tables[kind] = [
-            {"variant": key[0], "branch": key[1], "name": key[2], **_columns(by_seed, columns)}
-            for key, by_seed in groups.items()
+            {"variant": key[0], "name": key[1], **_columns(by_seed, columns)} for key, by_seed in groups.items()
         ]
         if kind == "pooling":
             for name, control in (("versus_gap", "gap"), ("versus_centre", "centre prior")):
-                against = groups.get((baseline, "", control), {})
+                against = groups.get((baseline, control), {})
                 for entry, by_seed in zip(tables[kind], groups.values(), strict=True):
                     entry[name] = _differences(by_seed, against, columns)
     return tables
@@ -72,15 +73,15 @@ def markdown(tables: dict[str, list[Row]], title: str, notes: str) -> str:
         text += ["## Retrieval and probe (percent)", ""]
         titles = [TITLES.get(c, c) for c in POOLING]
         paired = [f"Δ {TITLES.get(c, c)} to baseline gap" for c in ("rank1", "mAP", "probe")]
-        head = ["variant", "branch", "pooling", *titles, *paired, "Δ rank-1 to baseline centre prior"]
+        head = ["variant", "pooling", *titles, *paired, "Δ rank-1 to baseline centre prior"]
         lines = [
-            [entry["variant"], entry["branch"], entry["name"]]
+            [entry["variant"], entry["name"]]
             + [_shown(entry.get(column)) for column in POOLING]
             + [_shown(entry["versus_gap"].get(column), signed=True) for column in ("rank1", "mAP", "probe")]
             + [_shown(entry["versus_centre"].get("rank1"), signed=True)]
             for entry in tables["pooling"]
         ]
-        text += [*_table(head, lines), ""]
+        text += [*markdown_table(head, lines), ""]
     for kind, columns, heading in (
         ("map", MAPS, "Maps against the masks (energy relative to the uniform map; pointing game; relative entropy)"),
         ("cost", COST, "Cost (medians of the log: only cells trained on an idle machine compare)"),
@@ -88,12 +89,12 @@ def markdown(tables: dict[str, list[Row]], title: str, notes: str) -> str:
         if tables[kind]:
             digits = 3 if kind == "map" else 2
             rows = [
-                [entry["variant"], entry["branch"], *([entry["name"]] if kind == "map" else [])]
+                [entry["variant"], *([entry["name"]] if kind == "map" else [])]
                 + [_shown(entry.get(column), digits=digits) for column in columns]
                 for entry in tables[kind]
             ]
-            head = ["variant", "branch", *(["map"] if kind == "map" else []), *[TITLES.get(c, c) for c in columns]]
-            text += [f"## {heading}", "", *_table(head, rows), ""]
+            head = ["variant", *(["map"] if kind == "map" else []), *[TITLES.get(c, c) for c in columns]]
+            text += [f"## {heading}", "", *markdown_table(head, rows), ""]
     return "\n".join(text)
 
 
@@ -106,8 +107,3 @@ def _shown(value: dict[str, Any] | None, *, signed: bool = False, digits: int = 
         return "-"
     mean = f"{value['mean']:+.{digits}f}" if signed else f"{value['mean']:.{digits}f}"
     return mean if value["sd"] is None else f"{mean} ± {value['sd']:.{digits}f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
