@@ -15,24 +15,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import harness
 from reliability_kills import kill_and_compare, make_photos
 
 COMMON = (
-    "--no-pretrained",
-    "--mixed-precision",
-    "no",
-    "--device",
-    "cpu",
-    "--quiet",
-    "--set",
-    "training.evaluate=false",
-)
+    "--no-pretrained", "--mixed-precision", "no", "--device", "cpu", "--quiet", "--set", "training.evaluate=false",
+)  # fmt: skip
 
 
 def kills(work: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -50,11 +45,8 @@ def processes(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     for count in ("1", "2"):
         words = ["--backbone", "convnext_zepto_rms", "--image-size", "64", "--batch-size", "8", "--max-steps", "20"]
         words += ["--epochs", "20", "--data", str(photos), "--processes", count, "--output", str(work / count)]
-        subprocess.run(
-            [sys.executable, "-m", "fgssl", "pretrain", *COMMON, *settings, *words],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        command = [sys.executable, "-m", "fgssl", "pretrain", *COMMON, *settings, *words]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         lines = (work / count / "metrics.jsonl").read_text().splitlines()
         losses.append([json.loads(line)["loss"] for line in lines])
     return {"steps": len(losses[0]), "largest_difference": max(abs(a - b) for a, b in zip(*losses, strict=True))}
@@ -81,16 +73,11 @@ def leaks(work: Path, options: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit("the run of the leak test failed")
     warm = [s for s in samples if options.steps // 10 <= s[0] <= options.steps // 5]
     late = [s for s in samples if options.steps * 8 // 10 <= s[0]]
-    names = {"main": 1, "loader": 2}
     found = {"steps": options.steps, "workers": options.workers}
-    for name, column in names.items():
-        found[f"{name}_mb_warm"] = round(_median([s[column] for s in warm]), 1)
-        found[f"{name}_mb_end"] = round(_median([s[column] for s in late]), 1)
+    for name, column in (("main", 1), ("loader", 2)):
+        found[f"{name}_mb_warm"] = round(statistics.median([s[column] for s in warm]), 1)
+        found[f"{name}_mb_end"] = round(statistics.median([s[column] for s in late]), 1)
     return found
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2] if values else float("nan")
 
 
 def _anonymous(pid: int) -> float:
@@ -118,31 +105,28 @@ def _last_step(run: Path) -> int:
 PARTS = {"kills": kills, "processes": processes, "leaks": leaks}
 
 
-def table(results: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> list[str]:
     """The results as docs/resume.md shows them."""
-    rows = ["| what | measured |", "|---|---|"]
+    rows = []
     if "kills" in results:
         r = results["kills"]
         where = ", ".join(f"{count} {phase}" for phase, count in sorted(r["kills"].items()))
         same = "equal bit for bit" if r["weights_equal"] and r["metrics_equal"] else "DIFFERENT"
-        rows.append(
-            f"| kill -9, then `--resume` | {sum(r['kills'].values())} kills ({where}): weights and log {same} |"
-        )
+        rows.append(("kill -9, then `--resume`", f"{sum(r['kills'].values())} kills ({where}): weights and log {same}"))
     if "processes" in results:
         r = results["processes"]
-        rows.append(
-            f"| one and two processes, {r['steps']} steps | loss differs by {r['largest_difference']:.1e} at most |"
-        )
+        difference = f"loss differs by {r['largest_difference']:.1e} at most"
+        rows.append((f"one and two processes, {r['steps']} steps", difference))
     if "leaks" in results:
         r = results["leaks"]
         main, loader = (f"{r[f'{n}_mb_warm']:.0f} to {r[f'{n}_mb_end']:.0f} MB" for n in ("main", "loader"))
-        rows.append(f"| memory over {r['steps']:,} steps, warm to end | main process {main}, loader {loader} |")
-    return "\n".join(rows)
+        rows.append((f"memory over {r['steps']:,} steps, warm to end", f"main process {main}, loader {loader}"))
+    return harness.markdown(("what", "measured"), rows)
 
 
 def main() -> None:
     """Run what is missing, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--output", type=Path, default=Path("runs/reliability"))
     parser.add_argument("--kills", type=int, default=20)
@@ -161,7 +145,7 @@ def main() -> None:
         work.mkdir()
         results[part] = PARTS[part](work.resolve(), options)
         file.write_text(json.dumps(results, indent=2) + "\n")
-    print(table(results))
+    print(*table(results), sep="\n")
 
 
 if __name__ == "__main__":

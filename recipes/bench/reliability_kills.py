@@ -28,11 +28,8 @@ OPTIONS = (
     "--mixed-precision", "no", "--device", "cpu", "--workers", "0", "--save-every", "1", "--quiet",
     "--set", "training.log_every=2", "--set", "backbone.drop_path=0.2",
 )  # fmt: skip
-LOADED = (
-    "fgssl.cli.pretrain",
-    "fgssl.training.pretrain",
-    "torch._dynamo",
-)  # what a run imports, so that no attempt has to
+# what a run imports, so that no attempt has to
+LOADED = ("fgssl.cli.pretrain", "fgssl.training.pretrain", "torch._dynamo")
 CLOCK = ("images_per_second", "wait_share", "seconds_left", "peak_memory_gb")  # measured: all that may differ
 
 
