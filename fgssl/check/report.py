@@ -14,6 +14,7 @@ from fgssl.check.sweep import SplitFacts, sweep
 from fgssl.check.verdict import Finding, SplitSummary, judge
 from fgssl.config.schema import DataConfig
 from fgssl.data import available_splits, default_split, load_images
+from fgssl.data.images import ImageSet
 
 Progress = Callable[[str, int, int], None]  # task, done, total
 ELONGATED = 4.0  # long side over short side above which a random crop sees a small part only
@@ -99,7 +100,7 @@ def check_source(
         return None if progress is None else lambda done, total: progress(task, done, total)
 
     names = splits or _in_order(data)
-    found = [load_images(data, name) for name in names]
+    found = [load_images(data, name, tell=False) for name in names]
     facts = [sweep(images, workers=workers, progress=steps(f"reading {images.split}")) for images in found]
     copies = find_copies(facts, steps("comparing"))
     summaries = tuple(_summary(part, image_size) for part in facts)
@@ -114,7 +115,7 @@ def check_source(
             for index, problem in part.reasons.items()
             for name in (part.images.identifier(index),)
         ),
-        skipped=tuple(line for images in found for line in getattr(images, "skipped", ())),
+        skipped=tuple(line for images in found for line in images.skipped),
         exact=_named(facts, copies.exact),
         near=_named(facts, copies.near),
         leaks=tuple(
@@ -130,8 +131,15 @@ def check_source(
         conflicts=tuple(
             tuple((_name(facts, place), _class(facts, place)) for place in group) for group in copies.conflicts
         ),
-        findings=judge(summaries, classes, copies, image_size=image_size),
+        findings=judge(summaries, classes, copies, image_size=image_size, remarks=_remarks(found)),
     )
+
+
+def _remarks(found: Sequence[ImageSet]) -> list[Finding]:
+    """What the source was taken for, and why splits have no labels."""
+    remarks = dict.fromkeys(remark for images in found for remark in images.remarks)
+    reasons = [f"{images.split} has no labels: {images.unlabelled}" for images in found if images.unlabelled]
+    return [*(Finding(level, text) for level, text in remarks), *(Finding("note", reason) for reason in reasons)]
 
 
 def _in_order(data: DataConfig) -> list[str]:

@@ -45,7 +45,12 @@ class Finding(NamedTuple):
 
 
 def judge(
-    splits: Sequence[SplitSummary], classes: dict[str, tuple[int, ...]], copies: Copies, *, image_size: int
+    splits: Sequence[SplitSummary],
+    classes: dict[str, tuple[int, ...]],
+    copies: Copies,
+    *,
+    image_size: int,
+    remarks: Sequence[Finding] = (),
 ) -> tuple[Finding, ...]:
     """Findings, most serious first.
 
@@ -54,12 +59,14 @@ def judge(
         classes: Name -> pictures in each split.
         copies: Of all splits.
         image_size: Side of the training views.
+        remarks: What is known already.
     """
     found = [
         *_problems(splits),
         *_copies(splits, copies),
         *_balance(splits, classes),
         *_pictures(splits, image_size),
+        *remarks,
     ]
     order = ("problem", "warning", "note")
     return tuple(sorted(found, key=lambda finding: order.index(finding.level)))

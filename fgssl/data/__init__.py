@@ -22,12 +22,13 @@ __all__ = ["PRESETS", "DatasetPreset", "available_splits", "default_split", "loa
 _NAMES = {"train": ("train", "training"), "test": ("test", "testing", "validation", "val", "valid", "dev")}
 
 
-def load_images(data: DataConfig, split: str) -> ImageSet:
-    """Opens one split of a source, and tells the listener what it was taken for and what was left out.
+def load_images(data: DataConfig, split: str, *, tell: bool = True) -> ImageSet:
+    """Opens one split of a source.
 
     Args:
         data: Where the images are.
         split: A split of the source, or several joined by "+" ("train+validation").
+        tell: Tell the listener the images' remarks, which are what the source was taken for and what was left out.
 
     Returns:
         The images; class ids mean the same in every split of the source.
@@ -46,7 +47,7 @@ def load_images(data: DataConfig, split: str) -> ImageSet:
             raise FgsslError(f"{data.source} has no split {name!r}", f"its splits are: {', '.join(known)}")
     parts = [source.load(name if name in known else by_lower[name.lower()]) for name in names]
     images = parts[0] if len(parts) == 1 else Concatenated(parts)
-    for level, text in images.remarks:
+    for level, text in images.remarks if tell else ():
         remark(level, text)
     return images
 

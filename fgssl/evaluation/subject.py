@@ -21,6 +21,8 @@ from fgssl.runtime.distributed import launched_share
 from fgssl.runtime.machine import keep_freed_memory, resolve_device, scratch_memory
 from fgssl.runtime.reporting import Reporter
 
+NAMED_FAULTS = 10  # unreadable images that a verb names
+
 
 @dataclass(frozen=True)
 class EvaluationOptions:
@@ -80,9 +82,12 @@ class Subject:
         )
 
     def name_faults(self, *found: Embeddings) -> None:
-        """A warning for each image that could not be read."""
-        for fault in (fault for embeddings in found for fault in embeddings.faults):
-            self.reporter.warn(f"left out: {fault.reason}")
+        """A warning for each of the first images that could not be read, and how many more there are."""
+        reasons = list(dict.fromkeys(fault.reason for embeddings in found for fault in embeddings.faults))
+        for reason in reasons[:NAMED_FAULTS]:
+            self.reporter.warn(f"left out: {reason}")
+        if reasons[NAMED_FAULTS:]:
+            self.reporter.warn(f"left out: {len(reasons) - NAMED_FAULTS} more, which fgssl data check names")
 
 
 def open_subject(checkpoint: str, options: EvaluationOptions) -> Subject:

@@ -241,3 +241,13 @@ def test_a_test_folder_without_classes_is_not_a_class(tmp_path: Path) -> None:
     train = opened(tmp_path, "train")
     assert train.class_names == ("jay", "owl") and len(train) == 12
     assert opened(tmp_path, "test").labels is None
+
+
+def test_data_check_tells_the_layout_and_why_there_are_no_labels(tmp_path: Path) -> None:
+    put(tmp_path, *SPLITS, "holdout/jay/1.jpg", "cover.jpg")
+    outcome = fgssl("data", "check", tmp_path, "--json")
+    texts = {finding["text"]: finding["level"] for finding in outcome.json()["findings"]}
+    said = [text for text in texts if "left out" in text]
+    assert len(said) == 2 and {texts[text] for text in said} == {"warning"} and "left out" not in outcome.err
+    flat = fgssl("data", "check", put(tmp_path / "flat", "1.jpg", "2.jpg"), "--json").json()["findings"]
+    assert any("all has no labels: its pictures lie directly in" in finding["text"] for finding in flat)
