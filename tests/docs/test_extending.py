@@ -1,8 +1,7 @@
-"""The code on the pages that say how to extend fgssl works as it is printed there."""
+"""The code on the pages that say how to extend fgssl works as it is printed there, by `--plugin`."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
 from collections.abc import Iterator
@@ -11,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from documents import PAGES
-from running import TINY, fgssl, photos
+from running import TINY, fgssl, finished_run, photos
 from torch.nn import functional
 
-from fgssl.objectives import OBJECTIVES
+from fgssl.registry import DATASETS, METRICS, OBJECTIVES, load_plugin
 
 
 def code(page: str) -> str:
@@ -22,29 +21,33 @@ def code(page: str) -> str:
     return str(block)
 
 
-@pytest.fixture
-def vicreg(tmp_path: Path) -> Iterator[str]:
-    path = tmp_path / "vicreg.py"
-    path.write_text(code("docs/add-objective.md"))
-    spec = importlib.util.spec_from_file_location("vicreg", path)
-    assert spec is not None and spec.loader is not None
-    sys.modules["vicreg"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield "vicreg"
-    del OBJECTIVES._items["vicreg"], sys.modules["vicreg"]  # type: ignore[attr-defined]
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """What a plugin adds to this process is taken back."""
+    registries = (OBJECTIVES, DATASETS, METRICS)
+    kept = [(dict(registry._items), dict(registry._origins)) for registry in registries]
+    modules = set(sys.modules)
+    yield
+    for registry, (items, origins) in zip(registries, kept, strict=True):
+        registry._items, registry._origins = items, origins
+    for name in set(sys.modules) - modules:
+        if name.startswith("fgssl_plugin_"):
+            del sys.modules[name]
 
 
-def test_the_objective_trains_and_is_drawn(vicreg: str, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    given = ("pretrain", "--data", photos(), *TINY, "--objective", vicreg, "--set", "objective.projector_hidden=32")
-    outcome = fgssl(*given, "--set", "objective.covariance_weight=0.5", "--output", run)
+def test_the_objective_trains_and_is_drawn(tmp_path: Path) -> None:
+    plugin, run, sheet = tmp_path / "vicreg.py", tmp_path / "run", tmp_path / "maps.png"
+    plugin.write_text(code("docs/add-objective.md"))
+    given = ("--objective", "vicreg", "--plugin", plugin, "--set", "objective.covariance_weight=0.5")
+    small = ("--set", "objective.projector_hidden=32")
+    outcome = fgssl("pretrain", "--data", photos(), *TINY, *given, *small, "--output", run)
     assert outcome.code == 0, outcome.err
     picture = next(photos().rglob("*.jpg"))
-    drawn = fgssl("visualize", picture, "--checkpoint", run, "--output", tmp_path / "maps.png")
-    assert drawn.code == 0 and (tmp_path / "maps.png").is_file(), drawn.err
+    drawn = fgssl("visualize", picture, "--checkpoint", run, "--output", sheet, "--plugin", plugin)
+    assert drawn.code == 0 and sheet.is_file(), drawn.err
 
 
-def test_the_loss_is_the_papers(vicreg: str) -> None:
+def test_the_loss_is_the_papers(tmp_path: Path) -> None:
     """Equations 1 to 6 by loops over dimensions, scaled as in the authors' code."""
 
     class Given(torch.nn.Module):
@@ -53,9 +56,11 @@ def test_the_loss_is_the_papers(vicreg: str) -> None:
         def forward(self, views: torch.Tensor) -> torch.Tensor:
             return views
 
-    config = OBJECTIVES[vicreg].settings(covariance_weight=1.0, projector_hidden=4, projector_dim=4)
+    (tmp_path / "vicreg.py").write_text(code("docs/add-objective.md"))
+    load_plugin(tmp_path / "vicreg.py")
+    config = OBJECTIVES["vicreg"].settings(covariance_weight=1.0, projector_hidden=4, projector_dim=4)
     torch.manual_seed(0)
-    objective = OBJECTIVES[vicreg](Given(), config)  # type: ignore[arg-type]
+    objective = OBJECTIVES["vicreg"](Given(), config)
     objective.projector = torch.nn.Identity()
     first, second = torch.randn(2, 5, 3, 1, 1).unbind(0)
     loss = objective((first, second), torch.arange(5)).loss
@@ -69,3 +74,21 @@ def test_the_loss_is_the_papers(vicreg: str) -> None:
                 if i != j:
                     total = total + ((centred[:, i] * centred[:, j]).sum() / 4) ** 2 / 3
     torch.testing.assert_close(loss, total)
+
+
+def test_the_data_set_is_found_under_its_name(tmp_path: Path) -> None:
+    page = code("docs/add-data-set.md")
+    assert '"my-museum/shells"' in page and 'label_column="species"' in page
+    plugin = tmp_path / "shells.py"
+    plugin.write_text(page.replace("my-museum/shells", str(photos())).replace('"species"', "None"))
+    outcome = fgssl("data", "check", "shells", "--plugin", plugin, "--json")
+    assert outcome.code == 0 and outcome.json()["splits"], outcome.err
+
+
+def test_the_metric_is_reported(tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(code("docs/add-metric.md"))
+    run, _ = finished_run()
+    document = fgssl("retrieve", run, "--plugin", plugin, "--json").json()
+    # features of unit length: mean squared distance to their mean is 1 - its squared length, so this is below 1
+    assert 0 < document["spread"] < 1
