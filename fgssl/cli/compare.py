@@ -19,7 +19,7 @@ _POOLS = "[gap, rationale, zoom and cls where it has them]"
 
 
 def compare(
-    checkpoints: Annotated[list[str], Argument(metavar="CHECKPOINT...", help=_CHECKPOINTS)],
+    checkpoints: Annotated[list[str], Argument(metavar="CHECKPOINT", help=_CHECKPOINTS)],
     data: Annotated[Text, Option(help="Data source. [the one the first encoder was trained on]")] = None,
     split: options.Split = None,
     pool: Annotated[Text, Option(metavar="gap,rationale,...", callback=options.check_pools, help=_POOLS)] = None,

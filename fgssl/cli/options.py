@@ -44,7 +44,7 @@ def _one_pool(text: str | None) -> str | None:
 
 Checkpoint = Annotated[str, Argument(metavar="CHECKPOINT", help="Run folder, encoder .safetensors, or timm:NAME.")]
 Data = Annotated[Text, Option(help="Data source. [the one the encoder was trained on]")]
-Split = Annotated[Text, Option(help="Split to evaluate. [the source's test split]")]
+Split = Annotated[Text, Option(help="Split to take. [the source's test split]")]
 Batch = Annotated[int | None, Option(help="Images per forward. [64]")]
 Device = Annotated[Text, Option(help="cpu, cuda, cuda:1, mps. [best at hand]")]
 Cache = Annotated[Text, Option(metavar="auto|off|PATH", help="Decoded pictures and galleries.")]

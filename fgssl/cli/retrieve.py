@@ -27,18 +27,20 @@ def retrieve(
     gallery_split: Annotated[Text, Option(help="Split to search. [all of --gallery; else leave-one-out]")] = None,
     query: Annotated[
         list[Path] | None,
-        Option(options.QUERY_FLAG, metavar="IMAGE...", help="Find images like these instead of scoring, by no labels."),
+        Option(
+            options.QUERY_FLAG, metavar="IMAGE...", help="Find images like these instead of scoring; no labels needed."
+        ),
     ] = None,
     top: Annotated[int, Option(help="Hits of each --query.")] = 10,
     output: Annotated[Path | None, Option("--output", "-o", help="Picture of queries and hits (.png, .jpg).")] = None,
     overwrite: options.Overwrite = False,
-    memory: Annotated[Text, Option(metavar="SIZE", help="Scratch memory, as 512M or 2G. [by the machine]")] = None,
+    memory: Annotated[Text, Option(metavar="SIZE", help="Memory for scores, as 512M or 2G. [by the machine]")] = None,
     explain: Annotated[bool, Option("--explain", help="Print what each number means.")] = False,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
     **encoding: Any,
 ) -> None:
-    """Score nearest neighbours, or find images like --query. Do they share a class? The search needs no labels."""
+    """Score nearest neighbours, or find images like --query. Scoring asks whether they share a class."""
     if query:
         _refuse({"--query-split": query_split, "--explain": explain or None}, "goes with scoring, not with --query")
     else:

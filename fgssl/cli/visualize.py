@@ -13,7 +13,7 @@ from fgssl.cli.pretrain import RUNS
 
 
 def visualize(
-    images: Annotated[list[Path], Argument(metavar="IMAGE...", help="Pictures to explain.", show_default=False)],
+    images: Annotated[list[Path], Argument(metavar="IMAGE", help="Pictures to explain.", show_default=False)],
     checkpoint: Annotated[str | None, Option(help="Run folder or encoder file. [the newest run in runs/]")] = None,
     output: Annotated[
         Path | None, Option("--output", "-o", help="PNG to write. [IMAGE-rationale.png in the current folder]")

@@ -421,3 +421,22 @@ def test_a_slip_in_a_path_is_answered_before_the_heavy_imports(slip: str, tmp_pa
     )  # fmt: skip
     assert done.returncode == 1 and expected in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stdout.split() == ["False"]
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "compare", "backbones", "data check", "data cache"])
+def test_every_verb_takes_json_and_every_long_one_quiet(verb: str) -> None:
+    text = fgssl(*verb.split(), "--help").out
+    assert "--json" in text and ("--quiet" in text or verb == "data cache")
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_dry_run_makes_no_cache_folder(tmp_path: Path) -> None:
+    options = ("--data", photos(), *SHORT, "--cache", tmp_path / "new" / "cache", "--dry-run", "--json")
+    assert fgssl("pretrain", *options).code == 0 and list(tmp_path.iterdir()) == []
+
+
+def test_a_long_file_name_is_cut_for_its_sheet(tmp_path: Path) -> None:
+    name = f"{'x' * 251}.png"
+    shutil.copy(next(photos().rglob("*.png")), tmp_path / name)
+    outcome = fgssl("visualize", name, "--checkpoint", finished_run()[0], cwd=tmp_path)
+    assert outcome.code == 0 and len(outcome.out.strip()) == 255 and (tmp_path / outcome.out.strip()).is_file()

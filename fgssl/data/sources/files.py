@@ -150,7 +150,7 @@ class ListSource:
 def list_line(name: str, label: str) -> str:
     """A line of a list: a path as it is, or as a JSON string where it would not be read as it is, and its label."""
     plain = name == name.strip() == shown(name) and not name.startswith(("#", '"'))
-    return f"{name if plain else json.dumps(name)}\t{label}\n"
+    return f"{name if plain else json.dumps(name)}\t{shown(label)}\n"
 
 
 def _path_of(line: bytes) -> bytes:
