@@ -25,6 +25,8 @@ from torch import Tensor
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 from fgssl.evaluation.retrieval.ranking import rank_positives
 
+LOOPED = 20  # queries of the plain loop, whose time is scaled to all
+
 
 def clusters(images: int, width: int, classes: int, *, signal: float) -> tuple[Tensor, Tensor]:
     """Length-1 features around random centres, (N, D), in the order of their classes (N,)."""
@@ -39,30 +41,14 @@ def clusters(images: int, width: int, classes: int, *, signal: float) -> tuple[T
     return features, labels
 
 
-def by_loop(features: Tensor, labels: Tensor, queries: int, *, product: bool) -> float:
-    """As `by_plain_loop`, but without Python inside a query; scores from cosine_similarity, or a faster product."""
-    total = 0.0
-    for query in range(queries):
-        own = features[query]
-        scores = features @ own if product else torch.nn.functional.cosine_similarity(own, features)
-        order = scores.argsort(descending=True)
-        relevant = (labels[order[order != query]] == labels[query]).double()
-        precision = relevant.cumsum(0) / torch.arange(1, len(relevant) + 1)
-        total += float((precision * relevant).sum() / relevant.sum())
-    return 100 * total / queries
-
-
 def by_plain_loop(features: Tensor, labels: Tensor, queries: int) -> float:
     """Mean AP of the first queries as its definition is usually typed: a query at a time, sort, walk down the list."""
     total = 0.0
     for query in range(queries):
         scores = torch.nn.functional.cosine_similarity(features[query].unsqueeze(0), features)
         hits, precision = 0, 0.0
-        rank = 0
-        for other in scores.argsort(descending=True):
-            if other == query:
-                continue
-            rank += 1
+        order = [other for other in scores.argsort(descending=True) if other != query]
+        for rank, other in enumerate(order, 1):
             if labels[other] == labels[query]:
                 hits += 1
                 precision += hits / rank
@@ -97,42 +83,26 @@ def by_metric_learning(features: Tensor, labels: Tensor) -> float:
     return 100 * float(found["mean_average_precision"])
 
 
-def in_turns(ways: dict[str, Callable[[], object]], turns: int) -> tuple[dict[str, float], dict[str, object]]:
-    """Median over the turns of each way's time over that of the first way in the same turn, and the last values."""
-    ratios: dict[str, list[float]] = {name: [] for name in ways}
-    values: dict[str, object] = {}
-    for turn in range(turns):
-        bare = 0.0
-        for place, (name, run) in enumerate(ways.items()):
-            if turn > 0 and name in ("faiss", "metric_learning") and len(ratios[name]) >= 3:
-                continue
-            taken = harness.timed(lambda name=name, run=run: values.update({name: run()}))
-            bare = taken if place == 0 else bare
-            ratios[name].append(taken / bare)
-    return {name: statistics.median(found) for name, found in ratios.items()}, values
-
-
 def small(turns: int, signal: float) -> dict[str, object]:
     """The whole evaluation of a test split against the bare X @ X.T."""
     features, labels = clusters(5794, 2048, 200, signal=signal)
-    looped, plain = 100, 20  # queries of the loops; their times are scaled to all
-    ways: dict[str, Callable[[], object]] = {
+    ways: dict[str, Callable[[], float]] = {
         "product": lambda: float((features @ features.T)[0, 0]),
         "fgssl": lambda: evaluate_retrieval(features, labels).to_dict()["mAP"],
         "fgssl_with_intervals": lambda: evaluate_retrieval(features, labels).intervals()["mAP"].value,
-        "plain_loop": lambda: by_plain_loop(features, labels, plain),
-        "vectorised_loop": lambda: by_loop(features, labels, looped, product=False),
-        "vectorised_loop_of_products": lambda: by_loop(features, labels, looped, product=True),
+        "plain_loop": lambda: by_plain_loop(features, labels, LOOPED),
     }
     if importlib.util.find_spec("faiss"):
         ways["faiss"] = lambda: by_faiss(features, labels)
-    if importlib.util.find_spec("pytorch_metric_learning"):
-        ways["metric_learning"] = lambda: by_metric_learning(features, labels)
-    ratios, values = in_turns(ways, turns)
+        if importlib.util.find_spec("pytorch_metric_learning"):  # which searches by FAISS
+            ways["metric_learning"] = lambda: by_metric_learning(features, labels)
+    values: dict[str, float] = {}
+    calls = {name: lambda name=name, way=way: values.update({name: way()}) for name, way in ways.items()}
+    seconds = harness.in_turns(calls, turns, warm=0)  # type: ignore[arg-type]
+    ratios = {name: harness.ratio(taken, seconds["product"]) for name, taken in seconds.items()}
+    ratios["plain_loop"] *= len(features) / LOOPED
     result = evaluate_retrieval(features, labels)
-    for loop, queries in (("plain_loop", plain), ("vectorised_loop", looped), ("vectorised_loop_of_products", looped)):
-        ratios[loop] *= len(features) / queries
-        values[f"fgssl_of_the_{queries}"] = 100 * float(result.average_precision[:queries].mean())
+    values["fgssl_of_the_looped"] = 100 * float(result.average_precision[:LOOPED].mean())
     times = {name: ratio / ratios["fgssl"] for name, ratio in ratios.items() if name != "fgssl"}
     return {"seconds_over_product": ratios, "seconds_over_fgssl": times, "mAP": values}
 
