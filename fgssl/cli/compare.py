@@ -13,8 +13,8 @@ from fgssl.cli.options import Text
 if TYPE_CHECKING:
     from fgssl.evaluation.compare import ComparisonTable
 
-_CHECKPOINTS = """Run folders, encoder files, timm:NAME, or features.safetensors (several of one model joined by +),
-whose images are found by path."""
+_CHECKPOINTS = """Run folders, encoder files, timm:NAME, weights, or features.safetensors (several of one model joined
+by +), whose images are found by path."""
 _POOLS = "[gap, rationale, zoom and cls where it has them]"
 
 
@@ -24,6 +24,8 @@ def compare(
     split: options.Split = None,
     pool: Annotated[Text, Option(metavar="gap,rationale,...", callback=options.check_pools, help=_POOLS)] = None,
     k: Annotated[int, Option("--k", help="Neighbours that vote in knn.")] = 20,
+    backbone: options.Backbone = None,
+    image_size: options.ImageSize = None,
     batch_size: options.Batch = None,
     device: options.Device = None,
     cache: options.Cache = None,
@@ -42,7 +44,8 @@ def compare(
     options.check_cache(cache)
     from fgssl.evaluation.compare import compare as run
 
-    given = {"data": data, "batch_size": batch_size, "device": device, "cache": cache}
+    opening = {"backbone": backbone, "image_size": image_size, "device": device}
+    given = {"data": data, "batch_size": batch_size, "cache": cache, **opening}
     with options.reported(quiet=quiet, **given) as asked:
         table = run(checkpoints, asked, split=split, pools=pools, k=k, seed=seed)
     if json_output:

@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 
 from fgssl.cli.console import reporting
 from fgssl.errors import SettingError
-from fgssl.runs.folder import TIMM_PREFIX, encoder_path
+from fgssl.runs.folder import encoder_path
 from fgssl.runtime.files import check_folder, refuse_file
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def _one_pool(text: str | None) -> str | None:
     return check_pools(text)
 
 
-Checkpoint = Annotated[str, Argument(metavar="CHECKPOINT", help="Run folder, encoder .safetensors, or timm:NAME.")]
+_CHECKPOINT = """Run folder, encoder .safetensors, timm:NAME, hf-hub:NAME, timm's folder, or a state dict (.safetensors,
+.pth)."""
+Checkpoint = Annotated[str, Argument(metavar="CHECKPOINT", help=_CHECKPOINT)]
 Data = Annotated[Text, Option(help="Data source. [the one the encoder was trained on]")]
 Split = Annotated[Text, Option(help="Split to take. [the source's test split]")]
 Batch = Annotated[int | None, Option(help="Images per forward. [64]")]
@@ -51,12 +53,22 @@ Cache = Annotated[Text, Option(metavar="auto|off|PATH", help="Decoded pictures a
 _POOLS = """Features: gap (mean of the map), rationale (weighted by it), concat (both), zoom (gap, rationale and a
 closer look), cls (class token). [zoom with a rationale, else gap]"""
 Pool = Annotated[Text, Option(metavar="|".join(POOL_NAMES), callback=_one_pool, help=_POOLS)]
+Backbone = Annotated[Text, Option(help="Architecture of a CHECKPOINT that does not tell it, such as a plain .pth.")]
+_SIZE = "Side in pixels for such weights, timm:NAME and hf-hub:NAME. [as they were trained]"
+ImageSize = Annotated[int | None, Option(help=_SIZE)]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace an output that fgssl did not write; never an input.")]
 Json = Annotated[bool, Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, Option("--quiet", help="No progress, only warnings and results.")]
 
 # how pictures become features: what `takes` gives the verbs that embed
-ENCODING: dict[str, Any] = {"pool": Pool, "batch_size": Batch, "device": Device, "cache": Cache}
+ENCODING: dict[str, Any] = {
+    "backbone": Backbone,
+    "image_size": ImageSize,
+    "pool": Pool,
+    "batch_size": Batch,
+    "device": Device,
+    "cache": Cache,
+}
 
 
 def takes(options: Mapping[str, Any], *, before: str = "json_output") -> Callable[[Verb], Verb]:
@@ -127,7 +139,7 @@ def check_data(source: str | None) -> None:
 
 def check_checkpoint(checkpoint: str) -> None:
     """Refuses a checkpoint, or files of features joined by "+", that is not there. Raises FgsslError."""
-    if not checkpoint.startswith(TIMM_PREFIX) and not all(Path(part).is_file() for part in checkpoint.split("+")):
+    if not all(Path(part).is_file() for part in checkpoint.split("+")):
         encoder_path(checkpoint)
 
 

@@ -50,7 +50,7 @@ def retrieve(
     from fgssl.runtime.files import check_output
 
     options.check_paths(checkpoint, data, encoding["cache"])
-    require_files(query or ())
+    require_files([path for path in query or () if not path.is_dir()])
     if query and output is not None:
         inputs = (*query, *checkpoint.split("+"), data, gallery)
         check_output(output, kind=PICTURE, inputs=inputs, overwrite=overwrite)

@@ -19,6 +19,8 @@ def visualize(
         Path | None, Option("--output", "-o", help="PNG to write. [IMAGE-rationale.png in the current folder]")
     ] = None,
     overwrite: options.Overwrite = False,
+    backbone: options.Backbone = None,
+    image_size: options.ImageSize = None,
     device: options.Device = None,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
@@ -42,7 +44,7 @@ def visualize(
     with reporting(quiet=quiet, warn=False) as reporter:
         if checkpoint is None:
             reporter.note(f"checkpoint: {source} (newest in {RUNS}/)")
-        encoder = load_encoder(source).to(resolve_device(device))
+        encoder = load_encoder(source, backbone=backbone, image_size=image_size).to(resolve_device(device))
     sheet = draw(encoder, images, title=f"{encoder.backbone.name}, {source}")
     save_png(sheet, target)
     if json_output:

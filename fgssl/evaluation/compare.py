@@ -20,7 +20,7 @@ from fgssl.evaluation.probing.classifiers import knn_classify, linear_probe
 from fgssl.evaluation.probing.splits import ProbeSplits, probe_splits
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 from fgssl.evaluation.subject import EvaluationOptions, Subject, open_subject
-from fgssl.runs.folder import TIMM_PREFIX, encoder_path
+from fgssl.runs.folder import encoder_path
 from fgssl.runtime.reporting import Reporter
 
 METRICS: dict[str, str] = {
@@ -87,7 +87,7 @@ def compare(
         raise SettingError(f"--k is {k}", "it must be at least 1")
     tables = {name for name in checkpoints if is_feature_table(name)}
     for name in checkpoints:
-        if name not in tables and not name.startswith(TIMM_PREFIX):
+        if name not in tables:
             encoder_path(name)
     data = _data(checkpoints[0], options, in_table=checkpoints[0] in tables)
     splits = probe_splits(data, split, seed=seed)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from fgssl.config.schema import DataConfig
-from fgssl.data import default_split, load_images, no_split
+from fgssl.data import PRESETS, default_split, load_images, no_split
 from fgssl.data.images import ImageSet
 from fgssl.encoder import POOLS, Encoder, Pool
 from fgssl.errors import FgsslError, SettingError
 from fgssl.evaluation.embed import Embeddings, embed
-from fgssl.runs.encoder_file import data_of, load_encoder
+from fgssl.runs.encoder_file import load_encoder, own_source
 from fgssl.runtime.distributed import launched_share
 from fgssl.runtime.machine import keep_freed_memory, resolve_device, scratch_memory
 from fgssl.runtime.reporting import Reporter
@@ -30,6 +30,7 @@ class EvaluationOptions:
 
     Attributes:
         data: Data source; None is the one the encoder was trained on.
+        backbone: Architecture of a checkpoint that does not tell it; see `load_encoder`, as `image_size`.
         pool: gap, rationale, concat, zoom or cls; None is zoom where there is a rationale, else gap.
         batch_size: Images per forward.
         device: Where to compute; None is the best at hand.
@@ -39,6 +40,8 @@ class EvaluationOptions:
     """
 
     data: str | None = None
+    backbone: str | None = None
+    image_size: int | None = None
     pool: str | None = None
     batch_size: int = 64
     device: str | None = None
@@ -102,7 +105,7 @@ def open_subject(checkpoint: str, options: EvaluationOptions) -> Subject:
     device = resolve_device(options.device)
     if device.type == "cpu":
         keep_freed_memory()
-    encoder = load_encoder(checkpoint)
+    encoder = load_encoder(checkpoint, backbone=options.backbone, image_size=options.image_size)
     pool = encoder.default_pool() if options.pool is None else next(p for p in POOLS if p == options.pool)
     encoder.require(pool)
     data = _remembered(checkpoint, encoder) if options.data is None else DataConfig(source=options.data)
@@ -110,15 +113,25 @@ def open_subject(checkpoint: str, options: EvaluationOptions) -> Subject:
 
 
 def _remembered(checkpoint: str, encoder: Encoder) -> DataConfig:
-    """The data set an encoder remembers, if it does and the data are here."""
-    remembered = data_of(encoder)
-    if remembered is None:
+    """The data set that an encoder was trained on, as its file says.
+
+    A file may come from anybody, and to open a source lists a folder or asks the hub. So a source that a file names is
+    used only where it is a built-in preset (demo, cub), or where the user's own run says the same: the config.yaml
+    beside the encoder. Whatever else it names, hub id or path, is shown, and `--data` asked for.
+    """
+    if encoder.config is None:
         raise FgsslError(f"'{checkpoint}' remembers no data set", "name one with --data")
-    if os.path.isabs(remembered.source) and not os.path.exists(remembered.source):
+    data = encoder.config.data
+    if data.source not in ("demo", *PRESETS) and data.source != own_source(checkpoint):
         raise FgsslError(
-            f"the data set that '{checkpoint}' remembers is not here: {remembered.source}", "name one with --data"
+            f"'{checkpoint}' says that it was trained on '{data.source}', and no config.yaml of its run beside it does",
+            "name the data with --data",
         )
-    return remembered
+    if os.path.isabs(data.source) and not os.path.exists(data.source):
+        raise FgsslError(
+            f"the data set that '{checkpoint}' remembers is not here: {data.source}", "name one with --data"
+        )
+    return data
 
 
 def open_split(data: DataConfig, split: str | None, role: str) -> ImageSet:

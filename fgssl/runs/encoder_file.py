@@ -3,7 +3,7 @@
     RUN/encoder.safetensors   what probe, retrieve, embed and visualize read; works alone, copied anywhere
     RUN/timm/                 the backbone alone, for timm.create_model("local-dir:RUN/timm", pretrained=True)
 
-Only safetensors are read, never pickles; the settings are JSON in the metadata.
+Of encoder files only safetensors are read, never pickles; the settings are JSON in the metadata.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from typing import Any, TypeVar
 
 import timm
 import torch
+import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fgssl import __version__
-from fgssl.backbones import Backbone, build_backbone, rebuild_backbone
+from fgssl.backbones import Backbone, build_backbone, open_weights, origin_of, rebuild_backbone
+from fgssl.backbones.names import LOCAL_PREFIX
+from fgssl.backbones.weights import reject_not_finite
 from fgssl.config.resolve import config_from_flat
-from fgssl.config.schema import DataConfig, PretrainConfig, flatten
+from fgssl.config.schema import PretrainConfig, flatten
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
 from fgssl.objectives import OBJECTIVES
 from fgssl.rationale import RationaleHead
-from fgssl.runs.folder import ENCODER_FILE, TIMM_PREFIX, encoder_path
+from fgssl.runs.folder import CONFIG_FILE, ENCODER_FILE, NAMES, TIMM_PREFIX, encoder_path
 from fgssl.runtime.files import atomic_path
 from fgssl.runtime.offline import WeightsError, WeightsOffline
 
@@ -59,28 +62,35 @@ def save_encoder(path: Path, encoder: Encoder) -> None:
         save_file(tensors, temporary, metadata={"fgssl": json.dumps(metadata)})
 
 
-def load_encoder(checkpoint: str) -> Encoder:
-    """The encoder of a run folder, an encoder file, or `timm:NAME` (timm's pretrained weights, no rationale).
+def load_encoder(checkpoint: str, *, backbone: str | None = None, image_size: int | None = None) -> Encoder:
+    """The encoder of a checkpoint: the one door for every verb, in eval mode on the CPU.
 
-    Returns:
-        The encoder in eval mode on the CPU.
+    Args:
+        checkpoint: A run folder or an encoder file; or whatever `--init` starts from, which has no rationale:
+            `timm:NAME` and `hf-hub:OWNER/NAME` with their published weights, a folder of timm's (also as
+            `timm:local-dir:FOLDER`), a state dict as .safetensors or .pth; a classifier in it is left out.
+        backbone: The architecture of weights that do not tell it.
+        image_size: Side in pixels of the pictures that such weights take; None for what they were trained at.
 
     Raises:
-        FgsslError: nothing there, cut off, not an fgssl file, or of a newer version.
+        FgsslError: nothing there, cut off, of a newer version, numbers that are not finite, or an architecture that
+            nothing tells.
     """
-    if checkpoint.startswith(TIMM_PREFIX):
-        return Encoder(_published(checkpoint[len(TIMM_PREFIX) :])).eval()
     path = encoder_path(checkpoint)
-    metadata, tensors = _read(path)
+    found = None if path is None else _read(path)
+    if path is None or found is None:
+        return Encoder(_weights(checkpoint, backbone, image_size)).eval()
+    metadata, tensors = found
     try:
+        reject_not_finite({key: value for key, value in tensors.items() if not key.startswith("backbone.")}, "it")
         saved = metadata["config"]
         config = None if saved is None else config_from_flat(saved, f"saved in {path.name}").config
-        backbone = rebuild_backbone(metadata["backbone"], _part(tensors, "backbone"))
-        encoder = Encoder(backbone, config=config, keys=tensors.get("keys"))
+        rebuilt = rebuild_backbone(metadata["backbone"], _part(tensors, "backbone"))
+        encoder = Encoder(rebuilt, config=config, keys=tensors.get("keys"))
         if config is not None:
             _attach_head(encoder, config, tensors)
         if whitening := _part(tensors, "whitening"):
-            encoder.whitening = _filled(lambda: nn.Linear(backbone.channels, backbone.channels), whitening)
+            encoder.whitening = _filled(lambda: nn.Linear(rebuilt.channels, rebuilt.channels), whitening)
     except FgsslError as error:
         raise FgsslError(f"'{path}': {error.problem}", error.remedy) from error
     except Exception as error:  # what a file says can fail anywhere in timm
@@ -91,10 +101,26 @@ def load_encoder(checkpoint: str) -> Encoder:
     return encoder.eval()
 
 
-def _published(name: str) -> Backbone:
+def _weights(checkpoint: str, backbone: str | None, image_size: int | None) -> Backbone:
+    """A backbone with weights that another tool wrote or published."""
+    source = checkpoint.removeprefix(TIMM_PREFIX)
+    named = checkpoint.startswith(NAMES) and not source.startswith(LOCAL_PREFIX)
+    if named:
+        return _published(source, image_size)
+    if origin_of(source) is not None:
+        return open_weights(source, image_size=image_size)
+    if backbone is None:
+        raise FgsslError(
+            f"'{checkpoint}' was not written by fgssl pretrain and does not tell its architecture",
+            "name it with --backbone (fgssl backbones lists all)",
+        )
+    return open_weights(source, name=backbone, image_size=image_size)
+
+
+def _published(name: str, image_size: int | None) -> Backbone:
     """A backbone with its published weights; where they cannot be had, a remedy that is not training's."""
     try:
-        return build_backbone(name, pretrained=True)
+        return build_backbone(name, pretrained=True, image_size=image_size)
     except WeightsOffline as error:
         raise FgsslError(
             error.problem,
@@ -118,12 +144,19 @@ def identity(encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
-def data_of(encoder: Encoder) -> DataConfig | None:
-    """The data an encoder was trained on, None for `timm:NAME`."""
-    return None if encoder.config is None else encoder.config.data
+def own_source(checkpoint: str) -> str | None:
+    """The data source in the config.yaml that a run of this user has left beside its encoder; None without one."""
+    path = encoder_path(checkpoint)
+    if path is None:
+        return None
+    try:
+        return str(yaml.safe_load((path.parent / CONFIG_FILE).read_text(encoding="utf-8"))["data"]["source"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
+        return None
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Settings and tensors of an encoder file; None for safetensors of another tool."""
     remedy = f"give an {ENCODER_FILE} written by fgssl pretrain"
     try:
         with path.open("rb") as file:
@@ -133,7 +166,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("fgssl")
             if header is None:
-                raise FgsslError(f"'{path}' was not written by fgssl pretrain", f"{remedy}, or use timm:NAME")
+                return None
             metadata = json.loads(header)
             if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
                 raise FgsslError(f"'{path}' is not an encoder this version of fgssl reads", "update fgssl")

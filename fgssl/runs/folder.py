@@ -32,6 +32,9 @@ from fgssl.runtime.files import TEMPORARY, check_folder, not_writable, write_tex
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
 ENCODER_FILE = "encoder.safetensors"
 TIMM_PREFIX = "timm:"  # of a checkpoint argument that names one of timm's models
+NAMES = (TIMM_PREFIX, "hf-hub:", "hf_hub:", "local-dir:")
+PICKLES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
+WEIGHTS = ("model.safetensors", "timm/model.safetensors", "pytorch_model.bin")  # of another tool's folder
 _HEADER = "# The resolved settings of this run; it is also a recipe: fgssl pretrain --recipe FILE\n"
 
 
@@ -205,14 +208,17 @@ def newest_run(root: Path) -> Path:
     return found[-1].parent
 
 
-def encoder_path(checkpoint: str) -> Path:
-    """The encoder file a checkpoint argument names; opening it is `fgssl.runs.encoder_file`'s.
+def encoder_path(checkpoint: str) -> Path | None:
+    """The encoder file that a checkpoint argument names, None for weights of another tool, by name or by path.
 
-    Raises:
-        FgsslError: there is none.
+    Opening either is `fgssl.runs.encoder_file`'s. Raises FgsslError when there is nothing.
     """
     path = Path(checkpoint).expanduser()
+    if checkpoint.startswith(NAMES):
+        return None
     if path.is_dir():
+        if not (path / ENCODER_FILE).is_file() and any((path / name).is_file() for name in WEIGHTS):
+            return None
         path = path / ENCODER_FILE
         if not path.is_file():
             raise FgsslError(
@@ -223,4 +229,4 @@ def encoder_path(checkpoint: str) -> Path:
         raise FgsslError(
             f"no checkpoint '{checkpoint}'", "give a run folder, a .safetensors file of fgssl, or timm:NAME"
         )
-    return path
+    return None if path.suffix in PICKLES else path

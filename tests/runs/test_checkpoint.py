@@ -7,6 +7,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from fgssl.data import load_images
 from fgssl.encoder import MAP_POOLS, Encoder
 from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import embed
+from fgssl.evaluation.subject import EvaluationOptions, open_subject
 from fgssl.objectives.methods.mocov2 import MoCo
 from fgssl.rationale import RationaleHead
 from fgssl.runs.encoder_file import load_encoder, save_encoder
@@ -43,10 +45,10 @@ def pictures(count: int = 5) -> torch.Tensor:
 def test_encoder_file_alone_serves_every_verb(alone: Path, tmp_path: Path) -> None:
     run = finished_run()[0]
     for verb in ("retrieve", "probe"):
-        ours, theirs = (fgssl(verb, path, "--json").json() for path in (alone, run))
+        ours, theirs = (fgssl(verb, path, "--data", photos(), "--json").json() for path in (alone, run))
         assert {**ours, "checkpoint": ""} == {**theirs, "checkpoint": ""}
     for name, checkpoint in (("ours", alone), ("theirs", run)):
-        assert fgssl("embed", checkpoint, "--output", tmp_path / name).code == 0
+        assert fgssl("embed", checkpoint, "--data", photos(), "--output", tmp_path / name).code == 0
         picture = photos() / "test" / "class 1" / "01.png"
         drawn = fgssl("visualize", picture, "--checkpoint", checkpoint, "--output", tmp_path / f"{name}.png")
         assert drawn.code == 0
@@ -234,3 +236,96 @@ def test_embedding_of_a_run_equals_that_of_its_file(alone: Path) -> None:
     found = embed(encoder, images, pools=MAP_POOLS)
     again = embed(load_encoder(str(finished_run()[0])), images, pools=MAP_POOLS)
     assert all(torch.equal(found[pool].features, again[pool].features) for pool in MAP_POOLS)
+
+
+# ---- the data that a file from elsewhere names
+
+
+def _renamed_source(path: Path, source: str) -> None:
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = json.loads(file.metadata()["fgssl"])
+    metadata["config"]["data.source"] = source
+    save_file(tensors, path, metadata={"fgssl": json.dumps(metadata)})
+
+
+@pytest.mark.parametrize("source", ["/etc", "../../../../etc", "evil/dataset", "~", "list.txt", "photos"])
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_source_that_only_a_file_names_is_not_opened(
+    source: str, beside: bool, alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _renamed_source(alone, source)
+    if beside:  # the run of another source
+        shutil.copy(finished_run()[0] / "config.yaml", alone.with_name("config.yaml"))
+    for opened in ("fgssl.data.open_source", "fgssl.data.sources.open.open_source"):
+        monkeypatch.setattr(opened, mock.Mock(side_effect=AssertionError("opened")))
+    picture = photos() / "test" / "class 1" / "01.png"
+    for verb in (("retrieve",), ("retrieve", "--query", picture), ("probe",), ("embed",), ("compare",)):
+        error = fgssl(verb[0], alone, *verb[1:]).error()
+        assert f"'{source}'" in error and "--data" in error
+
+
+def test_a_source_is_used_that_the_users_own_run_or_a_preset_names(alone: Path) -> None:
+    shutil.copy(finished_run()[0] / "config.yaml", alone.with_name("config.yaml"))
+    assert fgssl("retrieve", alone, "--json").json()["data"] == str(photos())
+    alone.with_name("config.yaml").write_text("- no: [config")
+    assert "--data" in fgssl("retrieve", alone).error()
+    _renamed_source(alone, "demo")
+    assert open_subject(str(alone), EvaluationOptions()).data.source == "demo"
+
+
+# ---- weights of other tools
+
+
+def _with_head(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**state, "classifier.weight": torch.ones(3, 1024), "classifier.bias": torch.zeros(3)}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The backbone of the shared run as other tools keep it."""
+    folder = tmp_path_factory.mktemp("weights")
+    state = load_file(finished_run()[0] / "timm" / "model.safetensors")
+    save_file(_with_head(state), folder / "plain.safetensors")
+    torch.save({"state_dict": {f"module.{key}": value for key, value in _with_head(state).items()}}, folder / "w.pth")
+    shutil.copytree(finished_run()[0] / "timm", folder / "timm")
+    save_file(_with_head(state), folder / "timm" / "model.safetensors")
+    return {"plain": folder / "plain.safetensors", "pickle": folder / "w.pth", "folder": folder / "timm"}
+
+
+@pytest.mark.parametrize("kind", ["plain", "pickle", "folder", "timm:local-dir:"])
+def test_what_init_opens_every_verb_opens_as_a_checkpoint(kind: str, weights: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = str(weights[kind]) if kind in weights else f"{kind}{weights['folder']}"
+    size = ("--image-size", "64")
+    named = ("--backbone", BACKBONE) if kind in ("plain", "pickle") else ()
+    expected = fgssl("retrieve", finished_run()[0], "--pool", "gap", "--json").json()["mAP"]
+    given = (checkpoint, "--data", photos(), *named, *size)
+    assert fgssl("retrieve", *given, "--json").json()["mAP"] == pytest.approx(expected)
+    assert fgssl("probe", *given, "--json").code == 0
+    assert fgssl("embed", *given, "--output", tmp_path / "f").code == 0
+    picture = photos() / "test" / "class 1" / "01.png"
+    assert len(fgssl("retrieve", *given, "--query", picture, "--json").json()["queries"][0]["hits"]) == 10
+    rows = fgssl("compare", finished_run()[0], checkpoint, "--pool", "gap", *named, *size, "--json").json()["rows"]
+    assert rows[0]["mAP"] == pytest.approx(rows[1]["mAP"])
+    drawn = fgssl("visualize", picture, "--checkpoint", checkpoint, *named, *size, "--output", tmp_path / "x.png")
+    assert "no maps to draw" in drawn.error()
+
+
+def test_weights_that_do_not_tell_their_architecture_ask_for_it(weights: dict[str, Path]) -> None:
+    for kind in ("plain", "pickle"):
+        error = fgssl("compare", finished_run()[0], weights[kind]).error()
+        assert str(weights[kind]) in error and "--backbone" in error
+        assert "resnet18" in fgssl("retrieve", weights[kind], "--data", photos(), "--backbone", "resnet18").error()
+
+
+@pytest.mark.parametrize("part", ["backbone.", "rationale.", "projector.", "keys"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused_with_their_file(part: str, value: float, alone: Path) -> None:
+    tensors = load_file(alone)
+    with safe_open(alone, framework="pt") as file:
+        metadata = file.metadata()
+    name = next(key for key, tensor in tensors.items() if key.startswith(part) and tensor.is_floating_point())
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, alone, metadata=metadata)
+    error = fgssl("embed", alone, "--data", photos()).error()
+    assert str(alone) in error and "not finite" in error and name.removeprefix("backbone.") in error

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fgssl.config.schema import DataConfig
 from fgssl.data.decoding.decode import decode_image, require_files
 from fgssl.data.images import ImageSet
 from fgssl.drawing import Map, Neighbour, QueryRow, search_sheet
@@ -73,7 +74,7 @@ def look_up(
 
     Args:
         checkpoint: As in `open_subject`.
-        queries: Pictures.
+        queries: Pictures, and folders of pictures, whose unreadable ones are left out.
         options: Of their `data` the default gallery.
         gallery: Data source or file of features, by default the data.
         gallery_split: Split of the source, by default all of them.
@@ -90,12 +91,12 @@ def look_up(
             f"'{checkpoint}' holds features, not an encoder to embed a query with",
             "give the encoder, and the file with --gallery",
         )
-    require_files(queries)
+    require_files([path for path in queries if not path.is_dir()])
     gallery = gallery or options.data
     file = gallery_file(gallery, gallery_split)
     subject = open_beside(checkpoint, file, replace(options, data=gallery))
     # first: a query that is no image is told before the gallery is embedded
-    features = embed_pictures(subject, queries)
+    queries, features = _queries(subject, queries)
     if file is not None:
         source, found, name = None, file.embeddings, file.path
     else:
@@ -107,6 +108,19 @@ def look_up(
         options.reporter.note(f"--top {top}: the gallery holds {len(found.identifiers)} images")
     results = _results(queries, features, found, top, options.scratch)
     return Lookup(subject.encoder, name, len(found.identifiers), subject.pool, tuple(queries), results, source, found)
+
+
+def _queries(subject: Subject, queries: Sequence[Path]) -> tuple[list[Path], Tensor]:
+    """The pictures asked for, those named before those of folders, and their embeddings (N, D)."""
+    files = [path for path in queries if not path.is_dir()]
+    parts = [embed_pictures(subject, files)] if files else []
+    for folder in (path for path in queries if path.is_dir()):
+        found = subject.embed(gallery_images(DataConfig(source=str(folder)), None))
+        subject.name_faults(found)
+        files += map(Path, found.identifiers)
+        parts.append(found.features)
+    require_files(files)  # a folder may hold tables, whose pictures are no files
+    return files, torch.cat(parts)
 
 
 @torch.inference_mode()

@@ -205,7 +205,7 @@ def test_a_picture_that_is_gone_is_grey_on_the_sheet(gallery: Path, tmp_path: Pa
     [
         (("--query", "nowhere.jpg"), "no such file: nowhere.jpg; check the path"),
         (("--query", "text.jpg"), "unreadable image text.jpg: is not an image"),
-        (("--query", "."), "is a folder"),
+        (("--query", "empty"), "the folder empty is empty"),
         (("--query", "q.jpg", "--gallery", "empty"), "the folder empty is empty"),
         (("--query", "q.jpg", "--gallery", "nowhere"), "nowhere"),
         (("--query", "q.jpg", "--gallery", "text.safetensors"), "cut off or not a safetensors file"),
