@@ -6,7 +6,6 @@ import gc
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,6 +14,7 @@ from fgssl.config.schema import DataConfig
 from fgssl.data import available_splits, load_images
 from fgssl.data.cache.build import PixelStore, Shrunk, open_pixels
 from fgssl.data.feed.views import epoch_order
+from fgssl.data.images import ImageSet
 from fgssl.data.sources.files import FileImages
 
 
@@ -26,25 +26,21 @@ def write_list(images: FileImages, count: int, path: Path) -> None:
             file.writelines(f"{name}\n" for name in names[: count - start])
 
 
-class Repeated:
+class Repeated(ImageSet):
     """A longer list of pictures that are decoded already: its cache is a matter of copying."""
 
     def __init__(self, listed: FileImages, pixels: PixelStore) -> None:
+        super().__init__(listed.source, listed.split)
         self._listed, self._pixels = listed, pixels
-        self.source, self.split = listed.source, listed.split
-        self.labels, self.class_names = None, None
 
     def __len__(self) -> int:
         return len(self._listed)
 
-    def identifier(self, index: int) -> str:
-        return self._listed.identifier(index)
+    def name(self, index: int) -> str:
+        return self._listed.name(index)
 
     def load(self, index: int, min_side: int | None = None) -> Image.Image:
         return Image.fromarray(np.asarray(self._pixels[index % len(self._pixels)]))
-
-    def examine(self, index: int, min_side: int | None = None) -> Any:
-        raise NotImplementedError
 
     def fingerprint(self) -> str:
         return self._listed.fingerprint()

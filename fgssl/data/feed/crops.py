@@ -39,14 +39,14 @@ class CropSampler(Sampler[list[Key]]):
     """
 
     def __init__(self, positions: NDArray[np.int64], *, batch_size: int, epochs: int, seed: int) -> None:
-        self.indexs, self.batch_size, self.epochs, self.seed = positions, batch_size, epochs, seed
+        self.positions, self.batch_size, self.epochs, self.seed = positions, batch_size, epochs, seed
 
     def __len__(self) -> int:
-        return self.epochs * -(-len(self.indexs) // self.batch_size)
+        return self.epochs * -(-len(self.positions) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
         for epoch in range(self.epochs):
-            order = self.indexs[epoch_order(len(self.indexs), self.seed, epoch)]
+            order = self.positions[epoch_order(len(self.positions), self.seed, epoch)]
             for first in range(0, len(order), self.batch_size):
                 yield [Key(epoch, int(i)) for i in order[first : first + self.batch_size]]
 
