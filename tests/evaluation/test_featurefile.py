@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -131,3 +132,60 @@ def test_class_names_in_the_metadata_are_read_as_json(tmp_path: Path) -> None:
     metadata = {"class_names": json.dumps(["Royal Gala", "Grüne"])}
     path = write(tmp_path / "f", metadata=metadata, features=torch.ones(2, 3), labels=torch.tensor([1, 0]))
     assert read_features(path).embeddings.class_names == ("Royal Gala", "Grüne")
+
+
+# ---- labels that are missing, and labels that are none
+
+
+@pytest.mark.parametrize("names", [None, ["x", "y"]])
+def test_a_missing_label_makes_a_file_unlabelled_as_it_does_a_table(names: list[str] | None, tmp_path: Path) -> None:
+    metadata = {} if names is None else {"class_names": json.dumps(names)}
+    labels = torch.tensor([0, 1, -1, 0, 1, -1])
+    path = write(tmp_path / "f", features=torch.randn(6, 3), labels=labels, metadata=metadata)
+    assert read_features(path).embeddings.labels is None
+    for verb in (("probe",), ("retrieve",), ("probe", "--protocol", "fewshot")):
+        error = fgssl(verb[0], path, *verb[1:]).error()
+        assert "has no labels" in error and "missing (-1) in 2 of 6 rows" in error and path in error
+    assert fgssl("embed", path, "--stats", "--json").json()["stats"]["images"] == 6
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "expected"),
+    [
+        (torch.tensor([0, 1, -2]), None, "row 2: -2"),
+        (torch.tensor([0, -100, -1]), None, "row 1: -100"),
+        (torch.tensor([0, 2, 1]), ["x", "y"], "row 1: 2"),
+        (torch.tensor([0, 1, 2**40]), None, f"row 2: {2**40}"),
+        (torch.tensor([0.0, 1.0, float("nan")]), None, "float32, not integers"),
+        (torch.tensor([0, 1]), None, "for 3 rows"),
+        (torch.tensor([[0], [1], [1]]), None, "for 3 rows"),
+        (torch.tensor([0, 1, 1]), [], "beyond its 0 class names"),
+    ],
+)
+def test_labels_that_fit_no_class_are_refused_with_their_row(
+    labels: torch.Tensor, names: list[str] | None, expected: str, tmp_path: Path
+) -> None:
+    metadata = {} if names is None else {"class_names": json.dumps(names)}
+    path = write(tmp_path / "f", features=torch.randn(3, 3), labels=labels, metadata=metadata)
+    for verb in ("probe", "retrieve"):
+        error = fgssl(verb, path).error()
+        assert expected in error and path in error
+
+
+def test_hostile_names_stay_in_their_cell_and_on_their_line(tmp_path: Path) -> None:
+    names = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\x1b[31mred", "two\nlines", "tab\there", "plain"]
+    labels = torch.arange(8).repeat(4)
+    paths = [f"/x/{place}\n#\t{place}.jpg" if place % 2 else f"/x/{place}.jpg" for place in range(32)]
+    metadata = {"class_names": json.dumps(names), "paths": json.dumps(paths)}
+    path = write(tmp_path / "f", features=torch.randn(32, 4), labels=labels, metadata=metadata)
+    done = fgssl("probe", path, "--protocol", "knn", "--labels", "0.5", "--output", tmp_path / "o")
+    assert done.code == 0 and "\x1b" not in done.out
+    assert set(json.loads((tmp_path / "o" / "probe.json").read_text())["results"][0]["per_class"]) == set(names)
+    for table in ("per_class.csv", "confusions.csv"):
+        text = (tmp_path / "o" / table).read_text()
+        cells = [cell for row in csv.reader(text.splitlines()) for cell in row]
+        assert "\x1b" not in text and not any(cell.startswith(("=", "+", "-", "@")) for cell in cells)
+    assert len((tmp_path / "o" / "per_class.csv").read_text().splitlines()) == 9
+    (listed,) = (tmp_path / "o").glob("labels-*.txt")
+    lines = listed.read_text().splitlines()
+    assert len(lines) == 16 and all(line.startswith(("/x/", '"/x/')) and line.count("\t") == 1 for line in lines)

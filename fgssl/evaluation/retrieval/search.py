@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -139,12 +140,13 @@ def embed_pictures(subject: Subject, paths: Sequence[Path]) -> Tensor:
 def _results(
     queries: Sequence[Path], features: Tensor, gallery: Embeddings, top: int, memory_bytes: int
 ) -> tuple[Result, ...]:
-    nearest = search(features, gallery.features, top=top + 1, memory_bytes=memory_bytes)
+    paths = [true_path(name) for name in gallery.identifiers]
+    copies = max(Counter(paths).values())  # one file may be there through several links
+    nearest = search(features, gallery.features, top=top + copies, memory_bytes=memory_bytes)
     results = []
     for query, rows, scores in zip(queries, nearest.indices.tolist(), nearest.scores.tolist(), strict=True):
         itself = true_path(query)
-        scored = zip(rows, scores, strict=True)
-        kept = [(row, score) for row, score in scored if true_path(gallery.identifiers[row]) != itself][:top]
+        kept = [(row, score) for row, score in zip(rows, scores, strict=True) if paths[row] != itself][:top]
         hits = tuple(
             Hit(rank, score, gallery.identifiers[row], _label(gallery, row))
             for rank, (row, score) in enumerate(kept, 1)

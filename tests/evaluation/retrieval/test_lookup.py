@@ -20,6 +20,7 @@ from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
 from fgssl.data.cache.folder import cache_folder
 from fgssl.evaluation.embed import embed
+from fgssl.evaluation.feature_file import read_features
 from fgssl.runs.encoder_file import load_encoder
 
 PICTURES = sorted((photos() / "test" / "class 1").iterdir())[:2]
@@ -256,3 +257,59 @@ def test_query_takes_every_word_up_to_the_next_option() -> None:
     ]  # fmt: skip
     for unchanged in (["--query"], ["--query", "a", "--", "b"], ["--query=a", "b"], ["a", "--top", "3"], []):
         assert repeat_flag(unchanged, "--query") == unchanged
+
+
+# ---- names as they are
+
+
+ODD = ["new\nline.png", "tab\tin.png", "\x1b[31mred.png", "x\n   1  0.9999  forged.jpg", os.fsdecode(b"latin-\xe9.png")]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_query_with_an_odd_name_is_not_its_own_hit_and_prints_no_line_of_its_own(
+    name: str, gallery: Path, tmp_path: Path
+) -> None:
+    query = gallery / name
+    shutil.copy(PICTURES[0], query)
+    link = tmp_path / "link"
+    link.symlink_to(gallery)
+    for asked in (query, link / name):
+        found = look(asked, "--gallery", gallery, "--top", "99")
+        assert len(found["queries"][0]["hits"]) == 12 and str(query) not in paths(found)[0]
+    other = look(PICTURES[0], "--gallery", gallery, "--top", "1")
+    assert paths(other) == [[str(query)]] and other["queries"][0]["hits"][0]["score"] == pytest.approx(1, abs=1e-5)
+    printed = fgssl("retrieve", finished_run()[0], "--query", PICTURES[0], "--gallery", gallery, "--top", "3")
+    assert len(printed.out.splitlines()) == 3 and "\x1b" not in printed.out
+
+
+def test_features_hold_paths_that_exist(gallery: Path, tmp_path: Path) -> None:
+    for name in ODD:
+        shutil.copy(PICTURES[0], gallery / name)
+    kept = tmp_path / "kept.safetensors"
+    assert fgssl("embed", finished_run()[0], "--data", gallery, "--output", kept).code == 0
+    names = read_features(str(kept)).embeddings.identifiers
+    assert len(names) == 17 and all(os.path.exists(name) for name in names)
+    found = look(gallery / ODD[0], "--gallery", kept, "--top", "99")
+    assert len(found["queries"][0]["hits"]) == 16 and str(gallery / ODD[0]) not in paths(found)[0]
+
+
+def test_a_folder_of_pictures_may_query_and_its_broken_ones_are_left_out(gallery: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "asked"
+    shutil.copytree(gallery, folder)
+    for place in range(3):
+        shutil.copy(PICTURES[0], folder / f"more{place}.png")
+    (folder / "broken.jpg").write_text("no picture")
+    found = look(PICTURES[1], folder, "--gallery", gallery, "--top", "2")
+    queries = [query["query"] for query in found["queries"]]
+    assert queries[0] == str(PICTURES[1]) and sorted(queries[1:]) == sorted(
+        str(path) for path in folder.iterdir() if path.name != "broken.jpg"
+    )
+    one = look(sorted(folder.iterdir())[0], "--gallery", gallery, "--top", "2")["queries"][0]
+    several = next(query for query in found["queries"] if query["query"] == one["query"])
+    assert [hit["path"] for hit in one["hits"]] == [hit["path"] for hit in several["hits"]]
+    assert one["hits"][0]["score"] == pytest.approx(1, abs=1e-5)  # the same picture by another name
+
+
+def test_a_search_in_classes_prints_them() -> None:
+    printed = fgssl("retrieve", finished_run()[0], "--query", PICTURES[0], "--top", "3").out
+    assert all(line.endswith(")") and "(class " in line for line in printed.splitlines())
