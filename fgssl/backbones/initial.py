@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fgssl.backbones.module import Backbone
 from fgssl.backbones.names import LOCAL_PREFIX, SOURCE_PREFIXES, first_line, resolve_source
-from fgssl.backbones.weights import WEIGHTS_NAME, read_checkpoint, reject_not_finite, shape_faults, some
+from fgssl.backbones.weights import WEIGHTS_NAME, read_checkpoint, reject_numbers, shape_faults, some
 from fgssl.errors import FgsslError
 from fgssl.runtime.offline import WeightsError, WeightsOffline, hub_or_cache, is_offline
 
@@ -78,10 +78,12 @@ def load_initial_weights(backbone: Backbone, source: str | os.PathLike[str]) -> 
     if faults:
         raise FgsslError(f"weights in {source} do not fit {backbone.name}: {', '.join(faults)}", "use its architecture")
     fitting = {key: value for key, value in weights.items() if key in wanted}
-    reject_not_finite(fitting, file or source)
+    reject_numbers(wanted, fitting, file or source)
     backbone.model.load_state_dict(fitting, strict=False)
-    # BatchNorm's step counter is absent from old checkpoints and does not matter
-    missing = [key for key in wanted if key not in fitting and not key.endswith("num_batches_tracked")]
+    # safetensors leaves out what shares memory with another tensor (coat); BatchNorm's step counter does not matter
+    held = {wanted[key].data_ptr() for key in fitting}
+    lacking = (key for key, value in wanted.items() if key not in fitting and value.data_ptr() not in held)
+    missing = [key for key in lacking if not key.endswith("num_batches_tracked")]
     head, unexpected = without_place(backbone.model, wanted, weights)
     return InitialWeights(str(source), len(fitting), tuple(missing), unexpected, head)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,9 @@ from fgssl.errors import FgsslError
 from fgssl.runtime.files import atomic_path
 
 WEIGHTS_NAME = "model.safetensors"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# what torch.compile, FSDP and checkpointed modules leave in the middle of names
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # how training tools nest the weights in a pickled checkpoint
 NESTED_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
 # where training tools note the architecture, in a checkpoint or in the metadata of safetensors
@@ -100,7 +104,7 @@ def read_checkpoint(path: Path, *, shapes_only: bool = False) -> Checkpoint:
         FgsslError: The file is damaged, or holds more than plain tensors.
     """
     content, notes = _read_safetensors(path, shapes_only) if path.suffix == ".safetensors" else _read_pickle(path)
-    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    weights = {_WRAPPERS.sub("", str(key)): value for key, value in content.items() if isinstance(value, Tensor)}
     if not weights:
         raise FgsslError(f"{path} holds no weights", "a state dict (keys to tensors) is needed")
     noted = (notes.get(key) for key in ARCHITECTURE_KEYS)
@@ -137,8 +141,9 @@ def _read_pickle(path: Path) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
 
 def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], name: str) -> None:
     """Load weights that must fit a model exactly and be finite, else FgsslError; `name` is what it calls the model."""
-    reject_misfit(model.state_dict(), state_dict, name)
-    reject_not_finite(state_dict, name)
+    wanted = model.state_dict()
+    reject_misfit(wanted, state_dict, name)
+    reject_numbers(wanted, state_dict, name)
     model.load_state_dict(dict(state_dict))
 
 
@@ -151,8 +156,12 @@ def reject_misfit(wanted: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]
         raise FgsslError(f"the weights do not fit {name}: {', '.join(faults)}", "the checkpoint is of another model")
 
 
-def reject_not_finite(weights: Mapping[str, Tensor], source: object) -> None:
-    """Raise FgsslError, naming the source and the tensor, where weights hold NaN or an infinite number."""
+def reject_numbers(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: object) -> None:
+    """Raise FgsslError, naming the source and the tensor, where weights are quantised, NaN or infinite."""
+    for key, value in weights.items():
+        if wanted[key].is_floating_point() and value.dtype not in FLOATS:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise FgsslError(f"{key} in {source} is quantised ({kind})", "use weights of 16 or 32 bits")
     broken = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise FgsslError(

@@ -12,7 +12,7 @@ import timm
 import torch
 import torchvision
 from running import fgssl, photos
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor
 
 from fgssl.backbones import build_backbone, load_initial_weights, open_weights, origin_of, save_timm
@@ -125,7 +125,39 @@ def test_a_lacking_weight_is_no_backbone(tmp_path: Path) -> None:
         open_weights(tmp_path / "w.safetensors", name="test_resnet")
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module"])
+def test_names_of_wrapped_parts_are_those_of_the_parts(wrapper: str, tmp_path: Path) -> None:
+    """safetensors #524: torch.compile of a part, or of the whole, changes names only."""
+    donor = timm.create_model("resnet18", num_classes=2).eval()
+    parts = {key.replace("layer1.", f"layer1.{wrapper}."): value for key, value in donor.state_dict().items()}
+    save_file(parts, tmp_path / "part.safetensors")
+    save_file(prefixed(donor.state_dict(), f"{wrapper}."), tmp_path / "whole.safetensors")
+    images = torch.rand(1, 3, 64, 64)
+    for name in ("part", "whole"):
+        backbone = open_weights(tmp_path / f"{name}.safetensors", image_size=64).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(backbone(images), donor.forward_features(images))
+
+
+def test_tensors_that_share_memory_are_not_missed(tmp_path: Path) -> None:
+    """safetensors #265, accelerate #2875: its save_model leaves them out; coat has 220."""
+    donor = timm.create_model("coat_tiny", num_classes=0)
+    save_model(donor, str(tmp_path / "w.safetensors"))
+    assert len(load_file(tmp_path / "w.safetensors")) == len(donor.state_dict()) - 220
+    backbone = open_weights(tmp_path / "w.safetensors", name="coat_tiny", image_size=64)
+    assert all(torch.equal(value, donor.state_dict()[key]) for key, value in backbone.model.state_dict().items())
+
+
 # ---- weights that are not numbers
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+def test_quantised_weights_are_not_taken_for_numbers(kind: torch.dtype, tmp_path: Path) -> None:
+    """Without their scales they are other numbers."""
+    weights = timm.create_model("test_resnet", num_classes=0).state_dict()
+    save_file({k: v.to(kind) if v.is_floating_point() else v for k, v in weights.items()}, tmp_path / "w.safetensors")
+    with pytest.raises(FgsslError, match=r"in .*w\.safetensors is quantised"):
+        open_weights(tmp_path / "w.safetensors", name="test_resnet")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
