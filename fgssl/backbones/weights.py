@@ -157,12 +157,17 @@ def reject_misfit(wanted: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]
 
 
 def reject_numbers(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: object) -> None:
-    """Raise FgsslError, naming the source and the tensor, where weights are quantised, NaN or infinite."""
+    """Raise FgsslError, naming the source and the tensor, where weights for a model are quantised or not finite."""
     for key, value in weights.items():
         if wanted[key].is_floating_point() and value.dtype not in FLOATS:
             kind = str(value.dtype).removeprefix("torch.")
             raise FgsslError(f"{key} in {source} is quantised ({kind})", "use weights of 16 or 32 bits")
-    broken = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    reject_not_finite(weights, source)
+
+
+def reject_not_finite(weights: Mapping[str, Tensor], source: object) -> None:
+    """Raise FgsslError, naming the source and the tensor, where weights hold NaN or an infinite number."""
+    broken = [key for key, value in weights.items() if value.dtype in FLOATS and not value.isfinite().all()]
     if broken:
         raise FgsslError(
             f"weights in {source} are not finite: {some(broken)}",
