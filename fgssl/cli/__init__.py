@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import inspect
 import os
 import signal
 import sys
@@ -16,7 +15,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -26,7 +25,7 @@ from fgssl.cli.compare import compare
 from fgssl.cli.console import print_error
 from fgssl.cli.data import cache, check, data_app
 from fgssl.cli.embed import embed
-from fgssl.cli.options import QueryCommand
+from fgssl.cli.options import Plugins, QueryCommand, takes
 from fgssl.cli.pretrain import pretrain
 from fgssl.cli.probe import probe
 from fgssl.cli.retrieve import retrieve
@@ -40,16 +39,6 @@ from fgssl.runtime.text import shown
 
 # how torch's collectives say that another process is gone
 _LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe", "c10d")
-
-
-_Plugins = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--plugin",
-        metavar="FILE.py",
-        help="Run this Python file, which adds an objective, a data set or a metric. May be repeated.",
-    ),
-]
 
 
 def _shielded(verb: Callable[..., None]) -> Callable[..., None]:
@@ -67,11 +56,7 @@ def _shielded(verb: Callable[..., None]) -> Callable[..., None]:
         except EOFError as error:
             raise RuntimeError("DataLoader worker closed its end of the pipe") from error
 
-    signature = inspect.signature(verb, eval_str=True)
-    added = inspect.Parameter("plugin", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_Plugins)
-    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), added])  # type: ignore[attr-defined]
-    run.__annotations__ = {**verb.__annotations__, "plugin": _Plugins}
-    return run
+    return takes({"plugin": Plugins})(run)
 
 
 app = typer.Typer(

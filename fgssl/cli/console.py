@@ -236,7 +236,9 @@ def reporting(*, quiet: bool = False, warn: bool = True) -> Iterator[PlainReport
     Of several processes the first speaks; the others still `warn`, unless all know the same.
     """
     first = process_rank() == 0
-    if first and not quiet and err.is_terminal and not err.is_dumb_terminal:
+    # FORCE_COLOR, as CI sets it, makes rich take a log for a terminal: colours are asked for there, no moving bar
+    terminal = err.is_terminal and not err.is_dumb_terminal and (err.file.isatty() or "FORCE_COLOR" not in os.environ)
+    if first and not quiet and terminal:
         reporter: PlainReporter = LiveReporter()
     else:
         reporter = PlainReporter(notes=first and not quiet, warnings=first or warn)

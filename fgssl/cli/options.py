@@ -60,6 +60,9 @@ Overwrite = Annotated[bool, Option("--overwrite", help="Replace an output that f
 Json = Annotated[bool, Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, Option("--quiet", help="No progress, only warnings and results.")]
 
+_PLUGIN = "Run this Python file, which adds an objective, a data set or a metric. Repeatable."
+Plugins = Annotated[list[Path] | None, Option("--plugin", metavar="FILE.py", help=_PLUGIN)]
+
 # how pictures become features: what `takes` gives the verbs that embed
 ENCODING: dict[str, Any] = {
     "backbone": Backbone,

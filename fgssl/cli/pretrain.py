@@ -28,32 +28,17 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 _SETS = "Any setting, e.g. rationale.projections=16. Repeatable."
 
-# option -> the setting it sets, whose description in the schema is its help, and what its value looks like where the
-# type does not tell
-SETTINGS: dict[str, tuple[str, str | None]] = {
-    "data": ("data.source", "SOURCE"),
-    "backbone": ("backbone.name", "NAME"),
-    "objective": ("objective.name", None),
-    "rationale": ("rationale.enabled", None),
-    "pretrained": ("backbone.pretrained", None),
-    "init": ("backbone.init", "FILE|RUN|NAME"),
-    "freeze": ("backbone.freeze", "none|backbone|N"),
-    "epochs": ("training.epochs", None),
-    "max_steps": ("training.max_steps", None),
-    "batch_size": ("training.batch_size", None),
-    "lr": ("optimizer.lr", None),
-    "image_size": ("backbone.image_size", None),
-    "seed": ("training.seed", None),
-    "workers": ("training.workers", None),
-    "mixed_precision": ("training.mixed_precision", None),
-    "device": ("training.device", None),
-    "save_every": ("training.save_every", "N|TIME"),
-    "accumulate": ("training.accumulate", None),
-    "checkpoint_gradients": ("training.checkpoint_gradients", None),
-    "compile": ("training.compile", None),
-    "cache": ("training.cache", "auto|off|PATH"),
-    "stop_on_collapse": ("training.stop_on_collapse", None),
+_KEYS = """data.source backbone.name objective.name rationale.enabled backbone.pretrained backbone.init backbone.freeze
+training.epochs training.max_steps training.batch_size optimizer.lr backbone.image_size training.seed training.workers
+training.mixed_precision training.device training.save_every training.accumulate training.checkpoint_gradients
+training.compile training.cache training.stop_on_collapse"""
+# option -> the setting it sets, whose description in the schema is its help
+SETTINGS = {
+    section if name in ("source", "name", "enabled") else name: f"{section}.{name}"
+    for section, name in (key.split(".") for key in _KEYS.split())
 }
+METAVARS = {"data": "SOURCE", "backbone": "NAME", "init": "FILE|RUN|NAME", "freeze": "none|backbone|N",
+            "save_every": "N|TIME", "cache": "auto|off|PATH"}  # fmt: skip
 
 
 def _shown(value: Any) -> str:
@@ -82,7 +67,7 @@ def _option(key: str, metavar: str | None) -> Any:
     return Annotated[kind | None, Option(metavar=metavar, help=f"{text[0].upper()}{text[1:]}.{told}")]
 
 
-@options.takes({name: _option(*setting) for name, setting in SETTINGS.items()}, before="recipe")
+@options.takes({name: _option(key, METAVARS.get(name)) for name, key in SETTINGS.items()}, before="recipe")
 def pretrain(
     recipe: Annotated[Path | None, Option(help="YAML file of settings; flags win over it.")] = None,
     sets: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help=_SETS)] = None,
@@ -105,7 +90,7 @@ def pretrain(
     from fgssl.config.resolve import load_config
     from fgssl.runs.folder import check_output
 
-    flags = {key: settings[name] for name, (key, _) in SETTINGS.items()}
+    flags = {key: settings[name] for name, key in SETTINGS.items()}
     resolved, changes = load_config(recipe, flags=flags, sets=sets or ()), list[str]()
     if resume is not None:
         resolved, changes = _resumed(resume, resolved, allow=allow_changes)

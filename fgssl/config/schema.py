@@ -112,7 +112,7 @@ class ObjectiveConfig:
     What the chosen one has no use for stays as it is here, and is refused where it was asked for (its `uses`).
     """
 
-    name: str = knob("mocov2", "self-supervised objective")
+    name: str = knob("mocov2", "self-supervised objective: mocov2, byol, simsiam, simclr, or one of a plugin")
     plugin: str | None = knob(None, "the package or file that it came from (filled in; never loaded by this name)")
     projector_hidden: int | None = knob(None, "hidden width of the projector (default: by objective and map)", WIDTH)
     projector_dim: int | None = knob(None, "width of the projection (default: by objective)", WIDTH)

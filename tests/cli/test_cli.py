@@ -440,3 +440,10 @@ def test_a_long_file_name_is_cut_for_its_sheet(tmp_path: Path) -> None:
     shutil.copy(next(photos().rglob("*.png")), tmp_path / name)
     outcome = fgssl("visualize", name, "--checkpoint", finished_run()[0], cwd=tmp_path)
     assert outcome.code == 0 and len(outcome.out.strip()) == 255 and (tmp_path / outcome.out.strip()).is_file()
+
+
+def test_forced_colours_move_no_bar_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(console, "err", Console(file=io.StringIO()))
+    with console.reporting() as reporter:
+        assert console.err.is_terminal and type(reporter) is console.PlainReporter
