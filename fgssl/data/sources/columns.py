@@ -48,13 +48,8 @@ def find_image_column(features: Features, wanted: str | None, *, source: str) ->
         FgsslError: The wanted column does not exist or cannot hold images, or none is found.
     """
     if wanted is not None:
-        _check_exists(features, wanted, option="data.image_column", source=source)
-        if not (isinstance(features[wanted], datasets.Image) or _holds_bytes(features[wanted])):
-            raise FgsslError(
-                f"column {wanted!r} of {source} holds no images (it is {_kind(features[wanted])})",
-                f"name the image column, one of: {_shown(features)}",
-            )
-        return Column(wanted)
+        fits = isinstance(features.get(wanted), datasets.Image) or _holds_bytes(features.get(wanted))
+        return _wanted(features, wanted, fits, source, ("image", "images", "the image column"))
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     encoded = [name for name, feature in features.items() if _holds_bytes(feature)]
     named = [name for name in _IMAGE_NAMES if name in encoded]
@@ -74,13 +69,8 @@ def find_label_column(features: Features, wanted: str | None, *, source: str) ->
         FgsslError: The wanted column does not exist or holds neither classes, whole numbers nor text.
     """
     if wanted is not None:
-        _check_exists(features, wanted, option="data.label_column", source=source)
-        if not _holds_classes(features[wanted]):
-            raise FgsslError(
-                f"column {wanted!r} of {source} holds no classes (it is {_kind(features[wanted])})",
-                f"name a column of classes, whole numbers or text, one of: {_shown(features)}",
-            )
-        return Column(wanted)
+        words = ("label", "classes", "a column of classes, whole numbers or text")
+        return _wanted(features, wanted, _holds_classes(features.get(wanted)), source, words)
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     named = [name for name in LABEL_NAMES if name in features and _holds_classes(features[name])]
     found = list(dict.fromkeys((*typed, *named)))
@@ -169,9 +159,17 @@ def _missing(values: pa.ChunkedArray) -> int:
     return int(values.null_count) + absent
 
 
-def _check_exists(features: Features, wanted: str, *, option: str, source: str) -> None:
-    if wanted not in features:
-        raise FgsslError(f"{source} has no column {wanted!r} ({option})", f"its columns are: {_shown(features)}")
+def _wanted(features: Features, name: str, fits: bool, source: str, words: tuple[str, str, str]) -> Column:
+    role, content, column = words
+    listed = _shown(features)
+    if name not in features:
+        raise FgsslError(f"{source} has no column {name!r} (data.{role}_column)", f"its columns are: {listed}")
+    if not fits:
+        feature = features[name]
+        kind = str(feature.dtype) if isinstance(feature, datasets.Value) else type(feature).__name__
+        problem = f"column {name!r} of {source} holds no {content} (it is {kind})"
+        raise FgsslError(problem, f"name {column}, one of: {listed}")
+    return Column(name)
 
 
 def _holds_bytes(feature: Any) -> bool:
@@ -185,10 +183,6 @@ def _holds_classes(feature: Any) -> bool:
         return True
     kinds = ("int", "uint", "string", "large_string", "bool")
     return isinstance(feature, datasets.Value) and feature.dtype.startswith(kinds)
-
-
-def _kind(feature: Any) -> str:
-    return str(feature.dtype) if isinstance(feature, datasets.Value) else type(feature).__name__
 
 
 def _shown(features: Features) -> str:

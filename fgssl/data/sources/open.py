@@ -63,7 +63,7 @@ def open_source(data: DataConfig) -> Source:
 def require_source(source: str) -> None:
     """Refuses what `open_source` would refuse for its name alone; nothing is opened. Raises FgsslError."""
     there = bool(source) and os.path.lexists(os.path.expanduser(source))
-    if not (source == "demo" or source in PRESETS or there or _is_hub_id(source)):
+    if not (there or source in ("demo", *PRESETS) or _is_hub_id(source)):
         raise _unknown(source)
 
 
