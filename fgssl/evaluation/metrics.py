@@ -11,7 +11,7 @@ from torch.nn import functional
 from fgssl.errors import FgsslError
 from fgssl.evaluation.features import check_features, check_labels, check_widths, unit_rows
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
-from fgssl.evaluation.retrieval.nearest import search
+from fgssl.evaluation.retrieval.ranking import search
 from fgssl.registry import METRICS
 
 

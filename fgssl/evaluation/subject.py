@@ -26,28 +26,17 @@ NAMED_FAULTS = 10  # unreadable images that a verb names
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How a checkpoint is opened and used: what every evaluation takes, and hands on whole.
+    """How a checkpoint is opened and used: what every evaluation takes, and hands on whole."""
 
-    Attributes:
-        data: Data source; None is the one the encoder was trained on.
-        backbone: Architecture of a checkpoint that does not tell it; see `load_encoder`, as `image_size`.
-        pool: gap, rationale, concat, zoom or cls; None is zoom where there is a rationale, else gap.
-        batch_size: Images per forward.
-        device: Where to compute; None is the best at hand.
-        cache: Of decoded pictures and galleries: auto, off or a folder.
-        memory_bytes: Bound on the scratch memory of scores; None is by the machine.
-        reporter: Told of progress, and of images that are left out.
-    """
-
-    data: str | None = None
-    backbone: str | None = None
-    image_size: int | None = None
-    pool: str | None = None
-    batch_size: int = 64
-    device: str | None = None
-    cache: str = "auto"
-    memory_bytes: int | None = None
-    reporter: Reporter = field(default_factory=Reporter)
+    data: str | None = None  # data source; None is the one the encoder was trained on
+    backbone: str | None = None  # architecture of a checkpoint that does not tell it
+    image_size: int | None = None  # as `backbone`: see `load_encoder`
+    pool: str | None = None  # gap, rationale, concat, zoom or cls; None is zoom where there is a rationale, else gap
+    batch_size: int = 64  # images per forward
+    device: str | None = None  # None is the best at hand
+    cache: str = "auto"  # of decoded pictures and galleries: auto, off or a folder
+    memory_bytes: int | None = None  # bound on the scratch memory of scores; None is by the machine
+    reporter: Reporter = field(default_factory=Reporter)  # told of progress, and of images that are left out
 
     @property
     def scratch(self) -> int:

@@ -19,7 +19,7 @@ from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.evaluation.embed import Embeddings, embed
 from fgssl.evaluation.explain import explain, shown
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
-from fgssl.evaluation.retrieval.nearest import search
+from fgssl.evaluation.retrieval.ranking import search
 from fgssl.runs.folder import ENCODER_FILE, SUMMARY_FILE, versions
 from fgssl.runs.resume_state import has_state, remove_states
 from fgssl.runtime.files import write_text

@@ -16,7 +16,7 @@ from fgssl.evaluation.features import check_features, check_labels, check_widths
 from fgssl.evaluation.probing.logistic import fit_logistic
 from fgssl.evaluation.probing.scores import ClassifierResult, judge
 from fgssl.evaluation.probing.splits import Rows, rows_by_class, stratified_split
-from fgssl.evaluation.retrieval.nearest import search
+from fgssl.evaluation.retrieval.ranking import search
 
 # 0.1 to 10,000, for features of unit variance; an encoder whose features crowd together needs weaker regularisation
 COSTS = tuple(10 ** (half / 2) for half in range(-2, 9))

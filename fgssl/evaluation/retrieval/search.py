@@ -25,7 +25,7 @@ from fgssl.evaluation.feature_file import is_feature_file
 from fgssl.evaluation.features import check_widths
 from fgssl.evaluation.retrieval.gallery import gallery_file, gallery_images, open_beside, true_path
 from fgssl.evaluation.retrieval.gallery_cache import kept_embeddings
-from fgssl.evaluation.retrieval.nearest import search
+from fgssl.evaluation.retrieval.ranking import search
 from fgssl.evaluation.subject import EvaluationOptions, Subject
 
 SHEET_QUERIES, SHEET_HITS = 12, 24  # the most a sheet shows: larger ones no viewer opens

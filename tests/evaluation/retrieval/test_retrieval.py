@@ -16,7 +16,7 @@ from fgssl.errors import FgsslError
 from fgssl.evaluation.bootstrap import bootstrap_interval, paired_bootstrap
 from fgssl.evaluation.retrieval import ranking
 from fgssl.evaluation.retrieval.metrics import DEFINITIONS, evaluate_retrieval
-from fgssl.evaluation.retrieval.nearest import search
+from fgssl.evaluation.retrieval.ranking import search
 
 
 def on_a_line(*scores: float) -> Tensor:
