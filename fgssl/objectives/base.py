@@ -30,10 +30,8 @@ class ObjectiveOutput(NamedTuple):
 class Objective(nn.Module):
     """Base class: owns the trained backbone and its heads; knows nothing of the rationale.
 
-    A new objective is one file in `fgssl/objectives/methods/`, named as the objective, with a class like this:
-
-        @OBJECTIVES.register("name")
-        class Name(Objective): ...
+    A new objective is a file in `fgssl/objectives/methods/`, named as the objective, whose class is decorated by
+    `@OBJECTIVES.register("name")`.
 
     Args:
         backbone: The encoder to train, or a stand-in where it is frozen and the views are its feature maps.
@@ -136,21 +134,13 @@ class Objective(nn.Module):
 def build_mlp(widths: list[int], *, norm: bool, norm_last: bool = False) -> nn.Sequential:
     """Linear layers with ReLU between them, (N, widths[0]) -> (N, widths[-1]).
 
-    Args:
-        widths: Of the input, the hidden layers and the output.
-        norm: BatchNorm before every ReLU.
-        norm_last: BatchNorm without weights after the last layer, too.
+    `norm` puts BatchNorm before every ReLU, `norm_last` one without weights after the last layer, too.
     """
     layers: list[nn.Module] = []
-    for number, (inside, outside) in enumerate(itertools.pairwise(widths), start=1):
-        last = number == len(widths) - 1
-        normed = norm_last if last else norm
-        layers.append(nn.Linear(inside, outside, bias=not normed))
-        if normed:
-            layers.append(nn.BatchNorm1d(outside, affine=not last))
-        if not last:
-            layers.append(nn.ReLU())
-    return nn.Sequential(*layers)
+    for inside, outside in itertools.pairwise(widths[:-1]):
+        layers += [nn.Linear(inside, outside, bias=not norm), *[nn.BatchNorm1d(outside)] * norm, nn.ReLU()]
+    layers.append(nn.Linear(widths[-2], widths[-1], bias=not norm_last))
+    return nn.Sequential(*layers, *[nn.BatchNorm1d(widths[-1], affine=False)] * norm_last)
 
 
 def project(

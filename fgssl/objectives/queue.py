@@ -65,9 +65,7 @@ def info_nce(
     """InfoNCE (MoCo eq. 1): -log softmax of the positive among positive and negatives, mean over the queries.
 
     Args:
-        query: (N, D) l2-normalised.
-        key: (N, D) l2-normalised, the positives.
-        negatives: (K, D) l2-normalised.
+        query: (N, D) l2-normalised, as `key` (N, D), the positives, and `negatives` (K, D).
         own: (N, K) bool, negatives that stem from the query's own image and are left out.
         temperature: Divides the similarities.
 

@@ -7,7 +7,6 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -52,23 +51,19 @@ def check_processes(plan: Plan, accelerator: Accelerator) -> None:
     Raises:
         FgsslError: a collective gives a wrong sum, or a process has other settings or images.
     """
-    if accelerator.num_processes == 1:
+    count = accelerator.num_processes
+    if count == 1:
         return
     total = torch.tensor([accelerator.process_index + 1], device=plan.device)
     torch.distributed.all_reduce(total)
-    count = accelerator.num_processes
     if int(total) != count * (count + 1) // 2:
         raise FgsslError("the processes add up numbers wrongly", "check the network and the versions of torch")
-    accounts = gather_object([_account(plan)])
+    own = {"training images": len(plan.train), **flatten(plan.config)}
+    hosts, accounts = zip(*gather_object([(socket.gethostname(), own)]), strict=True)
     for number, account in enumerate(accounts):
         for key, value in accounts[0].items():
-            if key != "host" and account[key] != value:
+            if key not in OWN and account[key] != value:
                 raise FgsslError(
-                    f"process {number} on {account['host']} has {key} {account[key]}, process 0 has {value}",
+                    f"process {number} on {hosts[number]} has {key} {account[key]}, process 0 has {value}",
                     "start all with the same command and the same images",
                 )
-
-
-def _account(plan: Plan) -> dict[str, Any]:
-    settings = {key: value for key, value in flatten(plan.config).items() if key not in OWN}
-    return {"host": socket.gethostname(), "training images": len(plan.train), **settings}

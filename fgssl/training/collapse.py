@@ -11,11 +11,8 @@ from fgssl.errors import TrainingFault
 PATIENCE = 3  # lines of the log in a row
 LOST_SHARE = 0.9  # of the best that a signal had above its floor
 CHANCE_SHARE, CHANCE_STEPS, CHANCE_PART = 0.98, 500, 0.1  # a loss above it, for so many steps and this part of the run
-RATES = {
-    "adamw": (1e-7, 0.05),
-    "sgd": (1e-6, 10.0),
-    "lars": (1e-3, 100.0),
-}  # outside them nothing is learned, or nothing survives
+# outside them nothing is learned, or nothing survives
+RATES = {"adamw": (1e-7, 0.05), "sgd": (1e-6, 10.0), "lars": (1e-3, 100.0)}
 COLLAPSE_REMEDY = "lower --lr, add --set optimizer.warmup_epochs=1, and look at views.png: can a pair be told apart?"
 
 
@@ -35,12 +32,7 @@ SPREADS = {
 
 
 class Watch:
-    """Looks at each line of the log; every process sees the same lines and comes to the same judgement.
-
-    Args:
-        total_steps: Of the run.
-        stop_on_collapse: Raise instead of warning.
-    """
+    """Looks at each line of the log; every process sees the same lines and comes to the same judgement."""
 
     def __init__(self, *, total_steps: int, stop_on_collapse: bool = False) -> None:
         self.total_steps, self.stop_on_collapse = total_steps, stop_on_collapse
@@ -60,31 +52,27 @@ class Watch:
         Raises:
             TrainingFault: collapse, where that shall stop the run.
         """
-        found = {
-            "collapse": self._collapse(step, means),
-            "chance": "" if chance is None else self._chance(step, means["loss"], chance),
-        }
-        if found["collapse"] and self.stop_on_collapse:
-            raise TrainingFault(found["collapse"], COLLAPSE_REMEDY)
+        fallen = " and ".join(filter(None, (self._fallen(name, means[name]) for name in SPREADS)))
+        collapse = f"the features collapse: {fallen} by step {step}" if fallen else ""
+        if collapse and self.stop_on_collapse:
+            raise TrainingFault(collapse, COLLAPSE_REMEDY)
+        at_chance = "" if chance is None else self._chance(step, means["loss"], chance)
+        found = {"collapse": collapse and f"{collapse}; {COLLAPSE_REMEDY}", "chance": at_chance}
         new = [kind for kind, text in found.items() if text and kind not in self.said]
         self.said |= set(new)
-        return [f"{found[kind]}; {COLLAPSE_REMEDY}" if kind == "collapse" else found[kind] for kind in new]
+        return [found[kind] for kind in new]
 
     def look_at_rate(self, config: OptimizerConfig) -> str:
         """A warning where the learning rate is out of all proportion for its optimiser; once a run and rate."""
         text = absurd_rate(config) or ""
-        new = bool(text) and text not in self.said
-        self.said |= {text} if new else set()
+        new = text not in self.said
+        self.said |= {text} if text else set()
         return text if new else ""
 
     def state(self) -> dict[str, Any]:
         """What was seen and said, for a saved run."""
-        return {
-            "best": dict(self.best),
-            "low_lines": dict(self.low_lines),
-            "learned_at": self.learned_at,
-            "said": sorted(self.said),
-        }
+        seen = {"best": dict(self.best), "low_lines": dict(self.low_lines), "learned_at": self.learned_at}
+        return {**seen, "said": sorted(self.said)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Undo of `state`; what it lacks stays as it is."""
@@ -92,11 +80,6 @@ class Watch:
         self.low_lines |= state.get("low_lines", {})
         self.learned_at = state.get("learned_at", self.learned_at)
         self.said |= set(state.get("said", ()))
-
-    def _collapse(self, step: int, means: Mapping[str, float]) -> str:
-        fallen = [self._fallen(name, means[name]) for name in SPREADS]
-        what = " and ".join(text for text in fallen if text)
-        return f"the features collapse: {what} by step {step}" if what else ""
 
     def _fallen(self, name: str, value: float) -> str:
         spread = SPREADS[name]
@@ -126,6 +109,5 @@ def absurd_rate(config: OptimizerConfig) -> str | None:
     low, high = RATES[config.name]
     if low <= config.lr <= high:
         return None
-    return (
-        f"--lr {config.lr:g} is outside what {config.name} can use ({low:g} to {high:g}): nothing good will come of it"
-    )
+    usable = f"what {config.name} can use ({low:g} to {high:g})"
+    return f"--lr {config.lr:g} is outside {usable}: nothing good will come of it"

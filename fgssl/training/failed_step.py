@@ -47,13 +47,9 @@ def _save_images(setup: Setup, fault: NotFinite) -> Path:
 
 
 def out_of_memory(setup: Setup, attempt: Callable[[int], None], images: int, reason: str) -> TrainingFault:
-    """What to say where a step did not fit; the run is over, so that trying smaller batches may spoil its weights.
+    """What to say where a step did not fit, whose allocator gave the reason.
 
-    Args:
-        setup: Of the run.
-        attempt: A step with so many images.
-        images: Of a step in this process.
-        reason: As the allocator gave it.
+    `attempt` takes a step with so many images: the run is over, so that this may spoil its weights.
     """
     training = setup.plan.config.training
     problem = f"--batch-size {training.batch_size} does not fit into the memory of {setup.plan.device}"

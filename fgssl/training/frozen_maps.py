@@ -56,10 +56,7 @@ class FrozenBatch:
 class FrozenSampler(Sampler[list[Request]]):
     """The steps of a `StepSampler`, with the epoch's slot for the epoch and first appearances marked.
 
-    Args:
-        sampler: Of this process.
-        slots: Pairs of views an image.
-        kept: Images with a lower position are kept; of the others every appearance counts as the first.
+    Images with a position below `kept` are kept; of the others every appearance counts as the first.
     """
 
     def __init__(self, sampler: StepSampler, *, slots: int, kept: int) -> None:
@@ -72,17 +69,19 @@ class FrozenSampler(Sampler[list[Request]]):
         sampler = self.sampler
         per_epoch = sampler.length // sampler.batch_size
         seen = np.zeros((self.slots, sampler.length), bool)
-        for epoch in range(sampler.start // per_epoch):
+
+        def mark(epoch: int) -> None:
             order = epoch_order(sampler.length, sampler.seed, epoch)
             seen[epoch % self.slots, order[: per_epoch * sampler.batch_size]] = True
+
+        for epoch in range(sampler.start // per_epoch):
+            mark(epoch)
         for step, keys in enumerate(sampler, start=sampler.start):
             epoch, position = divmod(step, per_epoch)
             # in an epoch every image appears once, so what else this epoch has seen does not matter
-            before = epoch < self.slots
-            yield [self._request(key, seen, before) for key in keys]
+            yield [self._request(key, seen, epoch < self.slots) for key in keys]
             if position == per_epoch - 1:
-                order = epoch_order(sampler.length, sampler.seed, epoch)
-                seen[epoch % self.slots, order[: per_epoch * sampler.batch_size]] = True
+                mark(epoch)
 
     def _request(self, key: Key, seen: np.ndarray, before: bool) -> Request:
         slot = key.epoch % self.slots
@@ -91,12 +90,7 @@ class FrozenSampler(Sampler[list[Request]]):
 
 
 class MissingViews(Dataset[FrozenBatch]):
-    """Views of what a step has to make; nothing where the store holds it all.
-
-    Args:
-        views: The usual data set of views.
-        store: Asked for what is there; None where maps cannot be kept.
-    """
+    """Views of what a step has to make; nothing where the store holds it all (None: maps cannot be kept)."""
 
     def __init__(self, views: ViewDataset, store: MapStore | None) -> None:
         self.views, self.store = views, store
@@ -123,14 +117,7 @@ class MissingViews(Dataset[FrozenBatch]):
 
 
 class FrozenMaps:
-    """The maps of each step, read or made.
-
-    Args:
-        store: Where they are kept; None where they cannot be, and are made each time.
-        views: Makes the views of images whose maps turn out to be missing or damaged.
-        make: Views to maps (2, N, C, H, W).
-        device: Where the step computes.
-    """
+    """The maps of each step, read from the store or made: also of what turns out to be missing or damaged there."""
 
     def __init__(self, store: MapStore | None, views: ViewDataset, make: MakeMaps, device: torch.device) -> None:
         self.store, self.views, self.make, self.device = store, views, make, device
@@ -141,7 +128,10 @@ class FrozenMaps:
         fresh = [request.key for request in batch.requests if request.first]
         if batch.views is not None:
             self._make(fresh, batch.views, found)
-        self._read([request.key for request in batch.requests if request.key not in found], found)
+        for request in batch.requests:
+            if request.key not in found and self.store is not None:
+                entry = self.store.read(request.key.index, request.key.epoch)
+                found |= {} if entry is None else {request.key: entry}
         if any(key not in found for key in fresh):  # all of them together, as the first time
             self._make(fresh, self.views.__getitems__(fresh), found)
         lost = [request.key for request in batch.requests if request.key not in found]
@@ -151,12 +141,6 @@ class FrozenMaps:
         maps = torch.from_numpy(np.stack([maps for maps, _ in rows], 1))  # (2, N, C, H, W)
         index = torch.tensor([used for _, used in rows])
         return maps.to(self.device, non_blocking=True).float(), index.to(self.device, non_blocking=True)
-
-    def _read(self, keys: Sequence[Key], found: dict[Key, tuple[np.ndarray, int]]) -> None:
-        for key in keys:
-            entry = None if self.store is None else self.store.read(key.index, key.epoch)
-            if entry is not None:
-                found[key] = entry
 
     def _make(self, keys: Sequence[Key], views: ViewBatch, found: dict[Key, tuple[np.ndarray, int]]) -> None:
         # what is read later, to the bit and to its layout in memory, is what is used now
@@ -170,11 +154,7 @@ class FrozenMaps:
 def open_store(plan: Plan, prepare: Preparation, *, processes: int, reporter: Reporter) -> MapStore | None:
     """The store of a run's maps; None where it cannot be written: a cache must not stop the run.
 
-    Args:
-        plan: Its backbone has its final weights by now.
-        prepare: How the pictures were shrunk.
-        processes: That train together.
-        reporter: Warned where not all maps can be kept.
+    The backbone of the plan has its final weights by now.
     """
     backbone, training = plan.backbone, plan.config.training
     name = maps_identity(

@@ -37,15 +37,7 @@ def starts_trained(values: Draft | Mapping[str, Any]) -> bool:
 
 
 def start_backbone(draft: Draft, *, load_weights: bool) -> tuple[Backbone, InitialWeights | None]:
-    """The backbone as the run starts with it, and what --init brought; what the start decides is filled in.
-
-    Args:
-        draft: Of the run.
-        load_weights: Give it its weights; not where a saved state is about to replace them.
-
-    Raises:
-        FgsslError: The model, its size, its options or its weights cannot be had.
-    """
+    """The backbone as the run starts with it, and what --init brought; what the start decides is filled in."""
     init, freeze = draft["backbone.init"], draft["backbone.freeze"]
     draft.derive("backbone.pretrained", init is None, "timm's weights unless told otherwise")
     if init is not None:

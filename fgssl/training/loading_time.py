@@ -20,22 +20,17 @@ class Waiting:
     Args:
         remedies: What may help, the best first; from `remedies`.
         least: Shares up to it are what this way of feeding costs.
-        said: What an earlier process of the run has said, from `said`.
+        said: What an earlier process of the run has said.
     """
 
     def __init__(self, remedies: Sequence[str], *, least: float = LONG_WAIT, said: Iterable[str] = ()) -> None:
-        self.remedies, self.least = remedies, least
-        self.said = set(said)
+        self.remedies, self.least, self.said = remedies, least, set(said)
         self._recent: deque[tuple[int, float, float]] = deque()  # steps, seconds and share of lines of the log
 
     def look(self, done: int, *, steps: int, seconds: float, share: float) -> str:
-        """What to warn of after a line of the log, or nothing.
+        """What to warn of after a line of `steps` that took `seconds`, a `share` of them waiting; or nothing.
 
-        Args:
-            done: Steps of this process so far.
-            steps: Of the line.
-            seconds: They took.
-            share: Of these, spent waiting.
+        `done` are the steps of this process so far.
         """
         if done - steps < SETTLED_STEPS:
             return ""
@@ -46,9 +41,6 @@ class Waiting:
         if window < WINDOW_STEPS:
             return ""
         share = sum(line[1] * line[2] for line in self._recent) / max(sum(line[1] for line in self._recent), 1e-9)
-        return self._judge(share, window)
-
-    def _judge(self, share: float, steps: int) -> str:
         level = "starved" if share > max(STARVED, self.least) else "long" if share > self.least else ""
         # said again by a resumed run that was given other settings to no avail
         known = {f"{name}: {self.remedies}" for name in (("starved",) if level == "starved" else ("starved", "long"))}
@@ -58,22 +50,14 @@ class Waiting:
         if level == "long":
             return f"{100 * share:.0f} % of the time is spent waiting for pictures: try {self.remedies[0]}"
         return (
-            f"starved of pictures: waiting for them took {100 * share:.0f} % of the last {steps} steps, without it "
+            f"starved of pictures: waiting for them took {100 * share:.0f} % of the last {window} steps, without it "
             f"training would be {1 / (1 - share):.1f} times as fast; stop (Ctrl-C) and go on by --resume with "
             f"{', '.join(self.remedies[:-1])}, or start anew with {self.remedies[-1]}"
         )
 
 
 def remedies(settings: TrainingConfig, pixels: PixelStore, *, workers: int, cores: int, image_size: int) -> list[str]:
-    """What gives pictures faster in a run with these settings, the best first; the last makes it another run.
-
-    Args:
-        settings: Of the run.
-        pixels: The training split.
-        workers: Loader processes in use.
-        cores: This process may use.
-        image_size: Side of the views, in pixels.
-    """
+    """What gives pictures faster in a run with these settings, the best first; the last makes it another run."""
     found = []
     gigabytes = cache_bytes(pixels.images, pixels.prepare, encoded=False) / 1e9
     if settings.cache == "off":

@@ -7,11 +7,11 @@ here could not have trained; what passes may still not fit, which the first step
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fgssl.backbones import GivenMap
 from fgssl.config.schema import PretrainConfig, filled, flatten
@@ -28,22 +28,13 @@ WORTH_NAMING = 0.1  # share of the free memory
 def memory_needs(
     config: PretrainConfig, *, channels: int, map_size: tuple[int, int], images: int, world: int = 1
 ) -> dict[str, float]:
-    """Bytes by the setting that decides them.
-
-    Args:
-        config: With every derived value filled in.
-        channels: Of the backbone's map.
-        map_size: Height and width of the map.
-        images: In the training split.
-        world: Processes that share a batch.
-    """
-    training, objective, rationale = config.training, config.objective, config.rationale
-    batch = filled(training.batch_size) / (world * training.accumulate)
-    whole = {key: value for key, value in flatten(objective).items() if isinstance(value, int) and value > 1}
-    sizes = {f"objective.{max(whole, key=lambda key: whole[key])}" if whole else "objective.name": 0.0}
-    key = next(iter(sizes))
-    sizes[key] = _bytes(lambda: OBJECTIVES[objective.name](GivenMap(channels), objective))
-    sizes[key] += 4 * batch * (objective.queue_size or 0)  # a similarity for each
+    """Bytes by the setting that decides them, of a config without gaps and a map (channels, *map_size)."""
+    objective, rationale = config.objective, config.rationale
+    batch = filled(config.training.batch_size) / (world * config.training.accumulate)
+    whole = {key: value for key, value in flatten(objective).items() if isinstance(value, int)}
+    heads = _bytes(lambda: OBJECTIVES[objective.name](GivenMap(channels), objective))
+    similarities = 4 * batch * (objective.queue_size or 0)
+    sizes = {f"objective.{max(whole, key=lambda key: whole[key])}": heads + similarities}
     if rationale.enabled:
         maps = 2 * 4 * batch * rationale.projections * math.prod(map_size)
         sizes["rationale.projections"] = maps + _bytes(lambda: RationaleHead(channels, rationale))
@@ -53,20 +44,15 @@ def memory_needs(
     return sizes
 
 
-def _bytes(build: Any) -> float:
+def _bytes(build: Callable[[], nn.Module]) -> float:
     """Of a module that is only planned; infinite where its sizes cannot even be counted."""
     try:
         with torch.device("meta"):
-            module: nn.Module = build()
+            module = build()
     except Exception as error:  # an objective from elsewhere may not be plannable
         return math.inf if is_out_of_memory(error) else 0.0
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    rest = [parameter for parameter in module.parameters() if not parameter.requires_grad]
-    return COPIES * _size(trained) + _size([*rest, *module.buffers()])
-
-
-def _size(tensors: Iterable[Tensor]) -> float:
-    return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+    weights = sum((COPIES if weight.requires_grad else 1) * weight.nbytes for weight in module.parameters())
+    return float(weights + sum(buffer.nbytes for buffer in module.buffers()))
 
 
 def check_memory(needs: Mapping[str, float], values: Mapping[str, Any], device: torch.device) -> None:
@@ -75,17 +61,13 @@ def check_memory(needs: Mapping[str, float], values: Mapping[str, Any], device: 
     if free is None or sum(needs.values()) <= free:
         return
     key = max(needs, key=lambda key: needs[key])
-    size = f"takes {gigabytes(needs[key])} or more" if math.isfinite(needs[key]) else "takes more than can be counted"
-    raise FgsslError(f"{key} {values[key]} {size}, {device} has {gigabytes(free)} free", f"make {key} smaller")
+    size = f"{needs[key] / 1e9:,.1f} GB or more" if math.isfinite(needs[key]) else "more than can be counted"
+    problem = f"{key} {values[key]} takes {size}, {device} has {free / 1e9:,.1f} GB free"
+    raise FgsslError(problem, f"make {key} smaller")
 
 
 def largest_settings(needs: Mapping[str, float], device: torch.device) -> str:
     """The settings that take a good part of the memory, with their sizes; empty where none does."""
-    free = free_memory(device) or 0
-    large = [key for key in sorted(needs, key=lambda key: -needs[key]) if needs[key] > WORTH_NAMING * free]
-    return ", ".join(f"{key} ({gigabytes(needs[key])})" for key in large)
-
-
-def gigabytes(size: float) -> str:
-    """A size in words."""
-    return f"{size / 1e9:,.1f} GB"
+    large = sorted(needs, key=lambda key: -needs[key])
+    least = WORTH_NAMING * (free_memory(device) or 0)
+    return ", ".join(f"{key} ({needs[key] / 1e9:,.1f} GB)" for key in large if needs[key] > least)

@@ -34,10 +34,7 @@ class StepOutput(NamedTuple):
 class PretrainModel(nn.Module):
     """Objective and rationale in ONE forward: outside it, distributed gradients would not be synchronised.
 
-    Args:
-        objective: Yields the loss and the feature maps.
-        encoder: Shares the objective's backbone and projector; owns the rationale branch and the normalisation.
-        config: The run.
+    The encoder shares the objective's backbone and projector, and owns the rationale branch and the normalisation.
     """
 
     def __init__(self, objective: Objective, encoder: Encoder, config: PretrainConfig) -> None:
@@ -50,10 +47,7 @@ class PretrainModel(nn.Module):
         return torch.stack([self.encoder.backbone(self.encoder.normalize(view)).float() for view in views])
 
     def forward(self, views: Tensor, index: Tensor, fit_weight: float) -> StepOutput:
-        """One step: views and their (N,) image positions to scalars.
-
-        `views` are (2, N, 3, S, S) uint8, or where the backbone is frozen their `feature_maps`.
-        """
+        """One step: views (2, N, 3, S, S) uint8, of a frozen backbone their `feature_maps`; (N,) image positions."""
         frozen = self.encoder.backbone.frozen
         inputs = tuple(views) if frozen else tuple(self.encoder.normalize(view) for view in views)
         output = self.objective(inputs, index)

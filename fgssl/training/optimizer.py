@@ -1,4 +1,8 @@
-"""The optimiser: which parameters decay, how fast each layer learns, and the schedule."""
+"""The optimiser: which parameters decay, how fast each layer learns, and the schedule.
+
+The schedule is a formula of the step and no scheduler of torch's, whose state would have to be saved and whose rates,
+computed one from the other, differ in the last bits after a resume.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import torch
 from torch import nn
 
 from fgssl.backbones import Backbone
-from fgssl.config.schema import OptimizerConfig
+from fgssl.config.schema import OptimizerConfig, filled
 
 Groups = list[dict[str, Any]]
 
@@ -21,25 +25,17 @@ def build_optimizer(
     """SGD on everything, AdamW and LARS without decay on norms, biases and position embeddings; fused where torch can.
 
     LARS (You et al. 2017) is timm's, with momentum. Norms and biases learn at the plain rate, as in BYOL (Grill et al.
-    2020, section 3.3).
-
-    Args:
-        model: Everything that is trained, the backbone included.
-        config: With every derived value filled in.
-        device: Where the model is.
-        backbone: The part of `model` whose layers learn at their own rates.
+    2020, section 3.3). `backbone` is the part of `model` whose layers learn at their own rates.
     """
-    assert config.lr is not None and config.weight_decay is not None  # filled in by the plan
-    fused = device.type in ("cpu", "cuda")
+    rate, fused = filled(config.lr), device.type in ("cpu", "cuda")
     groups = parameter_groups(model, config, backbone)
     if config.name == "sgd":
-        return torch.optim.SGD(
-            groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
-        )
+        decay = filled(config.weight_decay)
+        return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, weight_decay=decay, fused=fused)
     if config.name == "lars":
-        lars: torch.optim.Optimizer = timm.optim.Lars(_adapted(groups), lr=config.lr, momentum=config.momentum)
+        lars: torch.optim.Optimizer = timm.optim.Lars(_adapted(groups), lr=rate, momentum=config.momentum)
         return lars
-    return DenseAdamW(groups, lr=config.lr, fused=fused)
+    return DenseAdamW(groups, lr=rate, fused=fused)
 
 
 class DenseAdamW(torch.optim.AdamW):
@@ -77,8 +73,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, backbone: Backbo
     BEiT, section 3.1; timm's grouping): early layers of a trained backbone are good already. The rest learns at the
     full rate.
     """
-    assert config.weight_decay is not None
-    decay, layer_decay = config.weight_decay, 1.0 if config.layer_decay is None else config.layer_decay
+    decay, layer_decay = filled(config.weight_decay), 1.0 if config.layer_decay is None else config.layer_decay
     sparing = config.name != "sgd"  # with weight decay
     trained = [p for p in model.parameters() if p.requires_grad]
     if not sparing and (backbone is None or layer_decay == 1.0):
@@ -96,25 +91,21 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, backbone: Backbo
     )
     inside = {id(parameter) for parameter in backbone.parameters()}
     rest = [p for p in trained if id(p) not in inside]
-    flat = [p for p in rest if sparing and p.ndim <= 1]
-    others = [p for p in rest if not (sparing and p.ndim <= 1)]
-    for parameters, value in ((others, decay), (flat, 0.0)):
-        groups += [{"params": parameters, "weight_decay": value}] if parameters else []
+    for spared in (False, True):
+        parameters = [p for p in rest if (sparing and p.ndim <= 1) == spared]
+        groups += [{"params": parameters, "weight_decay": 0.0 if spared else decay}] if parameters else []
     return groups
 
 
 def _exempt(backbone: Backbone) -> set[str]:
     """Names, in timm's model, of what timm exempts from weight decay: position embeddings, class tokens."""
-    exempt: Any = getattr(backbone.model, "no_weight_decay", None)
-    return set() if exempt is None else set(exempt())
+    return set(getattr(backbone.model, "no_weight_decay", set)())
 
 
 def _names(model: nn.Module, backbone: Backbone | None) -> set[str]:
     """The same parameters by their names in `model`."""
-    if backbone is None:
-        return set()
-    kept = _exempt(backbone)
-    own = {id(value) for name, value in backbone.model.named_parameters() if name in kept}
+    kept = set() if backbone is None else _exempt(backbone)
+    own = {id(value) for name, value in (backbone.model.named_parameters() if backbone else ()) if name in kept}
     return {name for name, value in model.named_parameters() if id(value) in own}
 
 
@@ -126,9 +117,8 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def learning_rate(step: int, config: OptimizerConfig, *, steps_per_epoch: int, total_steps: int) -> float:
     """Linear warm-up to the peak, then half a cosine to zero at `total_steps`."""
-    assert config.lr is not None
-    warmup = min(round((config.warmup_epochs or 0.0) * steps_per_epoch), total_steps)
+    peak, warmup = filled(config.lr), min(round((config.warmup_epochs or 0.0) * steps_per_epoch), total_steps)
     if step < warmup:
-        return config.lr * (step + 1) / warmup
+        return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, total_steps - warmup)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))

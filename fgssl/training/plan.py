@@ -55,13 +55,10 @@ class Plan(NamedTuple):
             lines.append(f"{self.backbone.name} is not known to be good with --compile: compare with a run without")
         return lines
 
-    def _feature_cache_gb(self) -> float:
-        """Disk that the maps of the frozen backbone take, unless a quarter of the free disk is less."""
-        entry = entry_bytes((2, self.backbone.channels, *self.backbone.map_size))
-        return round(len(self.train) * self.config.backbone.cached_views * entry / 1e9, 3)
-
     def facts(self) -> dict[str, Any]:
-        """What the config does not say: sizes and steps."""
+        """What the config does not say: sizes and steps; the feature cache is of a frozen backbone's maps."""
+        entry = entry_bytes((2, self.backbone.channels, *self.backbone.map_size))
+        cache = round(len(self.train) * self.config.backbone.cached_views * entry / 1e9, 3)
         return {
             "train_images": len(self.train),
             "test_images": None if self.test is None else len(self.test),
@@ -71,7 +68,7 @@ class Plan(NamedTuple):
             "parameters": self.backbone.parameters_total,
             "parameters_trained": self.backbone.parameters_trained,
             "initial_weights": None if self.initial is None else self.initial.summary(),
-            "feature_cache_gb": self._feature_cache_gb() if self.backbone.frozen else None,
+            "feature_cache_gb": cache if self.backbone.frozen else None,
             "steps_per_epoch": self.steps_per_epoch,
             "total_steps": self.total_steps,
         }
@@ -100,8 +97,9 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True, 
     device = resolve_device(draft["training.device"])
     train, test = _open_splits(resolved.config.data, draft) if splits is None else splits
     for key in ("data.source", "backbone.init"):  # remembered by the encoder file and by a resumed run
-        if draft[key] is not None and _is_local(draft[key]):
-            draft.values[key] = os.path.abspath(os.path.expanduser(draft[key]))
+        path = os.path.expanduser(draft[key] or "")
+        if draft[key] not in ("demo", *PRESETS) and os.path.exists(path):
+            draft.values[key] = os.path.abspath(path)
     _fit_batch(draft, len(train), world)
     steps_per_epoch = len(train) // draft["training.batch_size"]
     total_steps = min(draft["training.epochs"] * steps_per_epoch, draft["training.max_steps"] or 2**62)
@@ -151,16 +149,10 @@ def _open_splits(data: DataConfig, draft: Draft) -> tuple[ImageSet, ImageSet | N
 
 
 def derived_batch(images: int, *, parts: int = 1) -> tuple[int, str]:
-    """The batch for a number of images, and why: of the paper's size or less, with little left out of an epoch.
+    """The batch for a number of images, a multiple of `parts`, and why: 128, 64 or 32, the largest for a long epoch.
 
-    Args:
-        images: Of the training split.
-        parts: What the batch must be a multiple of.
-
-    Returns:
-        128, 64 or 32, the largest that makes `STEPS_PER_EPOCH` steps; for fewer images the size above 16 and up to 32
-        that leaves the fewest of them out of an epoch; all images where they are fewer than that. Two images a part
-        where the parts are too many for any of these.
+    For fewer images the size above 16 and up to 32 that leaves the fewest of them out of an epoch; all images where
+    they are fewer than that. Two images a part where the parts are too many for any of these.
     """
     for batch in BATCH_SIZES:
         if images // batch >= STEPS_PER_EPOCH and batch >= 2 * parts:
@@ -214,7 +206,3 @@ def describe(plan: Plan) -> dict[str, dict[str, Any]]:
     """Each `section.key` with its value and origin, for --dry-run and the run's summary."""
     flat = flatten(plan.config)
     return {key: {"value": value, "origin": plan.origins.get(key, "default")} for key, value in flat.items()}
-
-
-def _is_local(source: str) -> bool:
-    return source != "demo" and source not in PRESETS and os.path.exists(os.path.expanduser(source))

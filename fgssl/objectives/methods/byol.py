@@ -57,10 +57,5 @@ class BYOL(MomentumObjective):
 
 
 def prediction_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of unit vectors, 2 - 2 cos, mean over the images (Grill et al., equation 2).
-
-    Args:
-        prediction: (N, D) l2-normalised.
-        target: (N, D) l2-normalised; takes no gradient.
-    """
+    """Squared distance of unit vectors (N, D), 2 - 2 cos, mean over the images; none through `target` (equation 2)."""
     return 2 - 2 * torch.sum(prediction * target.detach(), 1).mean()

@@ -4,25 +4,21 @@ Two departures. Fine-grained sets are small, so the queue is sized from the data
 from: keys of the query's own image are no negatives (with the usual 65,536 keys on 6,000 images each image is its own
 negative ten times).
 
-From scratch the negatives are the keys of the same step (`objective.batch_negatives`, a queue of one batch). While
-weights move fast, a query tells its positive from older keys by their age alone: the loss sinks far below chance,
-little is learned, and when the rate falls the loss climbs back to chance. On a part of the demo set (1,024 images,
-512 steps, judged on 256 held out) rank-1 of gap pooling was 11.3 and 38.3 with half an epoch of older keys (seeds 1, 2;
-16.0 and 13.3 untrained), 14.1 and 41.0 where the batch joined them, 37.9 and 53.5 with the batch's keys alone.
+From scratch the negatives are the keys of the same step (`objective.batch_negatives`, a queue of one batch): while
+weights move fast, a query tells its positive from older keys by their age alone, the loss sinks and little is learned.
+On a part of the demo set (1,024 images, 512 steps, judged on 256 held out) rank-1 of gap pooling was 11.3 and 38.3 with
+half an epoch of older keys (seeds 1, 2; 16.0 and 13.3 untrained), 37.9 and 53.5 with the batch's keys alone.
 
-BatchNorm. MoCo shuffles images between GPUs, so that a query cannot find its key by the statistics they share. On one
-process shuffling is void. `objective.key_norm: batch` keeps the batch's statistics, over all images of the process, so
-that one image moves them little; `running` (Cai et al. 2021, "Exponential Moving Average Normalization") uses averaged
-ones, which leak nothing. From scratch the averaged ones lag behind weights that change fast: on 2,936 photographs
-(grocery, resnet18, 64 px, 4 epochs, one seed) leave-one-out rank-1 was 26.6 with running and 30.9 with batch, from 18.6
-untrained. Hence batch is the default.
+BatchNorm. MoCo shuffles images between GPUs, so that a query cannot find its key by the statistics they share, which
+one process cannot. `objective.key_norm: batch` keeps the batch's statistics; `running` (Cai et al. 2021, "Exponential
+Moving Average Normalization") uses averaged ones, which leak nothing, but lag behind weights that change fast: on 2,936
+photographs (grocery, resnet18, 64 px, 4 epochs, one seed) rank-1 was 26.6 with running, 30.9 with batch.
 """
 
 from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from fgssl.backbones import Backbone, GivenMap
@@ -72,8 +68,7 @@ class MoCo(MomentumObjective, KeyQueue):
         feature_map = self.backbone(views[0])  # (N, C, H, W)
         query = project(feature_map, self.projector, self.pool)  # (N, D)
         self.follow()
-        with torch.no_grad():
-            key = project(self.key_backbone(views[1]), self.key_projector, self.pool)  # (N, D)
+        key = self.keys(views[1])  # (N, D)
         negatives, owners = self.queue, self.queue_index
         if not self.config.batch_negatives:
             negatives, owners = negatives.clone(), owners.clone()

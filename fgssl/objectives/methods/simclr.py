@@ -65,15 +65,9 @@ def nt_xent(
     """The normalised temperature-scaled cross-entropy (Chen et al. 2020, equation 1), mean over the 2N anchors.
 
     Args:
-        first: (N, D) l2-normalised projections of the first views.
-        second: (N, D) of the second views.
+        first: (N, D) l2-normalised projections of the first views; `second` of the second.
         everything: (M, D) of all views of the step, these included.
-        index: (N,) which image a row of `first` and `second` is of.
-        owners: (M,) which image a row of `everything` is of; an anchor's own are no negatives.
-        temperature: Divides the similarities.
-
-    Returns:
-        The scalar loss and the mean similarity of the positives (detached).
+        index: (N,) which image a row of `first` and `second` is of; `owners` (M,) of `everything`.
     """
     own = index[:, None] == owners  # (N, M): the anchor itself, its positive, and the image drawn twice
     there, positive = info_nce(first, second, everything, own, temperature=temperature)

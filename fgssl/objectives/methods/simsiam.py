@@ -53,10 +53,5 @@ class SimSiam(Objective):
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean over the images of -cos, in float32 (Chen and He, equation 1).
-
-    Args:
-        prediction: (N, D), of any length.
-        target: (N, D), of any length; takes no gradient.
-    """
+    """Mean over the images of -cos of (N, D) of any length, in float32; no gradient through `target` (equation 1)."""
     return -functional.cosine_similarity(prediction.float(), target.detach().float(), dim=1).mean()
