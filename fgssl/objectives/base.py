@@ -17,10 +17,7 @@ Pooling = Callable[[Tensor], Tensor]  # (N, C, H, W) -> (N, C)
 
 
 class ObjectiveOutput(NamedTuple):
-    """What one step of an objective yields.
-
-    The embedding must be pooled FROM `feature_maps[0]`: GradCAM differentiates the loss with respect to it.
-    """
+    """What one step yields. The embedding must be pooled FROM `feature_maps[0]`: GradCAM differentiates by it."""
 
     loss: Tensor  # scalar, mean over the images of this process
     feature_maps: tuple[Tensor, ...]  # each (N, C, H, W), of the views that the loss has a gradient for, in order
@@ -72,12 +69,7 @@ class Objective(nn.Module):
         draft.derive("objective.projector_dim", 256, "paper")
 
     def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
-        """One step.
-
-        Args:
-            views: Two of (N, 3, S, S), normalised float images.
-            index: (N,) int64, the images' positions in the split.
-        """
+        """One step on two normalised views (N, 3, S, S) of the images at positions `index` (N,) of the split."""
         raise NotImplementedError
 
     @classmethod

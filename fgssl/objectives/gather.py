@@ -23,11 +23,7 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """As `gather`, with the gradient of every process's loss for this process's share.
-
-    Distributed training averages the gradients of the processes: with this sum below them it is the gradient of the
-    mean of their losses, as if one process had computed it.
-    """
+    """As `gather`, with the gradient of every process's loss, summed: averaged, it is that of their mean loss."""
     if not is_distributed():
         return tensor
     from torch.distributed.nn.functional import all_gather  # not in builds of torch without processes

@@ -18,16 +18,11 @@ from fgssl.objectives.gather import is_distributed
 
 
 class MomentumObjective(Objective):
-    """Base class: backbone and projector with a frozen copy that follows them.
-
-    Attributes:
-        longest_average: Steps that the momentum averages over at most, as in the paper.
-        momentum_rises: Whether the momentum rises to 1 over the run.
-    """
+    """Base class: backbone and projector with a frozen copy that follows them."""
 
     uses: ClassVar[tuple[str, ...]] = ("momentum", "momentum_end", "key_norm")
-    longest_average: ClassVar[float] = 1000.0
-    momentum_rises: ClassVar[bool] = False
+    longest_average: ClassVar[float] = 1000.0  # steps that the momentum averages over at most, as in the paper
+    momentum_rises: ClassVar[bool] = False  # to 1 over the run
 
     @classmethod
     def derive(cls, draft: Draft, run: RunFacts) -> None:

@@ -42,18 +42,16 @@ Module = TypeVar("Module", bound=nn.Module | None)
 
 def save_encoder(path: Path, encoder: Encoder) -> None:
     """Write one self-contained encoder file, atomically."""
-    config = encoder.config
     metadata = {
         "format": FORMAT,
         "fgssl": __version__,
         "timm": timm.__version__,
         "backbone": encoder.backbone.description(),
-        "config": None if config is None else flatten(config),
+        "config": None if encoder.config is None else flatten(encoder.config),
     }
-    heads = {"rationale": encoder.rationale, "projector": encoder.projector, "predictor": encoder.predictor}
-    parts = {"backbone": encoder.backbone.model, **heads, "whitening": encoder.whitening}
     tensors: dict[str, Tensor] = {} if encoder.keys is None else {"keys": encoder.keys}
-    for name, module in parts.items():
+    for name in ("backbone", "rationale", "projector", "predictor", "whitening"):
+        module = encoder.backbone.model if name == "backbone" else getattr(encoder, name)
         if module is not None:
             tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
     # own copies: safetensors refuses tensors that share memory (coat)

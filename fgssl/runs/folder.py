@@ -98,12 +98,7 @@ def _is_own(path: Path, name: str) -> bool:
 
 
 def check_output(output: Path, *, overwrite: bool = False) -> None:
-    """Decides whether a new run may be written to a folder; nothing is changed.
-
-    Raises:
-        FgsslError: it is a file; it has content and shall not be overwritten; it is no run; at a place that the run
-            writes to lies a link or a file of somebody else.
-    """
+    """Decides whether a new run may be written to a folder. Raises FgsslError; changes nothing."""
     if output.exists() and not output.is_dir():
         raise FgsslError(f"output '{output}' is a file", "choose a folder with --output")
     if not output.is_dir() or all(path.name.startswith((LOCK_FILE, TEMPORARY)) for path in output.iterdir()):
@@ -119,11 +114,7 @@ def check_output(output: Path, *, overwrite: bool = False) -> None:
 
 
 def check_places(output: Path) -> list[Path]:
-    """The files of a run that fgssl wrote.
-
-    Raises:
-        FgsslError: at a place that a run writes to lies a link or a file of somebody else.
-    """
+    """The files of a run that fgssl wrote. Raises FgsslError for a link or another's file at one of their places."""
     own = list[Path]()
     for folder in (LOCK_FILE, *RUN_FOLDERS):
         if (output / folder).is_symlink():
@@ -143,11 +134,7 @@ def _foreign(path: Path) -> FgsslError:
 
 
 def prepare_output(output: Path, *, overwrite: bool) -> None:
-    """Make the run folder; of one with content only what fgssl wrote is removed, and only to be overwritten.
-
-    Raises:
-        FgsslError: as `check_output`, or the folder cannot be written.
-    """
+    """Make the run folder; of one with content what fgssl wrote is removed, where that may be. Raises FgsslError."""
     try:
         check_output(output, overwrite=overwrite)
         remove_run(output)

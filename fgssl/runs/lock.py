@@ -1,8 +1,9 @@
 """One training process a run folder: two would mix their states and their metrics.
 
-RUN/run.lock is locked by the kernel for as long as the process lives, also by network file systems that pass locks on,
-so that what a killed process leaves blocks nobody. Where no such lock reaches other machines, the file itself speaks:
-it names host and process and is touched every few seconds; whoever finds another host's watches whether it still is.
+RUN/run.lock is locked by the kernel for as long as the process lives, so that what a killed process leaves blocks
+nobody. Where no such lock reaches other machines, the file itself speaks: it names host and process and is touched
+every few seconds; whoever finds another host's watches whether it still is. filelock has the first (FileLock, which
+names no owner) and the second (SoftFileLease, which no kernel ends) apart and not together: hence our own.
 """
 
 from __future__ import annotations
@@ -29,42 +30,46 @@ except ImportError:  # Windows: the file and its beats alone
 LOCK_FILE = "run.lock"
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 20.0  # without a beat another host's process counts as dead
-_HELD = (errno.EACCES, errno.EAGAIN)
+_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
 
 
 @contextlib.contextmanager
 def hold_run(output: Path, *, note: Callable[[str], None] = lambda text: None) -> Iterator[None]:
     """Keep other processes out of a run folder, which is made where it is missing, inside the block.
 
-    Args:
-        output: The run folder.
-        note: Told when another host's lock has to be watched for a while.
+    `note` is told when another host's lock has to be watched for a while.
 
     Raises:
         FgsslError: another process trains there, or the folder cannot be written.
     """
+    path, done = output / LOCK_FILE, threading.Event()
     try:
         if output.exists() and not output.is_dir():
             raise FgsslError(f"output '{output}' is a file", "choose a folder with --output")
         make_folder(output)
-        handle = _locked(output / LOCK_FILE, note)
+        handle = _locked(path, note)
     except OSError as error:
         raise not_writable(output, error) from error
-    done = threading.Event()
-    threading.Thread(target=_beat, args=(output / LOCK_FILE, done), daemon=True).start()
+
+    def beat() -> None:
+        while not done.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    threading.Thread(target=beat, daemon=True).start()
     try:
         yield
     finally:
         done.set()
         with contextlib.suppress(OSError):
-            (output / LOCK_FILE).unlink()
+            path.unlink()
         os.close(handle)
 
 
 def _locked(path: Path, note: Callable[[str], None]) -> int:
     """An open, locked handle of the lock file, which names this process."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        handle = os.open(path, _FLAGS, 0o666)
         try:
             kernel = _lock(handle, path)
             owner = _owner(handle)
@@ -72,8 +77,9 @@ def _locked(path: Path, note: Callable[[str], None]) -> int:
                 raise _held_by(path, owner)
             # a lock on a file that its owner has removed in between locks nothing
             if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+                own = {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}
                 os.ftruncate(handle, 0)
-                os.write(handle, json.dumps(_own()).encode())
+                os.write(handle, json.dumps(own).encode())
                 return handle
         except BaseException:
             os.close(handle)
@@ -89,13 +95,9 @@ def _lock(handle: int, path: Path) -> bool:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except OSError as error:
-        if error.errno in _HELD:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
             raise _held_by(path, _owner(handle)) from error
         return False
-
-
-def _own() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}
 
 
 def _born(pid: int) -> str | None:
@@ -126,26 +128,13 @@ def _alive(owner: dict[str, Any], path: Path, *, kernel: bool, note: Callable[[s
         born = _born(owner["pid"])
         return born is not None and born == owner.get("born")
     note(f"the run was last trained on {owner.get('host')}: watching for {SILENT_SECONDS:.0f} s whether it still is")
-    seen, until = _beaten(path), time.monotonic() + SILENT_SECONDS
+    seen, until = path.stat().st_mtime_ns, time.monotonic() + SILENT_SECONDS
     while time.monotonic() < until:
         time.sleep(min(1.0, SILENT_SECONDS / 4))
-        if _beaten(path) != seen:
-            return True
+        with contextlib.suppress(FileNotFoundError):  # only compared with itself, as clocks of two hosts differ
+            if path.stat().st_mtime_ns != seen:
+                return True
     return False
-
-
-def _beaten(path: Path) -> int:
-    """When the lock was touched last; only compared with itself, as clocks of two hosts differ."""
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0
-
-
-def _beat(path: Path, done: threading.Event) -> None:
-    while not done.wait(BEAT_SECONDS):
-        with contextlib.suppress(OSError):
-            os.utime(path)
 
 
 def _held_by(path: Path, owner: dict[str, Any]) -> FgsslError:

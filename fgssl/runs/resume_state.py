@@ -54,11 +54,7 @@ def save_state(run: Path, step: int, state: dict[str, Any]) -> None:
 
 
 def load_state(run: Path) -> Loaded | None:
-    """The newest undamaged state, or None where none was saved yet.
-
-    Raises:
-        FgsslError: states are there but all are damaged.
-    """
+    """The newest undamaged state, or None where none was saved yet. Raises FgsslError where all are damaged."""
     paths = _states(run / "resume")[::-1]
     warnings: list[str] = []
     for path in paths:
@@ -88,14 +84,11 @@ def has_state(run: Path) -> bool:
 def remove_states(run: Path) -> None:
     """Of a finished run: they are several times the size of its encoder. Files of others stay."""
     folder = run / "resume"
-    if folder.is_symlink() or not folder.is_dir():
-        return
-    if not all(_STATE_NAME.fullmatch(path.name) for path in folder.iterdir()):
+    with contextlib.suppress(OSError):
+        if all(_STATE_NAME.fullmatch(path.name) for path in folder.iterdir()):
+            os.replace(folder, run / REMOVED)  # first: a process killed here leaves all states or none
         for path in (*_states(folder), *folder.glob("[0-9]*.sha256")):
-            path.unlink(missing_ok=True)
-        return
-    with contextlib.suppress(OSError):  # renamed first: a process killed here leaves all states or none
-        os.replace(folder, run / REMOVED)
+            path.unlink()
     shutil.rmtree(run / REMOVED, ignore_errors=True)
 
 

@@ -85,16 +85,11 @@ class LogWindow:
 
 
 class StepLog:
-    """The log of one process; every process takes part in the means, the main one writes.
-
-    Attributes:
-        window: The steps since the last line.
-        last_means: The newest line's numbers.
-    """
+    """The log of one process; every process takes part in the means, the main one writes."""
 
     def __init__(self, setup: Setup, feed: StepFeed) -> None:
         self.setup, self.plan = setup, setup.plan
-        self.window, self.last_means = LogWindow(), dict[str, float]()
+        self.window, self.last_means = LogWindow(), dict[str, float]()  # steps since the last line, and its numbers
         training = self.plan.config.training
         self.watch = Watch(total_steps=self.plan.total_steps, stop_on_collapse=training.stop_on_collapse)
         cores = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -123,16 +118,9 @@ class StepLog:
                 self.setup.reporter.warn(warning)
 
     def write(self, step: int, seconds: float, first: int) -> None:
-        """Log the window that ends with `step`, and begin the next.
+        """Log the window that ends with `step`, `seconds` after this process began at `first`; begin the next.
 
-        Args:
-            step: Done so far.
-            seconds: Since this process began or resumed the run.
-            first: Steps done before that.
-
-        Raises:
-            NotFinite: a loss of the window is not finite.
-            TrainingFault: the features collapsed, where that shall stop the run.
+        Raises NotFinite for a loss, TrainingFault for a collapse that shall stop the run.
         """
         window = self.window
         window.require_finite()

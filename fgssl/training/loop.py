@@ -50,8 +50,7 @@ class Trainer:
     def restore(self, saved: Loaded, *, allow_changes: bool = False) -> Progress:
         """Take over a saved state: weights, queue, optimiser, randomness.
 
-        Raises:
-            FgsslError: the model has other sizes, or the split other images, than when the state was saved.
+        Raises FgsslError where the model has other sizes, or the split other images, than when it was saved.
         """
         state, accelerator = saved.state, self.setup.accelerator
         for warning in saved.warnings:
@@ -76,12 +75,7 @@ class Trainer:
     def go_on(self, encoder: Encoder, summary: dict[str, Any]) -> Progress:
         """Take over a finished run whose saved states are gone: encoder and heads; all else begins anew.
 
-        Args:
-            encoder: That the run left.
-            summary: Of the run.
-
-        Raises:
-            FgsslError: the encoder does not fit the settings.
+        Raises FgsslError where they do not fit the settings.
         """
         found, own = encoder.state_dict(), self.model.encoder.state_dict()
         with self._must_fit("the finished run"):

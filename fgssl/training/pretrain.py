@@ -52,9 +52,6 @@ def pretrain(
         allow_changes: Continue even with other images than the state was saved with.
         build: Makes the trained module; another one may fit more beside the objective.
 
-    Returns:
-        Paths and results of the run.
-
     Raises:
         FgsslError: bad data; TrainingFault: the loss is no longer finite.
         Interrupted: a signal asked for a stop; the state is saved.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,8 +54,7 @@ def retrieval_rows(plan: Plan, encoder: Encoder, name: str, reporter: Reporter) 
     """Leave-one-out retrieval in the test split, one row a pooling; none where there is no labelled test split."""
     if plan.test is None or plan.test.labels is None:
         return []
-    found = _embed(plan, plan.test, encoder, f"embedding ({name})", reporter)
-    return _rows(found, name)
+    return _rows(_embed(plan, plan.test, encoder, f"embedding ({name})", reporter), name)
 
 
 def _embed(plan: Plan, images: ImageSet, encoder: Encoder, title: str, reporter: Reporter) -> dict[Pool, Embeddings]:
@@ -84,12 +84,8 @@ def _rows(found: dict[Pool, Embeddings], name: str) -> list[dict[str, Any]]:
 def finish_run(setup: Setup, progress: dict[str, Any], last: dict[str, float]) -> RunResult:
     """Write timm/, overview.png and summary.json of the last epoch's weights; nothing is selected on the test split.
 
-    The resume states go last: until then a killed process can be resumed, and afterwards nothing needs them.
-
-    Args:
-        setup: Of the run, whose encoder is trained.
-        progress: Steps, seconds, initial retrieval rows and unreadable images of the run.
-        last: Means of the last logged steps.
+    The resume states go last: until then a killed process can be resumed, and afterwards nothing needs them. `progress`
+    is the loop's, `last` the means of the last logged steps.
     """
     plan, encoder, output, reporter = setup.plan, setup.model.encoder, setup.output, setup.reporter
     encoder.eval()
@@ -192,10 +188,9 @@ def draw_overview(encoder: Encoder, images: ImageSet, embeddings: Embeddings) ->
 
 def _still_there(images: ImageSet, index: int) -> Image.Image | None:
     """A picture that was embedded from the cache; its file may be gone, or be no picture, hours later."""
-    try:
+    with contextlib.suppress(UnreadableImage):
         return images.load(index)
-    except UnreadableImage:
-        return None
+    return None
 
 
 def _name(images: ImageSet, index: int) -> str:

@@ -17,20 +17,15 @@ from fgssl.training.setup import Setup
 
 
 class StepFeed:
-    """Batches of one process, and what the model steps on.
-
-    Attributes:
-        workers: Loader processes in use.
-        in_process: Whether the training process makes the views itself: nobody asked for more, and it is quicker.
-    """
+    """Batches of one process, and what the model steps on."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.plan = setup, setup.plan
         self.frozen: FrozenMaps | None = None  # opened with the first batch, when the backbone has its weights
         derived = self.plan.origins.get("training.workers", "").startswith("derived")
         alone = derived and not setup.views.pixels.decodes and feeds_itself(self.plan.device)
-        self.workers = 0 if alone else filled(self.plan.config.training.workers)
-        self.in_process = derived and self.workers == 0
+        self.workers = 0 if alone else filled(self.plan.config.training.workers)  # loader processes in use
+        self.in_process = derived and self.workers == 0  # nobody asked for more, and it is quicker
 
     def batches(self, start: int) -> Iterator[ViewBatch] | Iterator[FrozenBatch]:
         """This process's share of every step from `start` to the end of the run."""

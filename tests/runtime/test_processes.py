@@ -20,7 +20,7 @@ from two_processes import OPTIONS, ROOT, launched
 from fgssl.runtime.launch import launch, may_speak
 from fgssl.runtime.machine import resolve_device
 from fgssl.runtime.reporting import Reporter
-from fgssl.training.agreement import time_limit
+from fgssl.training.setup import time_limit
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
 
