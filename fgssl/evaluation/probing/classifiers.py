@@ -127,7 +127,10 @@ def knn_classify(
     near = search(data.test, data.train, top=k, normalize=False, progress=progress)
     # relative to the nearest, so that no temperature overflows
     votes = ((near.scores.double() - near.scores[:, :1].double()) / temperature).exp()
-    scores = votes.new_zeros(len(data.test), data.classes).scatter_add_(1, data.train_labels[near.indices], votes)
+    voted = data.train_labels[near.indices]  # (M, k)
+    scores = votes.new_full((len(data.test), data.classes), float("-inf"))
+    # a class without a vote is never among the best five, however few have one
+    scores = scores.scatter_(1, voted, 0.0).scatter_add_(1, voted, votes)
     used = min(k, len(data.train))
     cut = "" if used == k else f" (all there are; {k} asked)"
     protocol = f"{used} nearest train images by cosine{cut}, votes exp(cosine / {temperature:g})"

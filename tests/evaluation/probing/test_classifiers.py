@@ -272,3 +272,24 @@ def test_fraction_by_hand() -> None:
     for wrong in (0, 1.5, math.nan):
         with pytest.raises(FgsslError, match="a fraction of"):
             stratified_fraction(labels, wrong)
+
+
+# reports from other tools -----------------------------------------------------------------------------------------
+
+
+def test_a_class_without_a_vote_is_not_among_the_five_best() -> None:
+    """facebookresearch/dino #89: with fewer voters than five, classes that nobody voted for counted as found."""
+    train, labels = torch.eye(8), torch.arange(8)
+    result = knn_classify(train, labels, train[:4], torch.tensor([0, 2, 1, 7]), k=1)
+    assert (result.top1, result.top5) == (25, 25)
+    two = knn_classify(train + 0.01, labels, torch.tensor([[2.0, 1, 0, 0, 0, 0, 0, 0]] * 2), torch.tensor([1, 2]), k=2)
+    assert (two.top1, two.top5) == (0, 50)
+
+
+def test_neighbours_do_not_depend_on_the_length_of_features() -> None:
+    """lightly #1425: a search by inner product prefers long features."""
+    features, labels = blobs(120, 6, 4, noise=1.5)
+    scale = torch.linspace(0.01, 100, 120)[:, None]
+    first = knn_classify(features[:80], labels[:80], features[80:], labels[80:], k=5)
+    second = knn_classify((scale * features)[:80], labels[:80], (scale * features)[80:], labels[80:], k=5)
+    assert torch.equal(first.predictions, second.predictions)

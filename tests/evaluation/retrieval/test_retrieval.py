@@ -374,3 +374,12 @@ def test_bootstrap_names_bad_input() -> None:
         bootstrap_interval([1.0], level=2)
     with pytest.raises(FgsslError, match="3 queries against 2"):
         paired_bootstrap([1, 2, 3], [1, 2])
+
+
+def test_an_exact_duplicate_is_a_hit_and_the_query_itself_is_not() -> None:
+    """pytorch-metric-learning #464: "the first neighbour is the query" leaves out the duplicate or keeps the query."""
+    features = torch.tensor([[1.0, 0], [1.0, 0], [0, 1.0], [0.1, 1.0]])
+    assert evaluate_retrieval(features, torch.tensor([0, 0, 1, 1])).to_dict()["rank1"] == 100
+    # the duplicate has another class: both copies find it first, and neither finds itself
+    found = evaluate_retrieval(features, torch.tensor([0, 1, 0, 1])).to_dict()
+    assert found["rank1"] == 0 and found["queries"] == 4
