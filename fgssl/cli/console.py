@@ -80,7 +80,7 @@ def print_table(
     if title:  # not the table's own, which would wrap at the width of the table
         say(title, style="bold")
     terminal = sys.stdout.isatty()
-    table = Table(box=box.HEAVY_HEAD if terminal else None)
+    table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=not terminal)
     for column, left in zip(columns, texts, strict=True):
         table.add_column(Text(shown(column)), justify="left" if left else "right", overflow="fold")
     for line in cells:
