@@ -71,13 +71,8 @@ def _source(name: str) -> BackboneSource:
 def open_weights(source: str | os.PathLike[str], *, name: str | None = None, image_size: int | None = None) -> Backbone:
     """A backbone with all its weights from a file or folder that ``load_initial_weights`` reads, with or without head.
 
-    Args:
-        source: The file or folder.
-        name: Of the backbone; None to find out by ``origin_of``.
-        image_size: Side of the square input in pixels; None for the size the weights were trained at.
-
-    Raises:
-        FgsslError: Its architecture is unknown, or a weight is missing, of another shape, or not finite.
+    The name and the image size are found out (``origin_of``) where they are not given; FgsslError where nothing tells,
+    or where a weight is missing, of another shape, or no number.
     """
     folder = config_folder(source)
     origin = origin_of(source) if name is None else None
@@ -96,14 +91,9 @@ def open_weights(source: str | os.PathLike[str], *, name: str | None = None, ima
 
 
 def rebuild_backbone(description: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Backbone:
-    """Build a backbone from a checkpoint, without a network, in train mode.
+    """Build a backbone again from ``Backbone.description`` and its model's weights, without a network, in train mode.
 
-    Args:
-        description: From ``Backbone.description``.
-        state_dict: timm's keys to weights, from ``backbone.model.state_dict()``.
-
-    Raises:
-        FgsslError: This timm does not know the architecture, or keys are missing, unexpected or of other shapes.
+    FgsslError where this timm does not know the architecture, or keys are missing, unexpected or of other shapes.
     """
     check_description(description)
     architecture, model_args = description["architecture"], dict(description["model_args"])

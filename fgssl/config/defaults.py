@@ -9,12 +9,7 @@ from fgssl.registry import OBJECTIVES
 
 
 class Draft:
-    """A run's settings while what was left open is filled in.
-
-    Args:
-        values: `section.key` to value; None is open.
-        origins: Where each value came from.
-    """
+    """A run's settings, `section.key` to value and to where it came from, while what is open (None) is filled in."""
 
     def __init__(self, values: dict[str, Any], origins: dict[str, str]) -> None:
         self.values, self.origins = dict(values), dict(origins)

@@ -60,11 +60,11 @@ def load_config(
 
     Args:
         recipe: YAML file with sections as in `PretrainConfig`.
-        flags: `section.key` -> value of the flags the user gave (None = not given); origin is the flag's value.
+        flags: `section.key` -> value of the flags the user gave (None = not given).
         sets: `section.key=value` strings; the value is read as YAML.
 
     Raises:
-        SettingError: unreadable recipe, unknown key, value of the wrong type, contradiction.
+        FgsslError: unreadable recipe; SettingError: unknown key, value that cannot be, contradiction.
     """
     given: dict[str, tuple[Any, str]] = {}
     if recipe is not None:

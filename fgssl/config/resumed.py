@@ -65,17 +65,7 @@ def changed(saved: Resolved, asked: Resolved) -> list[Change]:
 
 
 def with_changes(saved: Resolved, changes: Sequence[Change], *, allow: bool, run: str) -> Resolved:
-    """The saved settings with the changes.
-
-    Args:
-        saved: Of the run.
-        changes: From `changed`.
-        allow: Take also those that make it another run.
-        run: How the message calls the run.
-
-    Raises:
-        FgsslError: naming every change that is refused.
-    """
+    """The saved settings with the changes; FgsslError names those that make it another run, unless `allow`."""
     refused = [change for change in changes if change.key not in FREE]
     if refused and not allow:
         raise FgsslError(

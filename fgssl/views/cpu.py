@@ -26,16 +26,9 @@ WIDE = 8  # a blur whose radius is a larger part of the view than one WIDE-th is
 def make_views(
     pictures: Sequence[NDArray[np.uint8]], views: Views, size: int, *, dtype: torch.dtype = torch.uint8
 ) -> Tensor:
-    """Make one view of each picture.
+    """Make one view of each picture (H, W, 3), of which only the crop is read: (M, 3, S, S) whole levels 0 to 255.
 
-    Args:
-        pictures: M of (H, W, 3), for instance slices of the decoded cache; only the crops are read.
-        views: What to do with each.
-        size: Side of the views in pixels.
-        dtype: uint8, or float32 for the same levels where they are not sent anywhere (no conversion to and fro).
-
-    Returns:
-        (M, 3, S, S) whole levels 0 to 255.
+    They are uint8, or float32 where they are not sent anywhere (no conversion to and fro).
     """
     out = torch.empty(len(pictures), 3, size, size, dtype=dtype)
     painter = Painter(size)
@@ -57,11 +50,7 @@ def crop_resized(picture: NDArray[np.uint8], box: NDArray[np.int64], size: int, 
 
 
 class Painter:
-    """Colours views of one size; the levels it hands out are overwritten by the next view.
-
-    Args:
-        size: Side S of the views in pixels.
-    """
+    """Colours views of one size S; the levels it hands out are overwritten by the next view."""
 
     def __init__(self, size: int) -> None:
         self.size = size

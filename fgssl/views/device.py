@@ -74,14 +74,7 @@ class PackedViews:
 def pack_views(
     pictures: Sequence[NDArray[np.uint8]], sources: NDArray[np.int64], views: Views, size: int
 ) -> PackedViews:
-    """Everything a device needs to make the views.
-
-    Args:
-        pictures: Each (H, W, 3).
-        sources: (M,) the picture that each view is made of.
-        views: What to do.
-        size: Side of the views in pixels.
-    """
+    """Everything a device needs to make M views of pictures (H, W, 3), `sources` (M,) saying of which each."""
     starts = np.cumsum([0, *(picture.size for picture in pictures)])
     pixels = np.empty(starts[-1], np.uint8)
     for start, picture in zip(starts, pictures, strict=False):
@@ -185,12 +178,9 @@ def solarized(levels: Tensor) -> Tensor:
 
 
 def blurred(levels: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Gaussian blur of square views as two matrix products, reflecting at the borders.
+    """Gaussian blur of views (N, 3, S, S) as two matrix products, reflecting at the borders.
 
-    Args:
-        levels: (N, 3, S, S).
-        sigma: (N,) in pixels; 0 leaves a view as it is.
-        radius: Half-width of the kernels in pixels, below S, from `blur_radius` of the largest sigma.
+    `sigma` (N,) is in pixels, 0 leaving a view as it is; `radius` is `blur_radius` of the largest.
     """
     size, views = levels.shape[-1], len(sigma)
     offsets = torch.arange(-radius, radius + 1, device=levels.device)

@@ -35,10 +35,7 @@ class Views(NamedTuple):
 
     def take(self, rows: NDArray[np.int64]) -> Views:
         """The views of some rows."""
-        return Views(
-            self.box[rows], self.flip[rows], self.order[rows], self.factors[rows], self.grayscale[rows],
-            self.sigma[rows], self.solarize[rows],
-        )  # fmt: skip
+        return Views._make(column[rows] for column in self)
 
 
 def draw_views(
@@ -54,16 +51,14 @@ def draw_views(
     Args:
         randoms: (M, DRAWS) independent and uniform in [0, 1).
         config: Probabilities and ranges.
-        heights: (M,) of the source images, in pixels.
-        widths: (M,) of the source images, in pixels.
+        heights: (M,) of the source images, in pixels; `widths` likewise.
         size: Side of the views, in pixels.
     """
-    crops, (flip, jitter, gray, blur, solarize), strengths, (order, sigma) = (
+    crops, (flip, jitter, gray, blur, solarize) = (
         randoms[:, : 2 * CROP_TRIES + 2],
         randoms[:, 2 * CROP_TRIES + 2 : -6].T,
-        randoms[:, -6:-2],
-        randoms[:, -2:].T,
     )
+    strengths, (order, sigma) = randoms[:, -6:-2], randoms[:, -2:].T
     ranges = np.array([config.brightness, config.contrast, config.saturation, config.hue])
     factors = (2 * strengths - 1) * ranges
     factors[:, :HUE] = np.maximum(0.0, 1.0 + factors[:, :HUE])  # multipliers, never negative; the hue is a shift
