@@ -99,7 +99,7 @@ def check_output(path: Path, *, kind: OutputKind, inputs: Inputs = (), overwrite
     if os.path.isdir(path):
         raise FgsslError(f"output '{path}' is a folder", f"name a file in it, such as result{kind.suffixes[0]}")
     if path.suffix.lower() not in kind.suffixes:
-        has = f"its suffix is '{path.suffix}'" if path.suffix else "it has no suffix"
+        has = f"its suffix is '{path.suffix}'" if path.suffix else "its suffix is missing"
         raise FgsslError(
             f"cannot write {kind.noun} to '{path}': {has}",
             f"end the name in {', '.join(filter(None, kind.suffixes))}",
