@@ -32,7 +32,7 @@ from fgssl.evaluation.feature_file import is_feature_file, read_features, save_f
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 from fgssl.objectives.methods.mocov2 import MoCo
 from fgssl.rationale import RationaleHead
-from fgssl.runs.encoder_file import data_of, load_encoder, save_encoder
+from fgssl.runs.encoder_file import load_encoder, save_encoder
 from fgssl.runs.folder import truncate_metrics
 from fgssl.runs.resume_state import load_state, random_state, save_state
 
@@ -70,7 +70,7 @@ def _encoder(rng: random.Random, path: Path) -> None:
 def _read_encoder(path: Path) -> object:
     """Load it, use it on two pictures, and ask what it remembers."""
     encoder = load_encoder(str(path))
-    data_of(encoder)
+    assert encoder.config is None or isinstance(encoder.config.data, DataConfig)
     images = ArrayImages([make_picture(n, 30, 40) for n in range(2)])
     return embed(encoder, images, pools=("gap", encoder.default_pool()), workers=0, cache="off")
 
