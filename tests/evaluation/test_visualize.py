@@ -149,9 +149,11 @@ def test_loss_gradcam_equals_autograd_through_the_written_out_loss(encoder: Enco
     assert encoder.projector is not None and encoder.keys is not None and encoder.config is not None
     rng = np.random.default_rng(3)
     images = torch.from_numpy(rng.integers(0, 256, (3, 3, 64, 64), dtype=np.uint8))
-    either = dataclasses.replace(encoder.config.rationale, sign="either")  # no map is all zero
-    encoder.config = dataclasses.replace(encoder.config, rationale=either)
-    cams = encoder.loss_gradcam(images)
+    cams = torch.zeros(3, 2, 2)
+    for sign in ("raise", "lower"):  # together no map is all zero
+        signed = dataclasses.replace(encoder.config.rationale, sign=sign)
+        encoder.config = dataclasses.replace(encoder.config, rationale=signed)
+        cams = cams + encoder.loss_gradcam(images)
     assert cams.amin() > 0
 
     def head(feature_map: torch.Tensor) -> torch.Tensor:  # (C, H, W) -> (D,)

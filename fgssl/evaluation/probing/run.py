@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fgssl.data.images import ImageSet
-from fgssl.errors import SettingError
+from fgssl.errors import FgsslError, SettingError
 from fgssl.evaluation.embed import Embeddings
 from fgssl.evaluation.feature_file import FeatureTable
 from fgssl.evaluation.probing.classifiers import FewShotResult, ProbeResult, few_shot, knn_classify, linear_probe
@@ -56,7 +56,7 @@ def run_probe(subject: Subject | FeatureTable, splits: ProbeSplits, options: Pro
     if options.protocol not in _FITS:
         raise SettingError(f"unknown protocol '{options.protocol}'", f"choose one of {', '.join(_FITS)}, fewshot")
     if options.protocol == "sgd" and not isinstance(subject, Subject):
-        raise SettingError("--protocol sgd embeds new crops in every epoch, and a file holds features only",
+        raise FgsslError("--protocol sgd embeds new crops in every epoch, and a file holds features only",
                          "use --protocol cached, or give the encoder")  # fmt: skip
     if options.epochs < 1:
         raise SettingError(f"--epochs is {options.epochs}", "it must be at least 1")
