@@ -61,7 +61,7 @@ def test_fastvit_trains_with_every_block_of_memory_checked() -> None:
 def dry_run(*options: str) -> tuple[Any, str]:
     """What a dry run says of the precision, and its warnings, on a machine that has bf16."""
     tiny = TINY[: TINY.index("--mixed-precision")] + TINY[TINY.index("--mixed-precision") + 2 :]
-    with mock.patch("fgssl.runtime.machine._cpu_has_bf16", return_value=True):
+    with mock.patch("torch.cpu._is_amx_tile_supported", return_value=True, create=True):
         outcome = fgssl("pretrain", "--data", photos(), *tiny, *options, "--dry-run", "--json")
     assert outcome.code == 0, outcome.err
     return outcome.json()["settings"]["training.mixed_precision"], outcome.err

@@ -55,7 +55,7 @@ def test_an_empty_cache_and_an_unknown_kind(tmp_path):
     assert "0 files" in fgssl("data", "cache", "--cache", tmp_path / "none").out
     (tmp_path / "file").touch()
     assert "is a file; name a folder" in fgssl("data", "cache", "--cache", tmp_path / "file").error()
-    assert "unknown --kind 'x'" in fgssl("data", "cache", "--kind", "x").error()
+    assert "unknown --kind 'x'" in fgssl("data", "cache", "--kind", "x").error(2)
 
 
 def test_names_tell_what_a_file_is_of(tmp_path):

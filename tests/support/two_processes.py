@@ -30,7 +30,7 @@ def after(self, step, output, **times):
     add(self, step, output, **times)
 def keep(self, *arguments):
     done = train(self, *arguments)
-    torch.save(self.model.state_dict(), self.output.parent / f"rank{rank}.pt")
+    torch.save(self.model.state_dict(), self.setup.output.parent / f"rank{rank}.pt")
     return done
 LogWindow.add, Trainer.train = after, keep
 def act(step, output):
