@@ -23,15 +23,12 @@ _NAMES = {"train": ("train", "training"), "test": ("test", "testing", "validatio
 
 
 def load_images(data: DataConfig, split: str, *, tell: bool = True) -> ImageSet:
-    """Opens one split of a source.
+    """Opens one split of a source; class ids mean the same in every split of it.
 
     Args:
         data: Where the images are.
         split: A split of the source, or several joined by "+" ("train+validation").
         tell: Tell the listener the images' remarks, which are what the source was taken for and what was left out.
-
-    Returns:
-        The images; class ids mean the same in every split of the source.
 
     Raises:
         FgsslError: No such source or split, no image in it, or the hub cannot give it; one line with the remedy.
@@ -39,7 +36,7 @@ def load_images(data: DataConfig, split: str, *, tell: bool = True) -> ImageSet:
     from fgssl.data.images import Concatenated
 
     source = open_source(data)
-    known = source.splits()
+    known = source.splits
     names = [split] if split in known else split.split("+")
     by_lower = {name.lower(): name for name in reversed(known)}
     for name in names:
@@ -54,24 +51,14 @@ def load_images(data: DataConfig, split: str, *, tell: bool = True) -> ImageSet:
 
 def available_splits(data: DataConfig) -> tuple[str, ...]:
     """Names of the splits of a source; ("all",) where it has none. Raises FgsslError as `load_images`."""
-    return open_source(data).splits()
+    return open_source(data).splits
 
 
 def default_split(data: DataConfig, role: Literal["train", "test"]) -> str | None:
-    """The split to train on, or to evaluate on, where the user names none.
+    """The split to train on, or to evaluate on, where the user names none; None where there is none for that role.
 
     In this order: what `data` says; the preset's; train or training, respectively test or testing, then a validation
-    split; "all" for training where the source has no splits.
-
-    Args:
-        data: Where the images are.
-        role: "train" or "test".
-
-    Returns:
-        The split's name, or None where the source has none for that role.
-
-    Raises:
-        FgsslError: As `load_images`.
+    split; "all" for training where the source has no splits. Raises FgsslError as `load_images`.
     """
     asked = data.train_split if role == "train" else data.test_split
     if asked is not None:
@@ -90,15 +77,9 @@ def default_split(data: DataConfig, role: Literal["train", "test"]) -> str | Non
 
 
 def no_split(data: DataConfig, role: str, *, option: str) -> FgsslError:
-    """The one line for a source that has no split for a role, and why, where its layout tells.
-
-    Args:
-        data: Where the images are.
-        role: "training" or "test".
-        option: That names a split.
-    """
+    """The one line for a source without a split for training or test, and why; `option` names one."""
     source = open_source(data)
-    why = "".join(f" ({text})" for _, text in getattr(source, "remarks", ()))
+    why = "".join(f" ({text})" for _, text in source.remarks)
     return FgsslError(
-        f"'{data.source}' has no {role} split{why}", f"name one with {option}: {', '.join(source.splits())}"
+        f"'{data.source}' has no {role} split{why}", f"name one with {option}: {', '.join(source.splits)}"
     )

@@ -25,21 +25,13 @@ class Remark(NamedTuple):
 
 
 class About(NamedTuple):
-    """What is known of a set of images besides the images.
+    """What is known of a set of images besides the images."""
 
-    Attributes:
-        labels: Class of every image (N,), or None where there are none. Ids agree between the splits of a source.
-        class_names: Name of every class id, or None where there are no labels.
-        unlabelled: Why there are no labels, in words: "the column 'label' is missing in 1 of 48 rows".
-        remarks: What the source was taken for and what of it was left out, for the user to hear once.
-        skipped: "path: reason" of what a listing passed over, for reports.
-    """
-
-    labels: NDArray[np.int64] | None = None
-    class_names: tuple[str, ...] | None = None
-    unlabelled: str = ""
-    remarks: tuple[Remark, ...] = ()
-    skipped: tuple[str, ...] = ()
+    labels: NDArray[np.int64] | None = None  # (N,) class ids, which agree between the splits of a source
+    class_names: tuple[str, ...] | None = None  # of every class id
+    unlabelled: str = ""  # why there are no labels: "the column 'label' is missing in 1 of 48 rows"
+    remarks: tuple[Remark, ...] = ()  # what the source was taken for and what was left out, to be heard once
+    skipped: tuple[str, ...] = ()  # "path: reason" of what a listing passed over, for reports
 
 
 NOTHING = About()
@@ -72,16 +64,7 @@ class ImageSet:
         return shown(self.name(index))
 
     def load(self, index: int, min_side: int | None = None) -> Image:
-        """Decodes one image: upright, RGB.
-
-        Args:
-            index: Which image, 0..N-1.
-            min_side: Allows a cheaper, smaller decode whose short side in pixels is still at least this (or the
-                original's, where that is shorter). None decodes at full size.
-
-        Raises:
-            UnreadableImage: The image cannot be read; the message names it and the reason.
-        """
+        """One image, upright and RGB, as `fgssl.data.decoding.decode.decode_image`. Raises UnreadableImage."""
         raise NotImplementedError
 
     def examine(self, index: int, min_side: int | None = None) -> Examined:
@@ -127,12 +110,7 @@ class _Indirect(ImageSet):
 
 
 class Subset(_Indirect):
-    """Some images of a set, in a given order.
-
-    Args:
-        images: The whole set.
-        indices: Which of its images (M,); repeats allowed.
-    """
+    """Some images of a set, in the order of their indices (M,); repeats allowed."""
 
     def __init__(self, images: ImageSet, indices: Sequence[int] | NDArray[np.int64]) -> None:
         chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
@@ -154,13 +132,7 @@ class Subset(_Indirect):
 
 
 class Concatenated(_Indirect):
-    """Several sets one after the other, for instance train and validation of one source.
-
-    Labels are kept where every part has them and all parts name the same classes.
-
-    Args:
-        parts: The sets, in order; at least one.
-    """
+    """Several sets one after the other; labels are kept where every part has them and all name the same classes."""
 
     def __init__(self, parts: Sequence[ImageSet]) -> None:
         if not parts:

@@ -20,7 +20,7 @@ from fgssl.data.sources.files import FileImages
 
 def write_list(images: FileImages, count: int, path: Path) -> None:
     """A list of `count` pictures: those of a set over and over, in its order."""
-    names = [images.path(index) for index in range(len(images))]
+    names = [images.content(index) for index in range(len(images))]
     with path.open("w", encoding="utf-8") as file:
         for start in range(0, count, len(names)):
             file.writelines(f"{name}\n" for name in names[: count - start])

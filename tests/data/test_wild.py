@@ -81,7 +81,7 @@ def test_a_run_with_one_of_each_kind(name: str | bytes, tmp_path: Path) -> None:
 def test_unusual_pictures_become_small_rgb_pixels(name: str | bytes, zoo: Path) -> None:
     path = os.fsdecode(os.path.join(os.fsencode(zoo), os.fsencode(name)))
     images = load_images(DataConfig(source=str(zoo)), "all")
-    (index,) = (i for i in range(len(images)) if images.path(i) == path)
+    (index,) = (i for i in range(len(images)) if images.content(i) == path)
     pixels = PixelStore(images, Shrunk(125))[index]
     assert pixels.dtype == np.uint8 and pixels.shape[2] == 3 and pixels.min() >= 0
     assert pixels.nbytes <= 125 * 8 * 125 * 3  # also 100 x 1,000,000 pixels

@@ -15,13 +15,11 @@ from fgssl.data.sources.files import sorted_classes
 from fgssl.errors import FgsslError
 from fgssl.runtime.text import shown
 
-LABEL_NAMES = ("label", "labels", "target", "variant", "cls", "fine_label", "class", "category")
-"""Column names taken for classes, in this order, where no column is typed as one."""
-
+# names of columns taken for classes and for images, in this order, where no column is typed as one
+_LABEL_NAMES = ("label", "labels", "target", "variant", "cls", "fine_label", "class", "category")
 _IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "picture", "photo")
 
-Features = Mapping[str, Any]
-"""The columns of a table and their types."""
+Features = Mapping[str, Any]  # the columns of a table and their types
 
 
 class Column(NamedTuple):
@@ -37,15 +35,9 @@ class Column(NamedTuple):
 
 
 def find_image_column(features: Features, wanted: str | None, *, source: str) -> Column:
-    """The column of the images: the wanted one, else the first of type Image, else encoded bytes by name.
+    """The column of the images: the one the user wants, else the first of type Image, else encoded bytes by name.
 
-    Args:
-        features: The table's columns.
-        wanted: The column the user names, if any.
-        source: The source as the user wrote it, for messages.
-
-    Raises:
-        FgsslError: The wanted column does not exist or cannot hold images, or none is found.
+    Raises FgsslError where the wanted one does not exist or cannot hold images, or none is found.
     """
     if wanted is not None:
         fits = isinstance(features.get(wanted), datasets.Image) or _holds_bytes(features.get(wanted))
@@ -63,16 +55,12 @@ def find_image_column(features: Features, wanted: str | None, *, source: str) ->
 
 
 def find_label_column(features: Features, wanted: str | None, *, source: str) -> Column | None:
-    """The column of the classes: the wanted one, else the first ClassLabel, else one of `LABEL_NAMES`; may be None.
-
-    Raises:
-        FgsslError: The wanted column does not exist or holds neither classes, whole numbers nor text.
-    """
+    """The column of the classes: the wanted one, else the first ClassLabel, else one of `_LABEL_NAMES`; may be None."""
     if wanted is not None:
         words = ("label", "classes", "a column of classes, whole numbers or text")
         return _wanted(features, wanted, _holds_classes(features.get(wanted)), source, words)
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    named = [name for name in LABEL_NAMES if name in features and _holds_classes(features[name])]
+    named = [name for name in _LABEL_NAMES if name in features and _holds_classes(features[name])]
     found = list(dict.fromkeys((*typed, *named)))
     return Column(found[0], tuple(found[1:])) if found else None
 
@@ -83,47 +71,41 @@ def read_labels(splits: Mapping[str, Sequence[datasets.Dataset]], column: str, *
     ClassLabels that agree keep their ids and names. Numbers and text become ids in the order of the sorted distinct
     values. A split in which any label is missing (null, or -1 as hub data sets mark it) counts as unlabelled.
 
-    Args:
-        splits: The tables of each split of one source, in order.
-        column: The column of the classes.
-        source: The source as the user wrote it, for messages.
-
     Raises:
         FgsslError: Numbers in one table and names in another, or a number that a ClassLabel has no name for.
     """
     lacking = {name: _lacking(tables, column) for name, tables in splits.items()}
-    parts = {name: [_Part(table, column, source) for table in splits[name]] for name in splits if not lacking[name]}
-    every = [part for found in parts.values() for part in found]
-    names = _class_names(every, column, source)
-    number = {text: index for index, text in enumerate(names)}
-    labels = {name: np.concatenate([part.codes(number) for part in found]) for name, found in parts.items() if found}
-    shown_names = tuple(map(shown, names))
-    return {
-        name: About(labels[name], shown_names) if name in labels else About(unlabelled=lacking[name]) for name in splits
-    }
+    parts = {name: [_part(table, column, source) for table in splits[name]] for name in splits if not lacking[name]}
+    names = _class_names([part for found in parts.values() for part in found], column, source)
+    number, shown_names = {text: index for index, text in enumerate(names)}, tuple(map(shown, names))
+    abouts = {name: About(unlabelled=reason) for name, reason in lacking.items()}
+    for name, found in parts.items():
+        ids = [np.array([number[text] for text in part.texts], np.int64)[part.places] for part in found]
+        abouts[name] = About(np.concatenate(ids), shown_names) if ids else abouts[name]
+    return abouts
 
 
-class _Part:
-    """The labels of one table as distinct texts and their places."""
+class _Part(NamedTuple):
+    """The labels of one table."""
 
-    def __init__(self, table: datasets.Dataset, column: str, source: str) -> None:
-        feature = table.features[column]
-        encoded = _values(table, column).dictionary_encode().combine_chunks()
-        distinct = encoded.dictionary.to_pylist()
-        self.listed: tuple[str, ...] = tuple(getattr(feature, "names", None) or ())  # of a ClassLabel
-        self.bare = not self.listed and pa.types.is_integer(encoded.dictionary.type)
-        if self.listed and not all(0 <= value < len(self.listed) for value in distinct):
-            raise FgsslError(
-                f"column {column!r} of {source} holds {max(distinct)}, and has {len(self.listed)} class names",
-                "name another column with --set data.label_column=NAME, or save the table with all its names",
-            )
-        self.texts = [self.listed[value] if self.listed else str(value) for value in distinct]
-        self._places: NDArray[np.int64] = encoded.indices.to_numpy()
+    listed: tuple[str, ...]  # names of a ClassLabel
+    bare: bool  # whole numbers without names
+    texts: list[str]  # the distinct labels
+    places: NDArray[np.int64]  # (N,) of each row's label in them
 
-    def codes(self, number: Mapping[str, int]) -> NDArray[np.int64]:
-        """Class ids of the rows (N,)."""
-        of_text = np.array([number[text] for text in self.texts], dtype=np.int64)
-        return of_text[self._places]
+
+def _part(table: datasets.Dataset, column: str, source: str) -> _Part:
+    encoded = _values(table, column).dictionary_encode().combine_chunks()
+    distinct = encoded.dictionary.to_pylist()
+    listed = tuple(getattr(table.features[column], "names", None) or ())
+    if listed and not all(0 <= value < len(listed) for value in distinct):
+        raise FgsslError(
+            f"column {column!r} of {source} holds {max(distinct)}, and has {len(listed)} class names",
+            "name another column with --set data.label_column=NAME, or save the table with all its names",
+        )
+    texts = [listed[value] if listed else str(value) for value in distinct]
+    bare = not listed and pa.types.is_integer(encoded.dictionary.type)
+    return _Part(listed, bare, texts, encoded.indices.to_numpy())
 
 
 def _class_names(parts: Sequence[_Part], column: str, source: str) -> tuple[str, ...]:
@@ -186,4 +168,4 @@ def _holds_classes(feature: Any) -> bool:
 
 
 def _shown(features: Features) -> str:
-    return ", ".join(shown(str(name)) for name in features) or "none"
+    return ", ".join(map(shown, features)) or "none"

@@ -25,9 +25,6 @@ class PackedNames:
 
     A Python list of a million paths costs some 120 MB and is copied page by page into every forked worker, because
     reading an object writes its reference count. One buffer and its offsets are shared and pickle as two blocks.
-
-    Args:
-        names: The byte strings, in order; consumed once.
     """
 
     def __init__(self, names: Iterable[bytes] = ()) -> None:
@@ -48,7 +45,7 @@ class PackedNames:
 
 
 class FileImages(EncodedImages):
-    """An `ImageSet` of files below (or beside) one folder.
+    """An `ImageSet` of files.
 
     Args:
         source: As of `ImageSet`, with `split` and `about`.
@@ -66,11 +63,8 @@ class FileImages(EncodedImages):
     def __len__(self) -> int:
         return len(self._names)
 
-    def path(self, index: int) -> str:
-        """Absolute path of one image, usable with `open` (odd bytes surrogate-escaped)."""
+    def content(self, index: int) -> str:
         return os.fsdecode(os.path.join(self._root, self._names[index]))
-
-    content = path
 
     def name(self, index: int) -> str:
         return os.fsdecode(os.path.normpath(os.path.join(self._shown, self._names[index])))
@@ -95,56 +89,43 @@ class FileImages(EncodedImages):
         return self._fingerprint
 
 
-class ListSource:
+def listed_images(source: str, path: str) -> FileImages:
     """Images named by a text file: a path a line, relative to its folder or absolute, then maybe a tab and a label.
 
     A path may be a JSON string, for names with line breaks or tabs. Blank lines and those with # first do not count.
-    Either every line has a label or none has. A path that does not exist is reported when it is read, as any other
-    unreadable image.
+    A path that does not exist is reported when it is read, as any other unreadable image.
 
-    Args:
-        source: The source as the user wrote it.
-        path: The text file.
+    Raises:
+        FgsslError: The file is unreadable, no text, names no image, or has labels on some lines only.
     """
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise FgsslError(f"cannot read the list {source} ({error.strerror})", "check the file") from error
+    if b"\0" in content:
+        raise FgsslError(f"the list {source} is not a text file", _EXAMPLE)
+    lines = [line for line in map(bytes.strip, content.split(b"\n")) if line and not line.startswith(b"#")]
+    if not lines:
+        raise FgsslError(f"the list {source} names no image", _EXAMPLE)
+    names = PackedNames(map(_path_of, lines))
+    folder = os.fsencode(os.path.dirname(path) or ".")
+    return FileImages(source, "all", _labels(lines, source), folder=folder, names=names)
 
-    def __init__(self, source: str, path: str) -> None:
-        self._source, self._path = source, path
 
-    def splits(self) -> tuple[str, ...]:
-        return ("all",)
-
-    def load(self, split: str) -> FileImages:
-        """Raises FgsslError where the file is unreadable, no text, names no image, or has labels on some lines only."""
-        lines = [line for line in self._lines() if line and not line.startswith(b"#")]
-        if not lines:
-            raise FgsslError(f"the list {self._source} names no image", _EXAMPLE)
-        names = PackedNames(_path_of(line) for line in lines)
-        folder = os.fsencode(os.path.dirname(self._path) or ".")
-        return FileImages(self._source, split, self._labels(lines), folder=folder, names=names)
-
-    def _lines(self) -> list[bytes]:
-        try:
-            with open(self._path, "rb") as stream:
-                content = stream.read()
-        except OSError as error:
-            raise FgsslError(f"cannot read the list {self._source} ({error.strerror})", "check the file") from error
-        if b"\0" in content:
-            raise FgsslError(f"the list {self._source} is not a text file", _EXAMPLE)
-        return [line.strip() for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
-
-    def _labels(self, lines: list[bytes]) -> About:
-        if not any(b"\t" in line for line in lines):
-            return About(unlabelled="no line of the list has a tab and a label")
-        for line in lines:
-            if b"\t" not in line:
-                raise FgsslError(
-                    f"the list {self._source} has labels, but none on the line {shown(line)!r}",
-                    "give every line a label (a tab before it) or none",
-                )
-        texts = [shown(line.split(b"\t", 1)[1].strip()) for line in lines]
-        names = sorted_classes(set(texts))
-        number = {name: index for index, name in enumerate(names)}
-        return About(np.array([number[text] for text in texts], np.int64), names)
+def _labels(lines: list[bytes], source: str) -> About:
+    bare = next((line for line in lines if b"\t" not in line), None)
+    if not any(b"\t" in line for line in lines):
+        return About(unlabelled="no line of the list has a tab and a label")
+    if bare is not None:
+        raise FgsslError(
+            f"the list {source} has labels, but none on the line {shown(bare)!r}",
+            "give every line a label (a tab before it) or none",
+        )
+    texts = [shown(line.split(b"\t", 1)[1].strip()) for line in lines]
+    names = sorted_classes(set(texts))
+    number = {name: index for index, name in enumerate(names)}
+    return About(np.array([number[text] for text in texts], np.int64), names)
 
 
 def list_line(name: str, label: str) -> str:

@@ -11,18 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgssl.data.images import About, Remark
+from fgssl.data.sources import listing
 from fgssl.data.sources.files import FileImages, PackedNames
-from fgssl.data.sources.listing import (
-    FolderKey,
-    WalkReport,
-    folder_key,
-    holds_images,
-    is_run_folder,
-    scan,
-    some,
-    split_of,
-    walk_images,
-)
+from fgssl.data.sources.listing import WalkReport, some, split_of, walk_images
 from fgssl.errors import FgsslError
 from fgssl.runtime.text import shown
 
@@ -54,14 +45,6 @@ class Level(NamedTuple):
         return self.filled if met == wanted else []
 
 
-class Split(NamedTuple):
-    """One split of a folder."""
-
-    name: str
-    level: Level
-    classes: list[bytes]
-
-
 class FolderSource:
     """Finds the splits and classes of a folder.
 
@@ -73,73 +56,53 @@ class FolderSource:
     - A single folder around everything ("photos/", "dataset/dataset/", "train/images/") is a wrapper and is entered;
       a single class over all splits tells nothing apart, so there are no labels then either.
     - Run folders of fgssl are passed over.
-
-    Args:
-        source: The source as the user wrote it.
-        folder: Its path, as bytes.
-
-    Attributes:
-        remarks: See `ImageSet`.
     """
 
     def __init__(self, source: str, folder: bytes) -> None:
         self._source = source
         self._report = WalkReport()
         self.remarks: tuple[Remark, ...] = ()
-        if is_run_folder(folder):
+        if listing.is_run_folder(folder):
             raise FgsslError(f"{shown(folder)} is a run of fgssl, not a set of images", "give the photographs")
         try:
-            levels = self._find_splits(folder)
+            self._levels = self._find_splits(folder)
         except OSError as error:
-            raise FgsslError(
-                f"cannot list the folder {shown(folder)} ({error.strerror})", "check its permissions"
-            ) from error
-        self._splits = [Split(name, level, level.classes()) for name, level in levels.items()]
+            problem = f"cannot list the folder {shown(folder)} ({error.strerror})"
+            raise FgsslError(problem, "check its permissions") from error
+        self.splits = tuple(self._levels)
+        self._own = {split: level.classes() for split, level in self._levels.items()}
         # over all splits, so that an id means the same class in every one of them
-        found = sorted({name for split in self._splits for name in split.classes})
+        found = sorted({name for own in self._own.values() for name in own})
         self._classes = found if len(found) > 1 else []
 
-    def splits(self) -> tuple[str, ...]:
-        return tuple(split.name for split in self._splits)
-
     def load(self, split: str) -> FileImages:
-        """Lists one of `splits()`. Raises FgsslError where it holds no image."""
-        chosen = next(found for found in self._splits if found.name == split)
+        """Lists one of the splits. Raises FgsslError where it holds no image."""
         try:
-            return self._list(chosen)
+            return self._list(split, self._levels[split], self._own[split])
         except OSError as error:  # a folder went away, or was closed, since its splits were found
-            raise FgsslError(
-                f"cannot list {self._source} ({error.strerror}: {shown(str(error.filename))})", "check the folder"
-            ) from error
+            problem = f"cannot list {self._source} ({error.strerror}: {shown(str(error.filename))})"
+            raise FgsslError(problem, "check the folder") from error
 
-    def _list(self, split: Split) -> FileImages:
-        folder, report = split.level.path, WalkReport(shown(split.level.path))
-        about = About(unlabelled=self._unlabelled(split))
-        if about.unlabelled:
-            names = PackedNames(walk_images(folder, report))
+    def _list(self, split: str, level: Level, own: list[bytes]) -> FileImages:
+        named, report = shown(level.path), WalkReport(shown(level.path))
+        labelled = bool(self._classes and own)
+        if labelled:
+            ids = [np.empty(0, np.int64)]
+            names = PackedNames(_walk_classes(level.path, own, self._classes, ids, report))
+            about = About(np.concatenate(ids), tuple(map(shown, self._classes)))
         else:
-            ids: list[NDArray[np.int64]] = []
-            names = PackedNames(_walk_classes(folder, split.classes, self._classes, ids, report))
-            about = About(np.concatenate([np.empty(0, np.int64), *ids]), tuple(map(shown, self._classes)))
-        report.end()
+            names = PackedNames(walk_images(level.path, report))
+            about = About(unlabelled=_unlabelled(level, own))
+        if report.told:
+            report.told.end(report.met)
         if not len(names):
-            raise _no_image(self._source if len(self._splits) == 1 else shown(folder), report)
-        remarks = (*self.remarks, *self._remarks(split, report, labelled=not about.unlabelled))
+            raise _no_image(self._source if len(self.splits) == 1 else named, report)
+        remarks = (*self.remarks, *self._remarks(level, report, labelled=labelled))
         about = about._replace(remarks=remarks, skipped=tuple(report.skipped))
-        return FileImages(self._source, split.name, about, folder=folder, names=names)
+        return FileImages(self._source, split, about, folder=level.path, names=names)
 
-    def _unlabelled(self, split: Split) -> str:
-        named, beside = shown(split.level.path), some(split.level.pictures)
-        if self._classes and split.classes:
-            return ""
-        if split.level.pictures and split.level.filled:
-            return f"pictures lie beside the class folders of {named}: {beside}"
-        if split.level.pictures:
-            return f"its pictures lie directly in {named}, not in class folders"
-        return f"a single class tells nothing apart, and {named} has one class folder: {some(split.classes)}"
-
-    def _remarks(self, split: Split, report: WalkReport, *, labelled: bool) -> Iterator[Remark]:
-        named, level = shown(split.level.path), split.level
+    def _remarks(self, level: Level, report: WalkReport, *, labelled: bool) -> Iterator[Remark]:
+        named = shown(level.path)
         runs = sorted({*self._report.runs, *report.runs})
         if runs:
             yield Remark("note", f"runs of fgssl are passed over, their pictures are no photographs: {some(runs)}")
@@ -162,7 +125,9 @@ class FolderSource:
                 text = f"the folder {some(named)} of {shown(folder)} is taken for a class like {some(others)}"
                 self.remarks += (Remark("warning", f"{text}; where it is a split, give its own path"),)
             elif named:
-                self._leave_out(level, others)
+                for what, names in (("folders", others), ("pictures", level.pictures)):
+                    text = f"{what} beside the split folders of {shown(folder)} are in no split and left out"
+                    self.remarks += (Remark("warning", f"{text}: {some(names)}"),) if names else ()
                 return self._unwrapped({shown(name): self._level(level.inside(name)) for name in named})
             if not level.filled and not level.pictures:
                 report = WalkReport()
@@ -174,16 +139,9 @@ class FolderSource:
         return {"all": level}
 
     def _level(self, folder: bytes) -> Level:
-        pictures, folders = scan(folder, self._report)
-        filled = [name for name in folders if holds_images(os.path.join(folder, name), self._report)]
+        pictures, folders = listing.scan(folder, self._report)
+        filled = [name for name in folders if listing.first_images(os.path.join(folder, name), 1, self._report)]
         return Level(folder, pictures, filled, sorted({*folders} - {*filled}))
-
-    def _leave_out(self, level: Level, others: list[bytes]) -> None:
-        """Remarks on what lies beside split folders."""
-        for what, names in (("folders", others), ("pictures", level.pictures)):
-            if names:
-                text = f"{what} beside the split folders of {shown(level.path)} are in no split and left out"
-                self.remarks += (Remark("warning", f"{text}: {some(names)}"),)
 
     def _unwrapped(self, splits: dict[str, Level]) -> dict[str, Level]:
         """Splits without folders around all of their content: train/train/..., train/images/CLASS/..."""
@@ -201,13 +159,26 @@ class FolderSource:
         return splits
 
 
+def _unlabelled(level: Level, own: list[bytes]) -> str:
+    """Why a split's folders are no classes."""
+    named = shown(level.path)
+    if level.pictures and level.filled:
+        return f"pictures lie beside the class folders of {named}: {some(level.pictures)}"
+    if level.pictures:
+        return f"its pictures lie directly in {named}, not in class folders"
+    return f"a single class tells nothing apart, and {named} has one class folder: {some(own)}"
+
+
 def _walk_classes(
     folder: bytes, own: list[bytes], classes: list[bytes], ids: list[NDArray[np.int64]], report: WalkReport
 ) -> Iterator[bytes]:
     number = {name: index for index, name in enumerate(classes)}
-    keys = {name: folder_key(os.path.join(folder, name)) for name in own}
-    seen = {folder_key(folder), *keys.values()}  # a link inside a class to another class must not relabel its images
-    walked: set[FolderKey] = set()
+    keys = {name: listing.folder_key(os.path.join(folder, name)) for name in own}
+    seen = {
+        listing.folder_key(folder),
+        *keys.values(),
+    }  # a link inside a class to another class must not relabel its images
+    walked: set[listing.FolderKey] = set()
     for name in own:
         count = 0
         if keys[name] not in walked:

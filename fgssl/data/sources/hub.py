@@ -1,4 +1,7 @@
-"""Data sets of the Hugging Face hub, by their id; what goes wrong with one becomes one line with a remedy."""
+"""Data sets of the Hugging Face hub, by their id; what goes wrong with one becomes one line with a remedy.
+
+They are downloaded on first use to the cache `datasets` keeps (HF_HOME). Code that one brings along is never run.
+"""
 
 from __future__ import annotations
 
@@ -24,41 +27,31 @@ _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 _Answer = TypeVar("_Answer")
 
 
-class HubSource:
-    """One hub data set, downloaded on first use to the cache `datasets` keeps (HF_HOME).
+def split_names(data: DataConfig, hub_id: str) -> tuple[str, ...]:
+    """Names of the splits; without downloading images where the data set's card tells them.
 
-    Code that a data set brings along is never run.
-
-    Args:
-        data: Source, subset, revision and column options; columns of a preset already filled in.
-        hub_id: "owner/name".
+    Raises:
+        FgsslError: Missing, gated, unreachable, or otherwise not loadable; one line with the remedy.
     """
+    return _asked(_split_names, data, hub_id)
 
-    def __init__(self, data: DataConfig, hub_id: str) -> None:
-        self._data = data
-        self._key = (hub_id, data.subset, data.revision)
 
-    def splits(self) -> tuple[str, ...]:
-        """Names of the splits; without downloading images where the data set's card tells them.
+def load_split(data: DataConfig, hub_id: str, split: str) -> TableImages:
+    """Downloads if needed and opens one split. Raises FgsslError as `split_names`."""
+    splits = _asked(_all_splits, data, hub_id)
+    if split not in splits:
+        raise FgsslError(f"{data.source} has no split {split!r}", f"its splits are: {', '.join(splits)}")
+    return table_images({name: [table] for name, table in splits.items()}, split, data)
 
-        Raises:
-            FgsslError: Missing, gated, unreachable, or otherwise not loadable; one line with the remedy.
-        """
-        return self._asked(_split_names)
 
-    def load(self, split: str) -> TableImages:
-        """Downloads if needed and opens one split. Raises FgsslError as `splits`."""
-        splits = self._asked(_all_splits)
-        if split not in splits:
-            raise FgsslError(f"{self._data.source} has no split {split!r}", f"its splits are: {', '.join(splits)}")
-        return table_images({name: [table] for name, table in splits.items()}, split, self._data)
-
-    def _asked(self, question: Callable[[str, str | None, str | None], _Answer]) -> _Answer:
-        try:
-            with quiet_datasets(), hub_or_cache():
-                return question(*self._key)
-        except Exception as error:
-            raise hub_error(error, self._data, self._key[0]) from error
+def _asked(question: Callable[[str, str | None, str | None], _Answer], data: DataConfig, hub_id: str) -> _Answer:
+    try:
+        with quiet_datasets(), hub_or_cache():
+            return question(hub_id, data.subset, data.revision)
+    except FgsslError:
+        raise
+    except Exception as error:
+        raise _hub_error(error, data, hub_id) from error
 
 
 # One process asks for train, test and the split names in turn: the hub is asked once. The builder is what
@@ -105,78 +98,43 @@ def _split_names(hub_id: str, subset: str | None, revision: str | None) -> tuple
     return tuple(str(name) for name in (known or _all_splits(hub_id, subset, revision)))
 
 
-def hub_error(error: Exception, data: DataConfig, hub_id: str) -> FgsslError:
-    """The one line for an exception of `datasets` or `huggingface_hub`; an FgsslError is returned as it is.
-
-    Args:
-        error: What was raised.
-        data: The source and its options.
-        hub_id: The id on the hub.
-    """
-    if isinstance(error, FgsslError):
-        return error
+def _hub_error(error: Exception, data: DataConfig, hub_id: str) -> FgsslError:
+    """The one line for an exception of `datasets` or `huggingface_hub`."""
     chain = _chain(error)
     names = {kind.__name__ for link in chain for kind in type(link).__mro__}
     words = " ".join(str(link) for link in chain)
     named = hub_id if data.source == hub_id else f"{data.source} ({hub_id})"
-    subsets = re.search(r"(?:BuilderConfig '.*' not found\. Available|available configs): (\[.*?\])", words)
-    lacking = f"has no subset {data.subset!r}" if data.subset else "has several subsets"
-    cases = (
-        (
-            "GatedRepoError" in names or "gated dataset" in words,
-            f"the hub data set {named} is gated",
-            f"accept its terms at https://huggingface.co/datasets/{hub_id}, then {_LOG_IN}",
-        ),
-        (
-            "RevisionNotFoundError" in names or re.search(r"Revision '.*' doesn't exist", words),
-            f"the hub data set {named} has no revision {data.revision!r}",
-            "give one its history has",
-        ),
-        (
-            names & {"RepositoryNotFoundError", "HFValidationError"} or "doesn't exist on the Hub" in words,
-            f"no hub data set {named}, and no local path of that name",
-            f"{_near(hub_id)}check the spelling; if it is private, {_LOG_IN}; for a folder give a path that exists",
-        ),
-        (
-            "Dataset scripts are no longer supported" in words or "trust_remote_code" in words,
-            f"the hub data set {named} is a script, and code of data sets is never run",
-            "choose a copy stored as parquet, or download the images and give the folder",
-        ),
-        (
-            subsets,
-            f"the hub data set {named} {lacking}",
-            "--set data.subset=NAME, one of: " + ", ".join(re.findall(r"'([^']*)'", subsets[1] if subsets else "")),
-        ),
-        (
-            "Couldn't find cache for" in words and data.subset,
-            f"subset {data.subset!r} of {named} is not in the cache, and the hub is offline",
-            "go online",
-        ),
-        (
-            names & {"EmptyDatasetError", "DataFilesNotFoundError"},
-            f"the hub data set {named} holds no data files",
-            "choose another data set",
-        ),
-        (
-            names & {"DatasetGenerationError", "ArrowInvalid"},
-            f"the hub data set {named} has a damaged or inconsistent file ({shown(words)[-160:]})",
-            "try another revision, or delete its cached download and try again",
-        ),
-        (
-            any(isinstance(link, OSError) and link.errno == errno.ENOSPC for link in chain),
-            f"the disk is full while downloading {named}",
-            "free some space or set HF_HOME elsewhere",
-        ),
-        (
-            names & _OFFLINE_TYPES,
-            f"the hub cannot be reached and {named} is not in the cache",
-            "go online once to download it (unset HF_HUB_OFFLINE if set), or give a local folder; "
-            "the demo set works offline",
-        ),
-    )
+    known = f"the hub data set {named}"
+    if "GatedRepoError" in names or "gated dataset" in words:
+        terms = f"accept its terms at https://huggingface.co/datasets/{hub_id}"
+        return FgsslError(f"{known} is gated", f"{terms}, then {_LOG_IN}")
+    if "RevisionNotFoundError" in names or re.search(r"Revision '.*' doesn't exist", words):
+        return FgsslError(f"{known} has no revision {data.revision!r}", "give one its history has")
+    if names & {"RepositoryNotFoundError", "HFValidationError"} or "doesn't exist on the Hub" in words:
+        advice = f"check the spelling; if it is private, {_LOG_IN}; for a folder give a path that exists"
+        return FgsslError(f"no hub data set {named}, and no local path of that name", f"{_near(hub_id)}{advice}")
+    if "Dataset scripts are no longer supported" in words or "trust_remote_code" in words:
+        advice = "choose a copy stored as parquet, or download the images and give the folder"
+        return FgsslError(f"{known} is a script, and code of data sets is never run", advice)
+    if subsets := re.search(r"(?:BuilderConfig '.*' not found\. Available|available configs): (\[.*?\])", words):
+        lacking = f"has no subset {data.subset!r}" if data.subset else "has several subsets"
+        listed = ", ".join(re.findall(r"'([^']*)'", subsets[1]))
+        return FgsslError(f"{known} {lacking}", f"--set data.subset=NAME, one of: {listed}")
+    if "Couldn't find cache for" in words and data.subset:
+        return FgsslError(f"subset {data.subset!r} of {named} is not in the cache, and the hub is offline", "go online")
+    if names & {"EmptyDatasetError", "DataFilesNotFoundError"}:
+        return FgsslError(f"{known} holds no data files", "choose another data set")
+    if names & {"DatasetGenerationError", "ArrowInvalid"}:
+        advice = "try another revision, or delete its cached download and try again"
+        return FgsslError(f"{known} has a damaged or inconsistent file ({shown(words)[-160:]})", advice)
+    if any(isinstance(link, OSError) and link.errno == errno.ENOSPC for link in chain):
+        return FgsslError(f"the disk is full while downloading {named}", "free some space or set HF_HOME elsewhere")
+    if names & _OFFLINE_TYPES:
+        advice = "go online once to download it (unset HF_HUB_OFFLINE if set), or give a local folder"
+        problem = f"the hub cannot be reached and {named} is not in the cache"
+        return FgsslError(problem, f"{advice}; the demo set works offline")
     reason = f"{type(error).__name__}: {shown((str(error).strip().splitlines() or [''])[0])[:200]}"
-    other = (f"cannot load the hub data set {named} ({reason})", "try again later, or download it and give the folder")
-    return FgsslError(*next((told for applies, *told in cases if applies), other))
+    return FgsslError(f"cannot load {known} ({reason})", "try again later, or download it and give the folder")
 
 
 def _chain(error: BaseException) -> list[BaseException]:
@@ -191,8 +149,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 def _near(hub_id: str) -> str:
     ids = {preset.hub_id.lower(): f"{preset.name} ({preset.hub_id})" for preset in PRESETS.values()}
     tails = {key.split("/")[1]: named for key, named in ids.items()} | {name: name for name in PRESETS}
-    close = difflib.get_close_matches(hub_id.lower(), ids, n=1, cutoff=0.7)
-    if close:
-        return f"did you mean {ids[close[0]]}? Otherwise "
-    close = difflib.get_close_matches(hub_id.lower().rsplit("/", 1)[-1], tails, n=1, cutoff=0.7)
-    return f"did you mean {tails[close[0]]}? Otherwise " if close else ""
+    for wanted, known in ((hub_id.lower(), ids), (hub_id.lower().rsplit("/", 1)[-1], tails)):
+        if close := difflib.get_close_matches(wanted, known, n=1, cutoff=0.7):
+            return f"did you mean {known[close[0]]}? Otherwise "
+    return ""

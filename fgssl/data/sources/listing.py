@@ -18,12 +18,11 @@ EXTENSIONS = frozenset(
 )
 """File extensions taken for images, in lower case. HEIC is listed so that it is named as unreadable, not overlooked."""
 
-TELL_EVERY = 1024  # entries of a folder
+SPLIT_WORDS = "(train|training|test|testing|val|valid|validation|dev)"
+TELL_EVERY = 1024  # files and folders
 _MAX_NOTED = 100
 _IGNORED = frozenset({b"__MACOSX", b"@eaDir"})
-_SPLITS = "(train|training|test|testing|val|valid|validation|dev)"
-_SPLIT_NAME = re.compile(_SPLITS + r"([-_ .]?(sets?|splits?|images?|imgs?|data|folder|\d+))?", re.IGNORECASE)
-_SHARD_NAME = re.compile(_SPLITS + "(?![a-z])", re.IGNORECASE)
+_SPLIT_NAME = re.compile(SPLIT_WORDS + r"([-_ .]?(sets?|splits?|images?|imgs?|data|folder|\d+))?", re.IGNORECASE)
 
 Names = list[bytes]
 FolderKey = tuple[int, int]
@@ -31,33 +30,19 @@ FolderKey = tuple[int, int]
 
 
 class WalkReport:
-    """What a walk saw besides images.
-
-    Args:
-        folder: What is walked, for those who wait; nobody hears of it where it is not given.
-
-    Attributes:
-        others: Number of other files by extension ("" for none).
-        skipped: "path: reason" of folders and special files that were passed over; the first hundred.
-        runs: Run folders of fgssl, whose pictures are no photographs.
-    """
+    """What a walk saw besides images; the listener hears how far it is where the `folder` is given."""
 
     def __init__(self, folder: str = "") -> None:
-        self.others: Counter[str] = Counter()
-        self.skipped: list[str] = []
-        self.runs: list[str] = []
+        self.others: Counter[str] = Counter()  # number of other files by extension, "" for none
+        self.skipped: list[str] = []  # "path: reason" of folders and special files passed over; the first hundred
+        self.runs: list[str] = []  # run folders of fgssl, whose pictures are no photographs
         self.told, self.met = Told(f"listing {folder}") if folder else None, 0
 
-    def meet(self, entries: int) -> None:
-        """So many more files and folders were looked at."""
-        self.met += entries
-        if self.told:
+    def meet(self) -> None:
+        """One more file or folder was looked at."""
+        self.met += 1
+        if self.told and self.met % TELL_EVERY == 0:
             self.told(self.met)
-
-    def end(self) -> None:
-        """The walk is over."""
-        if self.told:
-            self.told.end(self.met)
 
     def skip(self, path: bytes, reason: str) -> None:
         """Notes a path that was passed over."""
@@ -77,7 +62,7 @@ def scan(folder: bytes, report: WalkReport | None = None, *, most: int | None = 
     rather than losing it in silence.
 
     Args:
-        folder: Path as bytes.
+        folder: Its path.
         report: Where to note what is neither image nor folder.
         most: Images after which to stop.
 
@@ -91,10 +76,8 @@ def scan(folder: bytes, report: WalkReport | None = None, *, most: int | None = 
         report.runs.append(shown(folder))
         return [], []
     with os.scandir(folder) as entries:
-        number = 0
-        for number, entry in enumerate(entries, 1):
-            if number % TELL_EVERY == 0:
-                report.meet(TELL_EVERY)
+        for entry in entries:
+            report.meet()
             kind, name = _kind(entry), entry.name
             if kind == "image":
                 images.append(name)
@@ -106,7 +89,6 @@ def scan(folder: bytes, report: WalkReport | None = None, *, most: int | None = 
                 report.others[shown(os.path.splitext(name)[1].lower())] += 1
             elif kind == "special":
                 report.skip(os.path.join(folder, name), "not a regular file")
-    report.meet(number % TELL_EVERY)
     images.sort()
     folders.sort()  # real folders before links, so that content reached twice keeps its real place
     return images, [name for _, name in folders]
@@ -151,7 +133,7 @@ def walk_images(
     system or locale. A folder reached twice through links is listed once, which also ends every loop.
 
     Args:
-        root: Folder to walk, as bytes.
+        root: Folder to walk.
         report: Where to note other files and folders that could not be listed.
         seen: Folders to leave out; those listed are added.
         most: As of `scan`, for each folder: whoever asks for the first few does not wait for a million.
@@ -175,14 +157,9 @@ def walk_images(
         waiting.extend(os.path.join(relative, name) for name in reversed(folders))
 
 
-def first_images(root: bytes, count: int) -> list[bytes]:
+def first_images(root: bytes, count: int, report: WalkReport | None = None) -> list[bytes]:
     """Up to so many image files in and below a folder, found without listing it to its end."""
-    return list(islice(walk_images(root, most=count), count))
-
-
-def holds_images(root: bytes, report: WalkReport | None = None) -> bool:
-    """Whether there is any image file in or below a folder; stops at the first one."""
-    return any(True for _ in walk_images(root, report, most=1))
+    return list(islice(walk_images(root, report, most=count), count))
 
 
 def split_of(name: str) -> str | None:
@@ -208,25 +185,6 @@ def parquet_files(folder: str) -> list[str]:
             found += [file for file in inside if file.lower().endswith(".parquet")]
             waiting += filter(os.path.isdir, inside if path == folder else ())
     return found
-
-
-def shards_by_split(path: str) -> dict[str, list[str]]:
-    """The parquet files of each split.
-
-    Args:
-        path: A parquet file ("all", whatever its name), or a folder of shards.
-
-    Returns:
-        Split name -> files. A shard's split is what its name, or its folder's, begins with; "all" where neither does.
-    """
-    if os.path.isfile(path):
-        return {"all": [path]}
-    splits: dict[str, list[str]] = {}
-    for file in parquet_files(path):
-        steps = os.path.relpath(file, path).split(os.sep)
-        match = next((found for step in reversed(steps) if (found := _SHARD_NAME.match(step))), None)
-        splits.setdefault(match[1].lower() if match else "all", []).append(file)
-    return splits
 
 
 def some(names: Collection[bytes | str]) -> str:

@@ -1,4 +1,4 @@
-"""From the string after `--data` to the thing that can list splits and load images."""
+"""From the string after `--data` to the splits it has and the images of each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import dataclasses
 import difflib
 import os
 import re
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 from fgssl.data.sources.listing import first_images, is_saved_table, parquet_files
 from fgssl.data.sources.presets import PRESETS
@@ -15,7 +16,7 @@ from fgssl.runtime.text import shown
 
 if TYPE_CHECKING:
     from fgssl.config.schema import DataConfig
-    from fgssl.data.images import ImageSet
+    from fgssl.data.images import ImageSet, Remark
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*$")
 MOST_STRAYS = 32  # pictures beside parquet files (a cover, an example): with more they are the data
@@ -23,16 +24,12 @@ _LISTS = (".txt", ".lst")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
 
-class Source(Protocol):
+class Source(NamedTuple):
     """Something with splits of images."""
 
-    def splits(self) -> tuple[str, ...]:
-        """Names of the splits; ("all",) where there are none."""
-        ...
-
-    def load(self, split: str) -> ImageSet:
-        """The images of one of `splits()`."""
-        ...
+    splits: tuple[str, ...]  # ("all",) where there are none
+    load: Callable[[str], ImageSet]  # the images of one of them
+    remarks: tuple[Remark, ...] = ()  # on how the splits were found
 
 
 def open_source(data: DataConfig) -> Source:
@@ -42,21 +39,23 @@ def open_source(data: DataConfig) -> Source:
     """
     source = data.source
     if source == "demo":
-        return _DemoSource()
+        from fgssl.data.demo.demo_set import SPLITS, DemoSet
+
+        return Source(SPLITS, DemoSet)
     if source in PRESETS:
         preset = PRESETS[source]
         image, label = data.image_column or preset.image_column, data.label_column or preset.label_column
         filled = dataclasses.replace(data, image_column=image, label_column=label)
         if os.path.isabs(preset.hub_id):
             return open_source(dataclasses.replace(filled, source=preset.hub_id))
-        return _hub(filled, preset.hub_id)
+        return _open_hub(filled, preset.hub_id)
     path = os.path.expanduser(source)
     if os.path.isdir(path):
         return _open_folder(data, path)
     if os.path.lexists(path) and source:
         return _open_file(data, path)
     if _is_hub_id(source):
-        return _hub(data, source)
+        return _open_hub(data, source)
     raise _unknown(source)
 
 
@@ -71,82 +70,64 @@ def _is_hub_id(source: str) -> bool:
     return bool(_HUB_ID.match(source)) and not source.lower().endswith((*_LISTS, *_ARCHIVES, ".parquet"))
 
 
-def _hub(data: DataConfig, hub_id: str) -> Source:
-    from fgssl.data.sources.hub import HubSource
+def _open_hub(data: DataConfig, hub_id: str) -> Source:
+    from fgssl.data.sources.hub import load_split, split_names
 
-    return HubSource(data, hub_id)
+    return Source(split_names(data, hub_id), lambda split: load_split(data, hub_id, split))
 
 
 def _open_folder(data: DataConfig, path: str) -> Source:
     if is_saved_table(path):
-        from fgssl.data.sources.tables import SavedSource
+        from fgssl.data.sources.tables import saved_tables, table_images
 
-        return SavedSource(data, path)
+        tables = saved_tables(path, data.source)
+        return Source(tuple(tables), lambda split: table_images(tables, split, data))
     pictures = first_images(os.fsencode(path), MOST_STRAYS)
     if len(pictures) < MOST_STRAYS and (shards := parquet_files(path)) and len(pictures) <= len(shards):
-        from fgssl.data.sources.tables import ParquetSource
-
-        return ParquetSource(data, path, strays=pictures)
+        return _open_parquet(data, path, strays=pictures)
     from fgssl.data.sources.folder import FolderSource
 
-    return FolderSource(data.source, os.fsencode(path))
+    folder = FolderSource(data.source, os.fsencode(path))
+    return Source(folder.splits, folder.load, folder.remarks)
+
+
+def _open_parquet(data: DataConfig, path: str, strays: list[bytes] | None = None) -> Source:
+    from fgssl.data.sources.tables import parquet_images, shards_by_split
+
+    shards = shards_by_split(path)
+    return Source(tuple(shards), lambda split: parquet_images(shards, split, data, strays=strays or ()))
 
 
 def _open_file(data: DataConfig, path: str) -> Source:
     kind = os.path.splitext(path)[1].lower()
     if kind in _LISTS:
-        from fgssl.data.sources.files import ListSource
+        from fgssl.data.sources.files import listed_images
 
-        return ListSource(data.source, path)
+        return Source(("all",), lambda _: listed_images(data.source, path))
     if kind == ".parquet":
-        from fgssl.data.sources.tables import ParquetSource
-
-        return ParquetSource(data, path)
+        return _open_parquet(data, path)
     named = shown(data.source)
     if not os.path.exists(path):
         raise FgsslError(f"{named} is a link to something that does not exist", "repair the link")
     if kind in _ARCHIVES:
         raise FgsslError(f"{named} is an archive", "unpack it and give the folder")
-    raise FgsslError(
-        f"{named} is a file, not a set of images",
-        "give a folder, a .txt list of paths, a .parquet file, a preset or a hub id",
-    )
+    remedy = "give a folder, a .txt list of paths, a .parquet file, a preset or a hub id"
+    raise FgsslError(f"{named} is a file, not a set of images", remedy)
 
 
 def _unknown(source: str) -> FgsslError:
-    named = shown(source)
+    named, presets = shown(source), ", ".join(("demo", *PRESETS))
     if not source:
-        return FgsslError("the data source is empty", f"give a folder, a hub id or a preset: {_presets()}")
-    parent = os.path.dirname(os.path.expanduser(source)) or "."
+        return FgsslError("the data source is empty", f"give a folder, a hub id or a preset: {presets}")
+    folder, name = os.path.split(source.rstrip("/"))
     try:
-        beside = os.listdir(parent)
+        beside = os.listdir(os.path.expanduser(folder) or ".")
     except OSError:
         beside = []
     near = difflib.get_close_matches(source.lower(), ("demo", *PRESETS), n=1)
-    near += [
-        shown(os.path.join(os.path.dirname(source), name))
-        for name in difflib.get_close_matches(os.path.basename(source.rstrip("/")), beside, n=2)
-    ]
+    near += [shown(os.path.join(folder, other)) for other in difflib.get_close_matches(name, beside, n=2)]
     hint = f"did you mean {' or '.join(near)}? Otherwise give" if near else "give"
     return FgsslError(
         f"no such folder or file: {named}, and it is not a preset or a hub id",
-        f"{hint} a path, a hub id owner/name, or a preset: {_presets()}; a plugin's needs its package or --plugin",
+        f"{hint} a path, a hub id owner/name, or a preset: {presets}; a plugin's needs its package or --plugin",
     )
-
-
-def _presets() -> str:
-    return ", ".join(("demo", *PRESETS))
-
-
-class _DemoSource:
-    """The set drawn by code."""
-
-    def splits(self) -> tuple[str, ...]:
-        from fgssl.data.demo.demo_set import SPLITS
-
-        return tuple(SPLITS)
-
-    def load(self, split: str) -> ImageSet:
-        from fgssl.data.demo.demo_set import DemoSet
-
-        return DemoSet(split)

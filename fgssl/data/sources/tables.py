@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -14,7 +16,7 @@ import pyarrow.parquet as pq
 from fgssl.config.schema import DataConfig
 from fgssl.data.images import About, EncodedImages, Remark
 from fgssl.data.sources.columns import find_image_column, find_label_column, read_labels
-from fgssl.data.sources.listing import shards_by_split, some
+from fgssl.data.sources.listing import SPLIT_WORDS, parquet_files, some
 from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.runtime.reporting import told_bars
 from fgssl.runtime.text import shown
@@ -22,13 +24,15 @@ from fgssl.runtime.text import shown
 Tables = Mapping[str, Sequence[datasets.Dataset]]
 """The tables of each split, in order: several where their columns have different types."""
 
+_SHARD_NAME = re.compile(SPLIT_WORDS + "(?![a-z])", re.IGNORECASE)
+
 
 class TableImages(EncodedImages):
-    """An `ImageSet` of the rows of memory-mapped tables.
+    """An `ImageSet` of the rows of memory-mapped tables, one after the other.
 
     Args:
         source: As of `ImageSet`, with `split` and `about`.
-        tables: Their rows one after the other; only the image column is kept, undecoded.
+        tables: Of one split; only the image column is kept, undecoded.
         column: The column of the images.
     """
 
@@ -46,23 +50,22 @@ class TableImages(EncodedImages):
         return len(self._rows)
 
     def content(self, index: int) -> bytes | str:
-        name = self.identifier(index)
+        named = f"unreadable image {self.identifier(index)}"
         try:
             stored = self._rows[index][self._column]
         except IndexError:
             raise
         except Exception as error:  # the table's file was cut off or has vanished
             reason = f"its row cannot be read ({shown(str(error))})"
-            raise UnreadableImage(f"unreadable image {name}: {reason}", "load the data set anew") from error
+            raise UnreadableImage(f"{named}: {reason}", "load the data set anew") from error
         content = None if stored is None else stored["bytes"] if stored["bytes"] is not None else stored["path"]
         if content is None:
-            raise UnreadableImage(f"unreadable image {name}: the row holds no image", "replace or remove it")
+            raise UnreadableImage(f"{named}: the row holds no image", "replace or remove it")
         if not isinstance(content, (bytes, str)):
-            raise UnreadableImage(f"unreadable image {name}: the row holds a {type(content).__name__}", "replace it")
+            raise UnreadableImage(f"{named}: the row holds a {type(content).__name__}", "replace it")
         return content
 
     def fingerprint(self) -> str:
-        """Hash of the tables' own fingerprints, their length and the column's name."""
         return hashlib.blake2b(self._identity.encode(), digest_size=16).hexdigest()
 
 
@@ -95,39 +98,40 @@ def table_images(splits: Tables, split: str, data: DataConfig, *, remarks: Seque
     return TableImages(data.source, split, about._replace(remarks=heard), tables=tables, column=image.name)
 
 
-class ParquetSource:
-    """Parquet files; the split of each is read from its name ("train-00000-of-00002.parquet").
+def shards_by_split(path: str) -> dict[str, list[str]]:
+    """The parquet files of each split: of a folder of shards, or a single file ("all", whatever its name).
 
-    A file whose name (or folder below the source) starts with no split's name belongs to "all". Tables of one split
-    whose columns differ in type, or in the names of classes, are read one by one: `datasets` would give all of them
-    the types of the first.
-
-    Args:
-        data: The source and its column options.
-        path: A parquet file, or a folder of them.
-        strays: Pictures beside the files, which are left out.
+    A shard's split is what its name ("train-00000-of-00002.parquet"), or its folder's, begins with; "all" where
+    neither does.
     """
-
-    def __init__(self, data: DataConfig, path: str, *, strays: Sequence[bytes] = ()) -> None:
-        self._data, self._files = data, shards_by_split(path)
-        self._remarks = []
-        if strays:
-            text = f"{data.source}: its parquet files are the data; pictures beside them are left out: {some(strays)}"
-            self._remarks.append(Remark("warning", text))
-        if len(self._files) > 1 and "all" in self._files:
-            text = f"{data.source}: files named like no split are the split 'all': {some(self._files['all'])}"
-            self._remarks.append(Remark("note", text))
-
-    def splits(self) -> tuple[str, ...]:
-        return tuple(self._files)
-
-    def load(self, split: str) -> TableImages:
-        with quiet_datasets(), _readable(self._data.source):
-            tables = {name: _parquet(files) for name, files in self._files.items()}
-        return table_images(tables, split, self._data, remarks=self._remarks)
+    if os.path.isfile(path):
+        return {"all": [path]}
+    splits: dict[str, list[str]] = {}
+    for file in parquet_files(path):
+        steps = os.path.relpath(file, path).split(os.sep)
+        match = next((found for step in reversed(steps) if (found := _SHARD_NAME.match(step))), None)
+        splits.setdefault(match[1].lower() if match else "all", []).append(file)
+    return splits
 
 
-def _parquet(files: Sequence[str]) -> list[datasets.Dataset]:
+def parquet_images(
+    shards: Mapping[str, Sequence[str]], split: str, data: DataConfig, *, strays: Sequence[bytes]
+) -> TableImages:
+    """One split of `shards_by_split`; pictures that lie beside the files (`strays`) are left out."""
+    with quiet_datasets(), _readable(data.source):
+        tables = {name: _read_parquet(files) for name, files in shards.items()}
+    remarks = []
+    if strays:
+        text = f"{data.source}: its parquet files are the data; pictures beside them are left out: {some(strays)}"
+        remarks.append(Remark("warning", text))
+    if len(shards) > 1 and "all" in shards:
+        text = f"{data.source}: files named like no split are the split 'all': {some(shards['all'])}"
+        remarks.append(Remark("note", text))
+    return table_images(tables, split, data, remarks=remarks)
+
+
+def _read_parquet(files: Sequence[str]) -> list[datasets.Dataset]:
+    """A table for each run of files with the same types: `datasets` would give all of them the types of the first."""
     groups = itertools.groupby(files, key=parquet_features)
     # the key is not the split's name: "all" means something else to `datasets`
     return [datasets.load_dataset("parquet", data_files={"part": list(same)}, split="part") for _, same in groups]
@@ -138,20 +142,12 @@ def parquet_features(file: str) -> datasets.Features:
     return datasets.Features.from_arrow_schema(pq.read_schema(file))
 
 
-class SavedSource:
-    """A folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`; arguments as of `ParquetSource`."""
-
-    def __init__(self, data: DataConfig, path: str) -> None:
-        with _readable(data.source):
-            saved = datasets.load_from_disk(path)
-        splits = saved if isinstance(saved, datasets.DatasetDict) else {"all": saved}
-        self._data, self._splits = data, {name: [table] for name, table in splits.items()}
-
-    def splits(self) -> tuple[str, ...]:
-        return tuple(self._splits)
-
-    def load(self, split: str) -> TableImages:
-        return table_images(self._splits, split, self._data)
+def saved_tables(path: str, source: str) -> Tables:
+    """The splits of a folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
+    with _readable(source):
+        saved = datasets.load_from_disk(path)
+    splits = saved if isinstance(saved, datasets.DatasetDict) else {"all": saved}
+    return {name: [table] for name, table in splits.items()}
 
 
 @contextmanager
