@@ -25,42 +25,26 @@ class ObjectiveOutput(NamedTuple):
 
 
 class Objective(nn.Module):
-    """Base class: owns the trained backbone and its heads; knows nothing of the rationale.
+    """Base class: owns the trained backbone (a stand-in where it is frozen) and its heads; knows no rationale.
 
     A new objective is a file in `fgssl/objectives/methods/`, named as the objective, whose class is decorated by
-    `@OBJECTIVES.register("name")`.
-
-    Args:
-        backbone: The encoder to train, or a stand-in where it is frozen and the views are its feature maps.
-        config: Objective settings with every derived value filled in.
-
-    Attributes:
-        settings: `ObjectiveConfig`, or a frozen dataclass derived from it with settings of this objective alone.
-        uses: The optional settings of `ObjectiveConfig` that it has; the others are refused.
-        paper: Optimiser on trained weights.
-        step_forwards: Work of a step on an image, in forward passes; a backward pass counts as two.
-        needs_keys: Whether GradCAM of the loss of a single picture needs a sample of keys as negatives.
-        projector: Pooled map (N, C) to projection (N, D).
-        predictor: Projection to a prediction (N, D) of the other view's; None in objectives without one.
-        pool: Of the maps before the projector; None is global average pooling.
-        update_target: Whether the next forward moves a momentum encoder: once a step that is taken in parts.
-        progress: Share of the run that is done, 0 to 1, for what follows a schedule.
+    `@OBJECTIVES.register("name")`. It may replace `derive`, the builders of its heads, and these:
     """
 
-    settings: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig
-    uses: ClassVar[tuple[str, ...]] = ()
-    paper: ClassVar[Recommended] = Recommended("sgd", 0.03, 128, 1e-4, 0.0)
-    step_forwards: ClassVar[int] = 6
-    needs_keys: ClassVar[bool] = False
+    settings: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig  # or one derived from it, with settings of its own
+    uses: ClassVar[tuple[str, ...]] = ()  # optional settings of `ObjectiveConfig` that it has; others are refused
+    paper: ClassVar[Recommended] = Recommended("sgd", 0.03, 128, 1e-4, 0.0)  # optimiser on trained weights
+    step_forwards: ClassVar[int] = 6  # work of a step on an image; a backward pass counts as two forward passes
+    needs_keys: ClassVar[bool] = False  # whether `picture_loss` takes a sample of keys as negatives
 
     def __init__(self, backbone: Backbone | GivenMap, config: ObjectiveConfig) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.config = config
-        self.pool: Pooling | None = None
-        self.update_target, self.progress = True, 0.0
-        self.projector = self.build_projector(backbone.channels, config)
-        self.predictor = self.build_predictor(config)
+        self.backbone, self.config = backbone, config
+        self.pool: Pooling | None = None  # of the maps before the projector; None is global average pooling
+        self.update_target = True  # whether the next forward moves a momentum encoder: once a step taken in parts
+        self.progress = 0.0  # share of the run that is done, for what follows a schedule
+        self.projector = self.build_projector(backbone.channels, config)  # (N, C) -> (N, D)
+        self.predictor = self.build_predictor(config)  # (N, D) -> (N, D), of the other view's projection
 
     @classmethod
     def derive(cls, draft: Draft, run: RunFacts) -> None:
@@ -89,11 +73,8 @@ class Objective(nn.Module):
     def picture_loss(anchor: Tensor, positive: Tensor, keys: Tensor | None, config: ObjectiveConfig) -> Tensor:
         """The loss that GradCAM explains for single pictures, summed over them: no picture depends on another.
 
-        Args:
-            anchor: (N, D) l2-normalised outputs of the last head for the pictures.
-            positive: (N, D) l2-normalised projections of their mirror images, constants.
-            keys: (M, D) l2-normalised projections of training images, where `needs_keys`.
-            config: Of the run.
+        All l2-normalised: the last head's (N, D) for the pictures, (N, D) projections of their mirror images,
+        constants, and (M, D) of training images where `needs_keys`.
         """
         raise NotImplementedError
 
@@ -106,13 +87,13 @@ class Objective(nn.Module):
         for backbone in self.backbones():
             backbone.compile()
 
-    def restart(self) -> None:
-        """Begin anew, except for the weights of backbone and heads, which were just replaced."""
-
     def forget_compiled(self) -> None:
         """Undo `compile_backbones`: what follows a run has other shapes and would be compiled anew."""
         for backbone in self.backbones():
             backbone._compiled_call_impl = None
+
+    def restart(self) -> None:
+        """Begin anew, except for the weights of backbone and heads, which were just replaced."""
 
     def chance_level(self) -> float | None:
         """The loss of an encoder that knows nothing, in nats; None where the loss does not tell."""

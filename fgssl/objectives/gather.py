@@ -22,6 +22,11 @@ def gather(tensor: Tensor) -> Tensor:
     return _interleaved(shares)
 
 
+def process_mean(tensor: Tensor) -> Tensor:
+    """The mean over the processes."""
+    return gather(tensor[None]).mean(0) if is_distributed() else tensor
+
+
 def gather_with_gradient(tensor: Tensor) -> Tensor:
     """As `gather`, with the gradient of every process's loss, summed: averaged, it is that of their mean loss."""
     if not is_distributed():

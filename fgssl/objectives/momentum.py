@@ -14,7 +14,7 @@ from fgssl.backbones import Backbone, GivenMap
 from fgssl.config.defaults import Draft, RunFacts
 from fgssl.config.schema import ObjectiveConfig, filled
 from fgssl.objectives.base import Objective, project
-from fgssl.objectives.gather import is_distributed
+from fgssl.objectives.gather import process_mean
 
 
 class MomentumObjective(Objective):
@@ -55,8 +55,7 @@ class MomentumObjective(Objective):
 
     def restart(self) -> None:
         """The key encoder is a copy again."""
-        update_momentum(self.backbone, self.key_backbone, 0.0, buffers=True)
-        update_momentum(self.projector, self.key_projector, 0.0, buffers=True)
+        self._move(0.0, buffers=True)
 
     def current_momentum(self) -> float:
         """From `momentum` to `momentum_end` by half a cosine over the run (Grill et al. 2020, section 3.2)."""
@@ -72,9 +71,11 @@ class MomentumObjective(Objective):
     def follow(self) -> None:
         """Move the key encoder towards the trained one: once a training step, before its keys are computed."""
         if self.training and self.update_target:
-            momentum, buffers = self.current_momentum(), self.config.key_norm == "running"
-            update_momentum(self.backbone, self.key_backbone, momentum, buffers=buffers)
-            update_momentum(self.projector, self.key_projector, momentum, buffers=buffers)
+            self._move(self.current_momentum(), buffers=self.config.key_norm == "running")
+
+    def _move(self, momentum: float, *, buffers: bool) -> None:
+        update_momentum(self.backbone, self.key_backbone, momentum, buffers=buffers)
+        update_momentum(self.projector, self.key_projector, momentum, buffers=buffers)
 
 
 @torch.no_grad()
@@ -84,14 +85,6 @@ def update_momentum(source: nn.Module, target: nn.Module, momentum: float, *, bu
     if buffers:
         floats = [(t, s) for t, s in zip(target.buffers(), source.buffers(), strict=True) if t.is_floating_point()]
         # each process has seen its own images: the average keeps the key encoders of all processes equal
-        pairs += [(t, _process_mean(s)) for t, s in floats]
+        pairs += [(t, process_mean(s)) for t, s in floats]
     if pairs:
         torch._foreach_lerp_([t for t, _ in pairs], [s for _, s in pairs], 1 - momentum)
-
-
-def _process_mean(buffer: Tensor) -> Tensor:
-    if is_distributed():
-        buffer = buffer.clone()
-        torch.distributed.all_reduce(buffer)
-        buffer /= torch.distributed.get_world_size()
-    return buffer

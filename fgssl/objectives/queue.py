@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fgssl.backbones import Backbone, GivenMap
 from fgssl.config.defaults import Draft, RunFacts
-from fgssl.config.schema import ObjectiveConfig
+from fgssl.config.schema import ObjectiveConfig, filled
 from fgssl.objectives.base import Objective
+
+KEYS = 512  # of objectives whose loss does not use them: for GradCAM of single pictures
 
 
 class KeyQueue(Objective):
@@ -29,9 +32,11 @@ class KeyQueue(Objective):
         draft.derive("objective.temperature", 0.2 if run.started else 0.1, reason)
         super().derive(draft, run)
 
-    def start_queue(self, size: int, width: int) -> None:
-        """A ring of `size` random unit keys, which belong to no image."""
-        self.register_buffer("queue", functional.normalize(torch.randn(size, width), dim=1))
+    def __init__(self, backbone: Backbone | GivenMap, config: ObjectiveConfig) -> None:
+        super().__init__(backbone, config)
+        self.temperature, size = filled(config.temperature), config.queue_size or KEYS
+        # random unit keys, which belong to no image
+        self.register_buffer("queue", functional.normalize(torch.randn(size, filled(config.projector_dim)), dim=1))
         self.register_buffer("queue_index", torch.full((size,), -1))
         self.register_buffer("queue_pointer", torch.zeros(1, dtype=torch.int64))
 
@@ -64,13 +69,8 @@ def info_nce(
 ) -> tuple[Tensor, Tensor]:
     """InfoNCE (MoCo eq. 1): -log softmax of the positive among positive and negatives, mean over the queries.
 
-    Args:
-        query: (N, D) l2-normalised, as `key` (N, D), the positives, and `negatives` (K, D).
-        own: (N, K) bool, negatives that stem from the query's own image and are left out.
-        temperature: Divides the similarities.
-
-    Returns:
-        The scalar loss and the mean similarity of the positives (detached).
+    Takes l2-normalised `query` (N, D), `key` (N, D), the positives, and `negatives` (K, D), without those that are the
+    query's `own` image's (N, K). Returns the scalar loss and the mean similarity of the positives (detached).
     """
     positive = (query * key).sum(1, keepdim=True)  # (N, 1)
     negative = query @ negatives.T  # (N, K)

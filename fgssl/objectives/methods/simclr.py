@@ -13,13 +13,11 @@ from torch import Tensor
 
 from fgssl.backbones import Backbone, GivenMap
 from fgssl.config.defaults import Draft, Recommended, RunFacts
-from fgssl.config.schema import ObjectiveConfig, filled
+from fgssl.config.schema import ObjectiveConfig
 from fgssl.objectives.base import ObjectiveOutput, project
 from fgssl.objectives.gather import gather, gather_with_gradient
 from fgssl.objectives.queue import KeyQueue, info_nce
 from fgssl.registry import OBJECTIVES
-
-KEYS = 512  # newest projections, for GradCAM of single pictures; the loss does not use them
 
 
 @OBJECTIVES.register("simclr")
@@ -37,8 +35,6 @@ class SimCLR(KeyQueue):
 
     def __init__(self, backbone: Backbone | GivenMap, config: ObjectiveConfig) -> None:
         super().__init__(backbone, config)
-        self.temperature = filled(config.temperature)
-        self.start_queue(KEYS, filled(config.projector_dim))
         self.register_buffer("candidates", torch.zeros((), dtype=torch.int64))  # of the newest step
 
     def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
@@ -64,10 +60,8 @@ def nt_xent(
 ) -> tuple[Tensor, Tensor]:
     """The normalised temperature-scaled cross-entropy (Chen et al. 2020, equation 1), mean over the 2N anchors.
 
-    Args:
-        first: (N, D) l2-normalised projections of the first views; `second` of the second.
-        everything: (M, D) of all views of the step, these included.
-        index: (N,) which image a row of `first` and `second` is of; `owners` (M,) of `everything`.
+    Of l2-normalised projections (N, D) of both views of the images `index` (N,), among `everything` (M, D), all views
+    of the step, these included, of the images `owners` (M,).
     """
     own = index[:, None] == owners  # (N, M): the anchor itself, its positive, and the image drawn twice
     there, positive = info_nce(first, second, everything, own, temperature=temperature)
