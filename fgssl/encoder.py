@@ -42,9 +42,6 @@ class Encoder(nn.Module):
         projector: The objective's projector, needed for GradCAM only; `predictor` likewise, if it has one.
         keys: (M, D) l2-normalised projections of training images, GradCAM's negatives where the objective has any.
         config: The run's; None for an encoder not trained by fgssl.
-
-    Attributes:
-        whitening: Applied to every feature pooled from the map, before it is normalised; None leaves it as it is.
     """
 
     keys: Tensor | None
@@ -64,7 +61,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone, self.rationale, self.config = backbone, rationale, config
         self.projector, self.predictor = projector, predictor
-        self.whitening: nn.Linear | None = None
+        self.whitening: nn.Linear | None = None  # of every feature pooled from the map, before it is normalised
         self.register_buffer("keys", keys)
         self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
@@ -91,12 +88,9 @@ class Encoder(nn.Module):
         return round(size / window_share(ViewsConfig() if self.config is None else self.config.views))
 
     def attention(self, feature_map: Tensor) -> Tensor:
-        """The rationale's map: (N, C, H, W) -> (N, H, W), summing to 1. Raises FgsslError where there is none."""
-        if self.rationale is None:
-            raise FgsslError(
-                f"the encoder {self.backbone.name} has no rationale branch",
-                "use --pool gap, or pretrain without --no-rationale",
-            )
+        """The rationale's map: (N, C, H, W) -> (N, H, W), summing to 1; FgsslError where there is none."""
+        self.require("rationale")
+        assert self.rationale is not None
         return attention_map(self.rationale, feature_map)
 
     def require(self, pool: Pool) -> None:
@@ -107,23 +101,20 @@ class Encoder(nn.Module):
                 "use --pool gap or zoom, or pretrain with --rationale",
             )
         if pool == "cls" and not self.backbone.has_class_token:
-            raise FgsslError(
-                f"the encoder {self.backbone.name} has no class token beside its map to pool with", "use --pool gap"
-            )
+            problem = f"the encoder {self.backbone.name} has no class token beside its map to pool with"
+            raise FgsslError(problem, "use --pool gap")
 
     def pool(self, feature_map: Tensor, pool: Pool) -> Tensor:
         """(N, C, H, W) -> (N, C) l2-normalised; concat: (N, 2C), gap beside rationale, each of equal weight."""
         if pool in ("cls", "zoom"):
             raise ValueError(f"{pool} takes more than the map: use forward or embeddings")
-        if pool == "gap":
-            return self._finished(pool_places(feature_map))
-        weighted = self._weighted(feature_map)
-        if pool == "rationale":
-            return weighted
-        return torch.cat([self._finished(pool_places(feature_map)), weighted], 1) / 2**0.5
+        parts = [] if pool == "rationale" else [self._finished(pool_places(feature_map))]
+        if pool != "gap":
+            parts.append(self._weighted(feature_map))
+        return torch.cat(parts, 1).div(len(parts) ** 0.5)
 
     def _weighted(self, feature_map: Tensor) -> Tensor:
-        attention = self.attention(feature_map)  # raises where there is no branch
+        attention = self.attention(feature_map)
         assert self.rationale is not None
         return self._finished(pool_places(feature_map, attention, pool=self.rationale.config.pool))
 
@@ -159,13 +150,14 @@ class Encoder(nn.Module):
             if len(set(pools)) > 1:
                 raise ValueError(f"zoom takes pictures of another size than {', '.join(pools)}")
             return {"zoom": self._zoomed(images)}
-        if "cls" not in pools:
-            feature_map = self.backbone(self.normalize(images))
-            return {pool: self.pool(feature_map, pool) for pool in pools}
-        self.require("cls")
-        feature_map, token = self.backbone.forward_with_token(self.normalize(images))
-        pooled: dict[Pool, Tensor] = {pool: self.pool(feature_map, pool) for pool in pools if pool != "cls"}
-        return {**pooled, "cls": functional.normalize(token.float(), dim=1)}
+        images, found = self.normalize(images), dict[Pool, Tensor]()
+        if "cls" in pools:
+            self.require("cls")
+            feature_map, token = self.backbone.forward_with_token(images)
+            found["cls"] = functional.normalize(token.float(), dim=1)
+        else:
+            feature_map = self.backbone(images)
+        return {pool: found[pool] if pool in found else self.pool(feature_map, pool) for pool in pools}
 
     def _zoomed(self, images: Tensor) -> Tensor:
         """(N, 3, Z, Z) uint8 -> gap of the whole picture and of its window, with its rationale at half their weight."""

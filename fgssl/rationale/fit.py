@@ -1,4 +1,4 @@
-"""The fit of the branch's map to GradCAM's (section 3.2), in training."""
+"""The rationale in training (section 3.2): GradCAM of the loss, the branch that learns it, and the fit of its map."""
 
 from __future__ import annotations
 
@@ -6,13 +6,61 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from fgssl.config.schema import RationaleConfig
-from fgssl.rationale.branch import RationaleHead
-from fgssl.rationale.gradcam import gradcam
 
 EPSILON = 1e-12
+
+
+def gradcam(loss: Tensor, feature_map: Tensor, *, sign: str = "raise") -> Tensor:
+    """ReLU(+-sum_c F_c * dL/dF_c), with dL/dF a constant: on which places of the feature map the loss depends.
+
+    Args:
+        loss: Scalar that depends on `feature_map`; its graph is kept.
+        feature_map: F, (N, C, H, W).
+        sign: "raise" takes +dL/dF (places whose growth raises the loss), "lower" takes -dL/dF.
+
+    Returns:
+        (N, H, W) float32; gradient flows through F but not through dL/dF.
+    """
+    # The mean over images and places makes dL/dF tiny; a power of two keeps float16 from losing it and is exact.
+    scale = 2.0 ** round(math.log2(feature_map.numel() / feature_map.shape[1]))
+    (gradient,) = torch.autograd.grad(loss * scale, feature_map, retain_graph=True)
+    raised = (feature_map.float() * gradient.detach().float()).sum(1) / scale
+    return torch.relu(raised if sign == "raise" else -raised)
+
+
+class RationaleHead(nn.Module):
+    """The branch, so small that only what images share fits into it: K 1x1 projections, norm, ReLU, and their maximum.
+
+    Args:
+        channels: C of the feature map.
+        config: Of the branch (a learned sum instead of the maximum, say), of its fit, and of the pooling by its map.
+    """
+
+    def __init__(self, channels: int, config: RationaleConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.project = nn.Conv2d(channels, config.projections, 1, bias=False)
+        self.norm: nn.Module = nn.BatchNorm2d(config.projections) if config.branch_norm == "batch" else nn.Identity()
+        if config.combine == "linear":  # softplus of it is 1 / K: begins as the mean
+            start = math.log(math.expm1(1 / config.projections))
+            self.readout = nn.Parameter(torch.full((config.projections,), start))
+
+    def projections(self, feature_map: Tensor) -> Tensor:
+        """The K maps: (N, C, H, W) -> (N, K, H, W), not negative."""
+        # outside autocast: a 1x1 convolution costs nothing, and small maps need their precision
+        with torch.autocast(feature_map.device.type, enabled=False):
+            return torch.relu(self.norm(self.project(feature_map.float())))
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """The branch's map a: (N, C, H, W) -> (N, H, W) float32, not negative."""
+        maps = self.projections(feature_map)
+        if self.config.combine == "linear":
+            return torch.einsum("nkhw,k->nhw", maps, functional.softplus(self.readout))
+        return maps.amax(1)
 
 
 class RationaleOutput(NamedTuple):
@@ -30,15 +78,10 @@ def fit_rationale(head: RationaleHead, loss: Tensor, feature_map: Tensor) -> Rat
 
 
 def rationale_loss(cam: Tensor, prediction: Tensor, config: RationaleConfig) -> RationaleOutput:
-    """How far the branch's map is from GradCAM's.
+    """How far the branch's map is from GradCAM's, both (N, H, W).
 
     The fit "kl" is KL(target || softmax of the prediction) between distributions, the paper's. "regression" takes the
     prediction as it is: its mean squared distance to the target scaled to mean 1 over the places.
-
-    Args:
-        cam: (N, H, W), from `gradcam`.
-        prediction: (N, H, W), from `RationaleHead`.
-        config: Target, axis, temperatures, normalisation, fit, detach and reduction.
     """
     if config.detach_target:
         cam = cam.detach()

@@ -11,8 +11,7 @@ import torch
 from pictures import ArrayImages
 from torch.nn import functional
 
-from fgssl.adaptation import whiten
-from fgssl.adaptation.whitening import fit_whitening
+from fgssl.adaptation import fit_whitening, whiten
 from fgssl.backbones import build_backbone, save_timm
 from fgssl.config.schema import RationaleConfig
 from fgssl.data.cache.pixels import PixelStore, Shrunk

@@ -8,14 +8,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from rationale_cases import C, H, N, W, cams, preset, randn, rationale, trained_head
+from rationale_cases import C, H, N, W, attention_pool, cams, preset, randn, rationale, trained_head
 from torch import Tensor, nn
 
 from fgssl.config.schema import RationaleConfig
 from fgssl.rationale import (
     RationaleHead,
     attention_map,
-    attention_pool,
     fit_rationale,
     gradcam,
     pool_places,

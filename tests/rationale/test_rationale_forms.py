@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from rationale_cases import C, H, N, W, cams, randn, rationale, trained_head
+from rationale_cases import C, H, N, W, attention_pool, cams, randn, rationale, trained_head
 from tiny_moco import build as build_moco
 from tiny_moco import step as moco_step
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from fgssl.config.schema import flatten
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
 from fgssl.objectives.base import project
-from fgssl.rationale import RationaleHead, attention_map, attention_pool, rationale_loss
+from fgssl.rationale import RationaleHead, attention_map, rationale_loss
 from fgssl.rationale.fit import target_distribution
 
 # ---- fits

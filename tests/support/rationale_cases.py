@@ -6,10 +6,11 @@ import dataclasses
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fgssl.config.resolve import load_config
 from fgssl.config.schema import RationaleConfig
-from fgssl.rationale import RationaleHead
+from fgssl.rationale import RationaleHead, pool_places
 
 N, C, H, W = 3, 5, 4, 6
 
@@ -21,6 +22,10 @@ def rationale(**changes) -> RationaleConfig:
 def preset(name: str) -> RationaleConfig:
     sets = [f"rationale.preset={name}", "rationale.projections=7"]
     return load_config(sets=sets).config.rationale
+
+
+def attention_pool(feature_map: Tensor, attention: Tensor | None = None, *, pool: str = "mean") -> Tensor:
+    return functional.normalize(pool_places(feature_map, attention, pool=pool), dim=1)
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

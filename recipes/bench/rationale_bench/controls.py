@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fgssl import rationale
 from fgssl.config.schema import RationaleConfig
 from fgssl.encoder import Encoder
 from fgssl.objectives.queue import info_nce
-from fgssl.rationale import RationaleHead, attention_map, attention_pool, gradcam, pool_places
+from fgssl.rationale import RationaleHead, attention_map, gradcam, pool_places
 
 MapOf = Callable[[Tensor, Tensor], Tensor]  # feature map (N, C, H, W) and images (N, 3, S, S) -> (N, H, W), sum 1
 
@@ -89,7 +90,8 @@ class BranchMap:
 
 def pool_by(feature_map: Tensor, weights: Tensor | None, config: RationaleConfig | None = None) -> Tensor:
     """l2-normalised embedding (N, C), by the config's way to pool."""
-    return attention_pool(feature_map, weights, pool="mean" if config is None else config.pool)
+    pooled = pool_places(feature_map, weights, pool="mean" if config is None else config.pool)
+    return functional.normalize(pooled, dim=1)
 
 
 GEM = RationaleConfig(pool="gem")

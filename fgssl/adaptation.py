@@ -1,0 +1,131 @@
+"""From trained weights to better features without labels: view whitening.
+
+Directions in which features change although only the view does are damped, in closed form. Linear discriminant analysis
+and within-class covariance normalisation (Hatch et al., 2006) divide features by their scatter within a class. Without
+labels two things stand in for a class: the views of one picture, whose scatter is nuisance by construction, and
+pictures that are each other's nearest neighbours, most of which are of one class. No gradient is taken and the backbone
+stays as it is: what comes out is one linear layer after the pooling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fgssl.config.presets import VIEW_PRESETS
+from fgssl.config.schema import ViewsConfig
+from fgssl.data.cache.pixels import PixelStore
+from fgssl.data.feed.views import Key, ViewDataset
+from fgssl.encoder import Encoder, evaluated
+from fgssl.errors import UnreadableImage
+from fgssl.rationale import pool_places
+from fgssl.views import EvaluationView
+
+PICTURES = 5000  # more do not change a scatter of a few thousand channels
+PAIRS = 2  # of random views a picture, beside its evaluation view
+BATCH = 32
+# where a picture is cut and mirrored says nothing of its class in any set; what its colour says nobody knows
+CROPS = ViewsConfig(preset="geometric", crop_min=0.16, **VIEW_PRESETS["geometric"])
+SHRINKAGE = 0.3  # of the scatter towards a multiple of the identity, in units of its mean eigenvalue
+NEIGHBOURS = 3  # pictures are taken for one class when each is among the other's so many nearest
+ROUNDS = 2  # neighbours are found in the features as they are whitened so far
+CHUNK = 1024  # rows of similarities held at once
+
+
+def whiten(encoder: Encoder, pixels: PixelStore, *, seed: int, progress: Callable[[int, int], None]) -> bool:
+    """Fit the encoder's whitening on pictures of a training split; it is used in eval mode and left in its mode.
+
+    Args:
+        encoder: On the device that computes.
+        pixels: The split, decoded somewhat larger than the views.
+        seed: Of the random views.
+        progress: Called with (done, total) pictures.
+
+    Returns:
+        Whether there were pictures enough: two that can be read.
+    """
+    size = encoder.backbone.image_size
+    crops = ViewDataset(pixels, CROPS, size=size, seed=seed)
+    whole = EvaluationView(size, encoder.backbone.crop_pct, encoder.backbone.interpolation)
+    rows = np.unique(np.linspace(0, len(pixels) - 1, min(PICTURES, len(pixels))).astype(np.int64))
+    parts = []
+    with torch.inference_mode(), evaluated(encoder):
+        for start in range(0, len(rows), BATCH):
+            batch = list(_views(pixels, crops, whole, rows[start : start + BATCH].tolist()))
+            if batch:
+                views = torch.stack(batch, 1).to(encoder.device)  # (V, N, 3, S, S)
+                pooled = [pool_places(encoder.backbone(encoder.normalize(view))).cpu() for view in views]
+                parts.append(torch.stack(pooled))
+            progress(min(start + BATCH, len(rows)), len(rows))
+    found = torch.cat(parts, 1) if parts else torch.empty(1, 0, 0)
+    if found.shape[1] < 2:
+        return False
+    encoder.whitening = fit_whitening(found.clone()).to(encoder.device)
+    return True
+
+
+def _views(pixels: PixelStore, crops: ViewDataset, whole: EvaluationView, rows: list[int]) -> Iterator[Tensor]:
+    """(V, 3, S, S) uint8 of each picture that can be read."""
+    for row in rows:
+        try:
+            picture = pixels[row]
+        except UnreadableImage:
+            continue
+        first = torch.from_numpy(np.array(whole(Image.fromarray(picture)))).permute(2, 0, 1)
+        pairs = [crops.make([picture], [Key(epoch, row)])[:, 0] for epoch in range(PAIRS)]
+        yield torch.cat([first[None], *pairs])
+
+
+def fit_whitening(views: Tensor) -> nn.Linear:
+    """The inverse root of what changes with the view and between nearest neighbours, about the mean of the first view.
+
+    Takes (V, N, C) pooled features of V views (2 or more) of N pictures (2 or more), not normalised, the evaluation
+    view first; makes a layer (C -> C) without a gradient, on the CPU.
+    """
+    views = views.double()
+    mean, of_views = views[0].mean(0), _unit(_view_scatter(views))
+    weight = _inverse_root(of_views)
+    for _ in range(ROUNDS):
+        averaged = functional.normalize((views - mean) @ weight, dim=2).mean(0)
+        pairs = mutual_neighbours(functional.normalize(averaged, dim=1), NEIGHBOURS)
+        difference = views[0][pairs[:, 0]] - views[0][pairs[:, 1]]
+        weight = _inverse_root(of_views + _unit(difference.T @ difference))
+    layer = nn.Linear(*weight.shape).requires_grad_(False)
+    layer.load_state_dict({"weight": weight, "bias": -(weight @ mean)})
+    return layer
+
+
+def mutual_neighbours(features: Tensor, count: int) -> Tensor:
+    """(P, 2) pairs i < j of l2-normalised (N, D) rows that are each among the other's `count` nearest."""
+    rows = len(features)
+    near = torch.zeros(rows, rows, dtype=torch.bool)
+    for start in range(0, rows, CHUNK):
+        similarity = features[start : start + CHUNK] @ features.T
+        similarity.diagonal(start).fill_(-torch.inf)
+        near[start : start + CHUNK].scatter_(1, similarity.topk(min(count, rows - 1), dim=1).indices, True)
+    return (near & near.T).triu().nonzero()
+
+
+def _view_scatter(views: Tensor) -> Tensor:
+    """(V, N, C) -> (C, C): mean outer product of a view's difference from the mean over the picture's views."""
+    difference = (views - views.mean(0)).flatten(0, 1)
+    product: Tensor = difference.T @ difference
+    return product / len(difference)
+
+
+def _unit(scatter: Tensor) -> Tensor:
+    """Scaled to a mean eigenvalue of 1; a scatter of nothing stays nothing."""
+    mean: Tensor = scatter.trace() / len(scatter)
+    return torch.div(scatter, mean.clamp(min=torch.finfo(scatter.dtype).tiny))
+
+
+def _inverse_root(scatter: Tensor) -> Tensor:
+    """(S / mean eigenvalue + SHRINKAGE I)^(-1/2), symmetric."""
+    values, vectors = torch.linalg.eigh(_unit(scatter))
+    root: Tensor = (vectors * (values.clamp(min=0) + SHRINKAGE).rsqrt()) @ vectors.T
+    return root
