@@ -1,10 +1,8 @@
 """A data set looked over before anything is trained on it: what is in it, what cannot be read, what occurs twice.
 
-pictures -> facts of each (`facts`, over processes in `sweep`) -> copies (`similar`, `copies`) -> report and verdict
-(`report`, `verdict`). Nothing here needs torch.
+pictures -> facts of each (`pictures`) -> copies (`similar`, `copies`) -> report and verdict (`report`, `verdict`).
+Nothing here needs torch.
 """
-
-from __future__ import annotations
 
 from fgssl.check.report import Report, check_source
 

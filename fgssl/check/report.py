@@ -3,76 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fgssl.check.copies import Place, find_copies
-from fgssl.check.sweep import SplitFacts, sweep
+from fgssl.check.pictures import SplitFacts, sweep
 from fgssl.check.verdict import Finding, SplitSummary, judge
 from fgssl.config.schema import DataConfig
 from fgssl.data import available_splits, default_split, load_images
-from fgssl.data.images import ImageSet
 
-Progress = Callable[[str, int, int], None]  # task, done, total
 ELONGATED = 4.0  # long side over short side above which a random crop sees a small part only
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a data set holds.
+    """What a data set holds, in plain values."""
 
-    Attributes:
-        source: As the user wrote it.
-        splits: In order: the training split first, the test split second, others after.
-        classes: Name -> pictures in each split, in the order of `splits`; empty without labels.
-        unreadable: (split, picture, reason).
-        skipped: "path: reason" of what the listing passed over; the first hundred of each split.
-        exact: Groups of equal files.
-        near: Groups of near copies.
-        leaks: (picture, its split, original, its split, "exact" or "near").
-        conflicts: Groups of equal files under different classes, as (picture, class).
-        findings: What follows, most serious first.
-    """
-
-    source: str
-    splits: tuple[SplitSummary, ...]
-    classes: dict[str, tuple[int, ...]]
-    unreadable: tuple[tuple[str, str, str], ...]
-    skipped: tuple[str, ...]
-    exact: tuple[tuple[str, ...], ...]
-    near: tuple[tuple[str, ...], ...]
-    leaks: tuple[tuple[str, str, str, str, str], ...]
-    conflicts: tuple[tuple[tuple[str, str], ...], ...]
-    findings: tuple[Finding, ...]
-
-    @property
-    def verdict(self) -> Literal["healthy", "usable", "unusable"]:
-        """ "unusable" where training would refuse it, "usable" where there are warnings, else "healthy"."""
-        levels = {finding.level for finding in self.findings}
-        return "unusable" if "problem" in levels else "usable" if "warning" in levels else "healthy"
+    source: str  # as the user wrote it
+    verdict: str  # "unusable" where training would refuse it, "usable" where there are warnings, else "healthy"
+    findings: tuple[Finding, ...]  # most serious first
+    splits: tuple[SplitSummary, ...]  # the training split first, the test split second, others after
+    classes: dict[str, dict[str, int]]  # name -> split -> pictures; empty without labels
+    unreadable: list[dict[str, str]]  # split, image, reason
+    passed_over: list[str]  # "path: reason" of what the listing left out; the first hundred of each split
+    exact_duplicates: list[list[str]]  # groups of equal files
+    near_duplicates: list[list[str]]
+    leaks: list[dict[str, str]]  # image, split, original, original_split, kind: "exact" or "near"
+    label_conflicts: list[list[dict[str, str]]]  # groups of equal files under different classes: image, class
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        names = [split.name for split in self.splits]
-        return {
-            "source": self.source,
-            "verdict": self.verdict,
-            "findings": [finding._asdict() for finding in self.findings],
-            "splits": [split.to_dict() for split in self.splits],
-            "classes": {name: dict(zip(names, counts, strict=True)) for name, counts in self.classes.items()},
-            "unreadable": [dict(zip(("split", "image", "reason"), row, strict=True)) for row in self.unreadable],
-            "passed_over": list(self.skipped),
-            "exact_duplicates": [list(group) for group in self.exact],
-            "near_duplicates": [list(group) for group in self.near],
-            "leaks": [
-                dict(zip(("image", "split", "original", "original_split", "kind"), row, strict=True))
-                for row in self.leaks
-            ],
-            "label_conflicts": [[{"image": i, "class": c} for i, c in group] for group in self.conflicts],
-        }
+        """For JSON."""
+        return asdict(self)
 
 
 def check_source(
@@ -81,7 +46,7 @@ def check_source(
     splits: Sequence[str] = (),
     image_size: int = 224,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[str, int, int], None] = lambda task, done, total: None,
 ) -> Report:
     """Look at every picture of a source.
 
@@ -95,58 +60,53 @@ def check_source(
     Raises:
         FgsslError: The source cannot be opened, or a split of it does not exist.
     """
-
-    def steps(task: str) -> Callable[[int, int], None] | None:
-        return None if progress is None else lambda done, total: progress(task, done, total)
-
-    names = splits or _in_order(data)
-    found = [load_images(data, name, tell=False) for name in names]
-    facts = [sweep(images, workers=workers, progress=steps(f"reading {images.split}")) for images in found]
-    copies = find_copies(facts, steps("comparing"))
+    found = [load_images(data, name, tell=False) for name in splits or _in_order(data)]
+    facts = [sweep(images, workers=workers, progress=partial(progress, f"reading {images.split}")) for images in found]
+    copies = find_copies(facts, partial(progress, "comparing"))
     summaries = tuple(_summary(part, image_size) for part in facts)
     classes = _classes(facts)
+    remarks = [Finding(*remark) for remark in dict.fromkeys(remark for images in found for remark in images.remarks)]
+    remarks += [Finding("note", f"{each.split} has no labels: {each.unlabelled}") for each in found if each.unlabelled]
+    findings = judge(summaries, classes, copies, image_size=image_size, remarks=remarks)
+    levels = {finding.level for finding in findings}
+
+    def name(place: Place) -> str:
+        return found[place.split].identifier(place.picture)
+
+    def class_of(place: Place) -> str:
+        labels, names = found[place.split].labels, found[place.split].class_names
+        return "-" if labels is None or names is None else names[int(labels[place.picture])]
+
     return Report(
         source=data.source,
+        verdict="unusable" if "problem" in levels else "usable" if "warning" in levels else "healthy",
+        findings=findings,
         splits=summaries,
         classes=classes,
-        unreadable=tuple(
-            (part.images.split, name, problem.removeprefix(f"unreadable image {name}: "))
-            for part in facts
-            for index, problem in part.reasons.items()
-            for name in (part.images.identifier(index),)
-        ),
-        skipped=tuple(line for images in found for line in images.skipped),
-        exact=_named(facts, copies.exact),
-        near=_named(facts, copies.near),
-        leaks=tuple(
-            (
-                _name(facts, leak.copy),
-                found[leak.copy.split].split,
-                _name(facts, leak.original),
-                found[leak.original.split].split,
-                "exact" if leak.exact else "near",
-            )
-            for leak in copies.leaks
-        ),
-        conflicts=tuple(
-            tuple((_name(facts, place), _class(facts, place)) for place in group) for group in copies.conflicts
-        ),
-        findings=judge(summaries, classes, copies, image_size=image_size, remarks=_remarks(found)),
-    )
-
-
-def _remarks(found: Sequence[ImageSet]) -> list[Finding]:
-    """What the source was taken for, and why splits have no labels."""
-    remarks = dict.fromkeys(remark for images in found for remark in images.remarks)
-    reasons = [f"{images.split} has no labels: {images.unlabelled}" for images in found if images.unlabelled]
-    return [*(Finding(level, text) for level, text in remarks), *(Finding("note", reason) for reason in reasons)]
+        unreadable=[
+            {"split": images.split, "image": image, "reason": problem.removeprefix(f"unreadable image {image}: ")}
+            for images, part in zip(found, facts, strict=True)
+            for image, problem in ((images.identifier(index), problem) for index, problem in part.reasons.items())
+        ],
+        passed_over=[line for images in found for line in images.skipped],
+        exact_duplicates=[[*map(name, group)] for group in copies.exact],
+        near_duplicates=[[*map(name, group)] for group in copies.near],
+        leaks=[
+            {
+                "image": name(copy), "split": found[copy.split].split,
+                "original": name(original), "original_split": found[original.split].split,
+                "kind": "exact" if exact else "near",
+            }
+            for copy, original, exact in copies.leaks
+        ],
+        label_conflicts=[[{"image": name(p), "class": class_of(p)} for p in group] for group in copies.conflicts],
+    )  # fmt: skip
 
 
 def _in_order(data: DataConfig) -> list[str]:
     """All splits, the training split first and the test split second: leaks are told from that side."""
-    known = available_splits(data)
     chosen = [default_split(data, "train"), default_split(data, "test")]
-    return sorted(known, key=lambda name: chosen.index(name) if name in chosen else len(chosen))
+    return sorted(available_splits(data), key=lambda name: chosen.index(name) if name in chosen else len(chosen))
 
 
 def _summary(facts: SplitFacts, image_size: int) -> SplitSummary:
@@ -169,37 +129,15 @@ def _summary(facts: SplitFacts, image_size: int) -> SplitSummary:
     )
 
 
-def _spread(values: NDArray[Any]) -> tuple[float, float, float]:
-    """Least, median and largest; zeros where there are none."""
-    if not len(values):
-        return (0.0, 0.0, 0.0)
-    return (float(values.min()), float(np.median(values)), float(values.max()))
+def _spread(values: NDArray[Any]) -> dict[str, float]:
+    values = values if len(values) else np.zeros(1)
+    return {"min": float(values.min()), "median": float(np.median(values)), "max": float(values.max())}
 
 
-def _classes(facts: Sequence[SplitFacts]) -> dict[str, tuple[int, ...]]:
-    labelled = [part.images for part in facts if part.images.labels is not None and part.images.class_names]
-    if not labelled:
-        return {}
-    names = labelled[0].class_names or ()
-    counts = [
-        np.zeros(len(names), np.int64)
-        if part.images.labels is None
-        else np.bincount(part.images.labels, minlength=len(names))
+def _classes(facts: Sequence[SplitFacts]) -> dict[str, dict[str, int]]:
+    names = next((part.images.class_names for part in facts if part.images.class_names), ())
+    counts = {
+        part.images.split: np.bincount([] if (known := part.images.labels) is None else known, minlength=len(names))
         for part in facts
-    ]
-    return {name: tuple(int(count[place]) for count in counts) for place, name in enumerate(names)}
-
-
-def _named(facts: Sequence[SplitFacts], groups: Sequence[Sequence[Place]]) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(_name(facts, place) for place in group) for group in groups)
-
-
-def _name(facts: Sequence[SplitFacts], place: Place) -> str:
-    return facts[place.split].images.identifier(place.index)
-
-
-def _class(facts: Sequence[SplitFacts], place: Place) -> str:
-    images = facts[place.split].images
-    if images.labels is None or images.class_names is None:
-        return "-"
-    return images.class_names[int(images.labels[place.index])]
+    }
+    return {name: {split: int(count[n]) for split, count in counts.items()} for n, name in enumerate(names)}

@@ -8,8 +8,7 @@ Candidates are confirmed by the correlation of their colour thumbnails.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import combinations
-from typing import NamedTuple
+from itertools import combinations, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,124 +19,73 @@ _BAND, _BANDS = 16, 4
 _REACH = NEAR_BITS // _BANDS  # a pair within NEAR_BITS is within this many bits in some band
 _BLOCK = 1 << 20  # candidates compared at a time
 _CROWD = 256  # pictures of one and the same hash: beyond it each meets only the next ones
+_FIRST = 16  # pictures of one hash that meet those of another
 _FLAT_NORM, _FLAT_COLOUR = 2.0, 8.0  # of thumbnails without structure: per-value deviation, and equal colour
 _ONES = np.array([bin(value).count("1") for value in range(1 << _BAND)], np.uint8)
 
 Indices = NDArray[np.int64]
-
-
-class Pairs(NamedTuple):
-    """Pairs of rows, each once: first < second."""
-
-    first: Indices  # (P,)
-    second: Indices
+Pairs = tuple[Indices, Indices]  # (P,) each
 
 
 def near_pairs(
-    hashes: NDArray[np.uint64], thumbs: NDArray[np.uint8], progress: Callable[[int, int], None] | None = None
+    hashes: NDArray[np.uint64], thumbs: NDArray[np.uint8], progress: Callable[[int, int], None]
 ) -> Iterator[Pairs]:
-    """Blocks of pairs of near copies.
+    """Blocks of pairs of near copies; each pair once over all blocks, its first row before its second.
 
     Args:
         hashes: Perceptual hashes (N,).
         thumbs: Colour thumbnails (N, D).
         progress: Called with (done, total) of the bands' buckets.
-
-    Yields:
-        Confirmed pairs; each pair once over all blocks.
     """
-    values, inverse = np.unique(hashes, return_inverse=True)
+    values, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     order = np.argsort(inverse, kind="stable")  # rows by hash, within a hash in order
-    starts = np.searchsorted(inverse[order], np.arange(len(values) + 1))
-    for block in _equal(order, starts):
-        yield _confirmed(block, thumbs)
-    for block in _close(values, progress):
-        for chunk in _expanded(block, order, starts):
-            yield _confirmed(chunk, thumbs)
+    inverse = inverse[order]
+    for step in range(1, min(_CROWD, int(counts.max(initial=1)))):
+        same = np.flatnonzero(inverse[step:] == inverse[:-step])
+        yield from _confirmed(order[same], order[same + step], thumbs)
+    starts = np.cumsum(counts) - counts
+    for first, second in _close(values, progress):
+        for steps in product(*(range(min(_FIRST, int(counts[side].max()))) for side in (first, second))):
+            both = (counts[first] > steps[0]) & (counts[second] > steps[1])
+            rows = order[starts[first[both]] + steps[0]], order[starts[second[both]] + steps[1]]
+            yield from _confirmed(np.minimum(*rows), np.maximum(*rows), thumbs)
 
 
-def _equal(order: Indices, starts: Indices) -> Iterator[Pairs]:
-    """Pairs of rows with the same hash."""
-    hash_of = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-    for step in range(1, min(_CROWD, int(np.diff(starts).max(initial=1)))):
-        same = np.flatnonzero(hash_of[step:] == hash_of[:-step])
-        if not len(same):
-            return
-        yield Pairs(order[same], order[same + step])
-
-
-def _close(values: NDArray[np.uint64], progress: Callable[[int, int], None] | None) -> Iterator[Pairs]:
+def _close(values: NDArray[np.uint64], progress: Callable[[int, int], None]) -> Iterator[Pairs]:
     """Pairs of different hashes within NEAR_BITS."""
     masks = [0] + [sum(1 << b for b in bits) for n in range(1, _REACH + 1) for bits in combinations(range(_BAND), n)]
-    bands = [((values >> np.uint64(_BAND * band)) & np.uint64(0xFFFF)).astype(np.int64) for band in range(_BANDS)]
+    bands = values.astype("<u8").view("<u2").reshape(-1, _BANDS).T.copy()  # (4, V)
     for number, band in enumerate(bands):
         order = np.argsort(band, kind="stable")
         counts = np.bincount(band, minlength=1 << _BAND)
-        starts = np.cumsum(counts) - counts
         for done, mask in enumerate(masks):
-            wanted = band ^ mask
-            for first, second in _looked_up(wanted, order, starts, counts):
-                keep = first < second
-                first, second = first[keep], second[keep]
-                keep = _distance(values[first], values[second]) <= NEAR_BITS
-                first, second = first[keep], second[keep]
-                for earlier in bands[:number]:  # a pair that an earlier band has found already
-                    keep = _ONES[earlier[first] ^ earlier[second]] > _REACH
-                    first, second = first[keep], second[keep]
-                if len(first):
-                    yield Pairs(first, second)
-            if progress is not None:
-                progress(number * len(masks) + done + 1, _BANDS * len(masks))
+            for first, second in _looked_up(band ^ np.uint16(mask), order, counts):
+                differing = _ONES[bands[:, first] ^ bands[:, second]]  # (4, P)
+                keep = (first < second) & (differing.sum(0) <= NEAR_BITS)
+                keep &= (differing[:number] > _REACH).all(0)  # a pair that an earlier band has found already
+                if keep.any():
+                    yield first[keep], second[keep]
+            progress(number * len(masks) + done + 1, _BANDS * len(masks))
 
 
-def _looked_up(wanted: Indices, order: Indices, starts: Indices, counts: Indices) -> Iterator[Pairs]:
+def _looked_up(wanted: Indices, order: Indices, counts: Indices) -> Iterator[Pairs]:
     """All (row, member of the bucket it wants), in blocks."""
-    sizes = counts[wanted]
-    ends = np.cumsum(sizes)
-    begin = 0
-    while begin < len(wanted):
-        taken = int(ends[begin - 1]) if begin else 0
-        end = max(begin + 1, int(np.searchsorted(ends, taken + _BLOCK, side="right")))
-        rows = np.repeat(np.arange(begin, end), sizes[begin:end])
-        place = np.arange(len(rows)) - np.repeat(ends[begin:end] - sizes[begin:end] - taken, sizes[begin:end])
-        yield Pairs(rows, order[starts[wanted[rows]] + place])
-        begin = end
+    starts, sizes = np.cumsum(counts) - counts, counts[wanted]
+    cuts = np.flatnonzero(np.diff(np.cumsum(sizes) // _BLOCK)) + 1
+    for rows in np.split(np.arange(len(wanted)), cuts):
+        begins = np.cumsum(sizes[rows]) - sizes[rows]
+        first = np.repeat(rows, sizes[rows])
+        yield first, order[np.arange(len(first)) + np.repeat(starts[wanted[rows]] - begins, sizes[rows])]
 
 
-def _distance(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> NDArray[np.int64]:
-    parts = (first ^ second).view(np.uint16).reshape(-1, _BANDS)
-    total: Indices = _ONES[parts].sum(1, dtype=np.int64)
-    return total
-
-
-def _expanded(pairs: Pairs, order: Indices, starts: Indices) -> Iterator[Pairs]:
-    """Pairs of hashes as pairs of the rows that have them; of a crowd only the first rows."""
-    most = 16
-    sizes = np.minimum(np.diff(starts), most)
-    for one in range(most):
-        for other in range(most):
-            both = (sizes[pairs.first] > one) & (sizes[pairs.second] > other)
-            if not both.any():
-                break
-            rows = order[starts[pairs.first[both]] + one], order[starts[pairs.second[both]] + other]
-            yield Pairs(np.minimum(*rows), np.maximum(*rows))
-
-
-def _confirmed(pairs: Pairs, thumbs: NDArray[np.uint8]) -> Pairs:
-    kept = [
-        _alike(thumbs[pairs.first[start : start + 65536]], thumbs[pairs.second[start : start + 65536]])
-        for start in range(0, len(pairs.first), 65536)
-    ]
-    keep = np.concatenate(kept) if kept else np.empty(0, bool)
-    return Pairs(pairs.first[keep], pairs.second[keep])
-
-
-def _alike(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.bool_]:  # (P, D) twice -> (P,)
-    """Thumbnails that correlate; those of one colour, which correlate with nothing, where the colour is the same."""
-    a, b = first.astype(np.float32), second.astype(np.float32)
-    close = np.abs(a - b).max(1) <= _FLAT_COLOUR
-    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-    norms = np.sqrt((a * a).sum(1) * (b * b).sum(1))
-    structured = norms > _FLAT_NORM**2 * first.shape[1]
-    near: NDArray[np.bool_] = np.where(structured, (a * b).sum(1) >= NEAR_CORRELATION * norms, close)
-    return near
+def _confirmed(first: Indices, second: Indices, thumbs: NDArray[np.uint8]) -> Iterator[Pairs]:
+    """Pairs whose thumbnails correlate; those of one colour, which correlate with nothing, have the same colour."""
+    for start in range(0, len(first), 65536):
+        one, other = first[start : start + 65536], second[start : start + 65536]
+        a, b = thumbs[one].astype(np.float32), thumbs[other].astype(np.float32)
+        close = np.abs(a - b).max(1) <= _FLAT_COLOUR
+        a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+        norms = np.sqrt((a * a).sum(1) * (b * b).sum(1))
+        structured = norms > _FLAT_NORM**2 * thumbs.shape[1]
+        alike = np.where(structured, (a * b).sum(1) >= NEAR_CORRELATION * norms, close)
+        yield one[alike], other[alike]

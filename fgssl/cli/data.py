@@ -56,23 +56,28 @@ def _print_report(report: Report) -> None:
     rows = [
         (
             split.name, split.images, split.unreadable, split.classes, _range(split.width), _range(split.height),
-            " ".join(f"{value:.2f}" for value in split.aspect), _counts(split.modes), _counts(split.formats),
+            " ".join(f"{value:.2f}" for value in split.aspect.values()), _counts(split.modes), _counts(split.formats),
         )
         for split in report.splits
     ]  # fmt: skip
     print_table(columns, rows, title=f"{report.source} (sizes: least, median, largest)")
     _print_classes(report)
-    _listing("unreadable", [f"{image}: {reason}" for _, image, reason in report.unreadable])
-    _listing("passed over", report.skipped)
+    _listing("unreadable", [f"{row['image']}: {row['reason']}" for row in report.unreadable])
+    _listing("passed over", report.passed_over)
     start = f"{report.source.rstrip('/')}/"
     signs = {"exact": "=", "near": "~"}
-    _listing("in two splits", [_group((x[0], x[2]), signs[x[4]], start) for x in report.leaks])
+    _listing("in two splits", [_group([x["image"], x["original"]], signs[x["kind"]], start) for x in report.leaks])
     _listing(
         "under two classes",
-        [" = ".join(f"{i.removeprefix(start)} ({c})" for i, c in group) for group in report.conflicts],
+        [
+            " = ".join(f"{x['image'].removeprefix(start)} ({x['class']})" for x in group)
+            for group in report.label_conflicts
+        ],
     )
-    _listing("exact copies", [_group(group, "=", start) for group in report.exact])
-    _listing("near copies", [_group(group, "~", start) for group in sorted(report.near, key=len, reverse=True)])
+    _listing("exact copies", [_group(group, "=", start) for group in report.exact_duplicates])
+    _listing(
+        "near copies", [_group(group, "~", start) for group in sorted(report.near_duplicates, key=len, reverse=True)]
+    )
     say("")
     for finding in report.findings:
         say(f"{finding.level}: {finding.text}")
@@ -81,20 +86,22 @@ def _print_report(report: Report) -> None:
 
 def _print_classes(report: Report) -> None:
     """Every class where they are few, else the smallest and the largest."""
-    names = sorted(report.classes, key=lambda name: sum(report.classes[name]), reverse=True)
+    names = sorted(report.classes, key=lambda name: sum(report.classes[name].values()), reverse=True)
     if not names:
         return
     half = SHOWN // 2
     left_out = len(names) - 2 * half
     shown = names if left_out <= half else [*names[:half], None, *names[-half:]]
     rows: list[tuple[Any, ...]] = [
-        (f"... {left_out} between", *("" for _ in report.splits)) if name is None else (name, *report.classes[name])
+        (f"... {left_out} between", *("" for _ in report.splits))
+        if name is None
+        else (name, *report.classes[name].values())
         for name in shown
     ]
     print_table(("class", *(split.name for split in report.splits)), rows, title=f"{len(names)} classes, by size")
 
 
-def _listing(title: str, lines: list[str] | tuple[str, ...]) -> None:
+def _listing(title: str, lines: list[str]) -> None:
     if lines:
         say(f"{title} ({len(lines)}):")
     for line in lines[:SHOWN]:
@@ -103,14 +110,14 @@ def _listing(title: str, lines: list[str] | tuple[str, ...]) -> None:
         say(f"  ... and {len(lines) - SHOWN} more, in --json")
 
 
-def _group(names: tuple[str, ...], sign: str, start: str) -> str:
+def _group(names: list[str], sign: str, start: str) -> str:
     """Pictures that are the same, without the part of their paths that the user gave."""
     shown = f" {sign} ".join(name.removeprefix(start) for name in names[:4])
     return f"{shown} ... ({len(names)} in all)" if len(names) > 4 else shown
 
 
-def _range(spread: tuple[float, float, float]) -> str:
-    return " ".join(f"{value:g}" for value in spread)
+def _range(spread: dict[str, float]) -> str:
+    return " ".join(f"{value:g}" for value in spread.values())
 
 
 def _counts(counts: dict[str, int]) -> str:

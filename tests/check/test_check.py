@@ -13,14 +13,17 @@ from PIL import Image
 from running import fgssl, flat_photos, make_photos, photos
 
 from fgssl.check import check_source
-from fgssl.check.facts import examine, perceptual_hash
+from fgssl.check.pictures import examine, perceptual_hash, sweep
 from fgssl.check.similar import NEAR_BITS, near_pairs
-from fgssl.check.sweep import sweep
 from fgssl.config.schema import DataConfig
 
 
+def no_progress(done: int, total: int) -> None:
+    """Nobody watches."""
+
+
 def found_pairs(hashes: np.ndarray, thumbs: np.ndarray) -> list[tuple[int, int]]:
-    return [(int(i), int(j)) for block in near_pairs(hashes, thumbs) for i, j in zip(*block, strict=True)]
+    return [(int(i), int(j)) for block in near_pairs(hashes, thumbs, no_progress) for i, j in zip(*block, strict=True)]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -189,7 +192,7 @@ def test_processes_and_progress_change_nothing(tmp_path: Path) -> None:
 
 def test_sweep_of_a_set_with_unreadable_pictures() -> None:
     images = ArrayImages([make_picture(i, 30 + i, 60) for i in range(5)], broken=(1, 4))
-    facts = sweep(images)
+    facts = sweep(images, workers=0, progress=no_progress)
     assert facts.sizes.tolist() == [[30, 60], [0, 0], [32, 60], [33, 60], [0, 0]]
     assert facts.reasons == {1: "unreadable image memory#1: is broken", 4: "unreadable image memory#4: is broken"}
     assert isinstance(examine(images, 1), str)
