@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +16,12 @@ from fgssl.data.cache.build import Fault, PixelStore, open_pixels
 from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder, Pool
 from fgssl.errors import FgsslError
-from fgssl.runtime.distributed import Share
 from fgssl.runtime.machine import automatic_workers
 from fgssl.runtime.stopping import ignore_stop_signals
 from fgssl.views import EvaluationView
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 Progress = Callable[[int, int], None]
 MAX_UNREADABLE = 0.1  # of a split; above it something is wrong with the split, not with an image
@@ -69,7 +71,7 @@ def embed(
     device: torch.device | None = None,
     workers: int | None = None,
     cache: str = "auto",
-    share: Share | None = None,
+    together: PartialState | None = None,
     progress: Progress | None = None,
     decoding: Progress | None = None,
 ) -> dict[Pool, Embeddings]:
@@ -83,7 +85,7 @@ def embed(
         device: Where to compute (default: where the encoder is).
         workers: Loader processes (default: by machine).
         cache: See `open_pixels`, as for `decoding`.
-        share: Of the processes that embed together, each calling this alike; every one gets the whole result.
+        together: The processes that embed together, each calling this alike; every one gets the whole result.
         progress: Called with (done, total) images embedded.
 
     Raises:
@@ -91,22 +93,28 @@ def embed(
     """
     training = encoder.training
     encoder.to(device or encoder.device).eval()
-    workers = automatic_workers(world=1 if share is None else share.world) if workers is None else workers
+    world, rank = (together.num_processes, together.process_index) if together else (1, 0)
+    workers = automatic_workers(world=world) if workers is None else workers
     passes = [group for group in ([p for p in pools if p != "zoom"], [p for p in pools if p == "zoom"]) if group]
     found: dict[Pool, Embeddings] = {}
     try:
         for number, group in enumerate(passes):
             view = evaluation_view(encoder, group[0])
-            with share.first_alone() if share else contextlib.nullcontext():
+            with together.main_process_first() if together else contextlib.nullcontext():
                 pixels = open_pixels(images, view, cache=cache, workers=workers, progress=decoding)
-            rows = range(len(images)) if share is None else share.part(len(images))
+            rows = range(rank * len(images) // world, (rank + 1) * len(images) // world)
             part = _Part({pool: [] for pool in group}, [], [])
             for batch in image_batches(pixels, batch_size, workers=workers, rows=rows):
                 part.add(batch, encoder)
                 if progress is not None:
-                    done = (len(part.rows) + len(part.faults)) * (1 if share is None else share.world)
+                    done = (len(part.rows) + len(part.faults)) * world
                     progress(number * len(images) + min(done, len(images)), len(passes) * len(images))
-            found |= _joined([part] if share is None else share.gather(part), images)
+            parts = [part]
+            if together:
+                from accelerate.utils import gather_object
+
+                parts = gather_object(parts)
+            found |= _joined(parts, images)
     finally:
         encoder.train(training)
     return {pool: found[pool] for pool in pools}

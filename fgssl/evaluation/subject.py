@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,9 +18,11 @@ from fgssl.encoder import POOLS, Encoder, Pool
 from fgssl.errors import FgsslError, SettingError
 from fgssl.evaluation.embed import Embeddings, embed
 from fgssl.runs.encoder_file import load_encoder, own_source
-from fgssl.runtime.distributed import launched_share
 from fgssl.runtime.machine import keep_freed_memory, resolve_device, scratch_memory
 from fgssl.runtime.reporting import Reporter
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 NAMED_FAULTS = 10  # unreadable images that a verb names
 
@@ -68,7 +71,7 @@ class Subject:
             pools=pools,
             batch_size=self.batch_size,
             cache=self.cache,
-            share=launched_share(),
+            together=_launched_processes(),
             progress=partial(self.reporter.progress, f"embedding {images.split}"),
             decoding=partial(self.reporter.progress, f"decoding {images.split}"),
         )
@@ -80,6 +83,15 @@ class Subject:
             self.reporter.warn(f"left out: {reason}")
         if reasons[NAMED_FAULTS:]:
             self.reporter.warn(f"left out: {len(reasons) - NAMED_FAULTS} more, which fgssl data check names")
+
+
+def _launched_processes() -> PartialState | None:
+    """The connected processes, where torchrun or accelerate started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    from accelerate import PartialState
+
+    return PartialState(cpu=True)  # features travel on the CPU
 
 
 def open_subject(checkpoint: str, options: EvaluationOptions) -> Subject:

@@ -8,29 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from running import fgssl, make_photos, plain_run
 from safetensors import safe_open
 
-from fgssl.runtime.distributed import Share, launched_share
-
 ROOT = Path(__file__).parents[2]
-
-
-@given(st.integers(0, 40), st.integers(1, 9))
-def test_parts_in_order_are_everything_and_even(count: int, world: int) -> None:
-    parts = [Share(rank, world).part(count) for rank in range(world)]
-    assert [row for part in parts for row in part] == list(range(count))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-def test_one_process_shares_with_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    launched_share.cache_clear()
-    assert launched_share() is None
 
 
 def launch(processes: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
