@@ -33,7 +33,7 @@ from fgssl.cli.streams import secure_streams
 from fgssl.cli.visualize import visualize
 from fgssl.errors import FgsslError, SettingError
 from fgssl.registry import load_plugin
-from fgssl.runtime.launch import launched, may_speak
+from fgssl.runtime.launch import SPOKEN, may_speak
 from fgssl.runtime.stopping import heeded_signals
 from fgssl.runtime.text import shown
 
@@ -135,7 +135,7 @@ def _unexpected(error: Exception) -> int:
     if os.environ.get("FGSSL_DEBUG"):
         raise error
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(word in str(error) for word in _LOST):
-        if not launched():  # else the launching process knows which one, and says it
+        if SPOKEN not in os.environ:  # else the launching process knows which one, and says it
             print_error(f"lost another process of the run: {str(error).splitlines()[0]}", "go on with --resume")
         return 1
     if not may_speak():
@@ -146,7 +146,7 @@ def _unexpected(error: Exception) -> int:
 
 def _misfortune(error: Exception) -> tuple[str, str]:
     """What went wrong, and what to do: only what nobody foresaw is a bug to report."""
-    from fgssl.runtime.memory import is_out_of_memory
+    from fgssl.runtime.machine import is_out_of_memory
 
     reason = (str(error) or type(error).__name__).strip().splitlines()[0]
     if is_out_of_memory(error):

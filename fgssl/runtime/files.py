@@ -22,10 +22,9 @@ _WRITER_FAILURES = ("inline_container", "PytorchStreamWriter", "I/O error")
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it when the block ends well, removed otherwise.
+    """A temporary path beside `path`, renamed to it when the block ends well, else removed.
 
-    Raises:
-        FgsslError: the folder cannot be written, or the disk is full.
+    Raises FgsslError: the folder cannot be written, or the disk is full.
     """
     make_folder(path.parent)
     try:
@@ -40,7 +39,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, path)
-        _flush_folder(path.parent)
+        with contextlib.suppress(
+            OSError
+        ):  # the new name survives a power cut as well, where the system can promise that
+            handle = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
     except OSError as error:
         raise not_writable(path, error) from error
     except Exception as error:
@@ -49,16 +55,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _flush_folder(folder: Path) -> None:
-    """The new name survives a power cut as well, where the system can promise that."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -84,26 +80,17 @@ def check_output(path: Path, *, kind: OutputKind, inputs: Inputs = (), overwrite
 
     What is there already is replaced only where fgssl wrote it, as the same kind of file. `overwrite` replaces other
     regular files and links, too, but never an input, a folder, a device or a pipe. A link is not followed: `overwrite`
-    puts the file in the place of the link, and what the link points to stays.
+    puts the file in the place of the link, and what the link points to stays. `inputs` is what the verb reads: files,
+    or folders, in which no foreign file may be replaced; what is no path (None, a preset) is passed over.
 
-    Args:
-        path: The file.
-        kind: What is to be written.
-        inputs: What the verb reads: files, or folders, in which no foreign file may be replaced; what is no path
-            (None, a preset) is passed over.
-        overwrite: Whether the user has asked for it.
-
-    Raises:
-        FgsslError: it may not or cannot be written.
+    Raises FgsslError: it may not or cannot be written.
     """
     if os.path.isdir(path):
         raise FgsslError(f"output '{path}' is a folder", f"name a file in it, such as result{kind.suffixes[0]}")
     if path.suffix.lower() not in kind.suffixes:
         has = f"its suffix is '{path.suffix}'" if path.suffix else "its suffix is missing"
-        raise FgsslError(
-            f"cannot write {kind.noun} to '{path}': {has}",
-            f"end the name in {', '.join(filter(None, kind.suffixes))}",
-        )
+        endings = ", ".join(filter(None, kind.suffixes))
+        raise FgsslError(f"cannot write {kind.noun} to '{path}': {has}", f"end the name in {endings}")
     if kind.makes_folder:
         make_folder(path.parent)
     elif not os.path.isdir(path.parent):
@@ -129,10 +116,8 @@ def _check_replaced(path: Path, mode: int, kind: OutputKind, inputs: Inputs, *, 
         return
     if stat.S_ISLNK(mode):
         raise FgsslError(f"output '{path}' is a link", "name the file itself, or replace the link by --overwrite")
-    raise FgsslError(
-        f"output '{path}' exists and is not {kind.noun} that fgssl wrote",
-        "choose another --output, or replace it by --overwrite",
-    )
+    problem = f"output '{path}' exists and is not {kind.noun} that fgssl wrote"
+    raise FgsslError(problem, "choose another --output, or replace it by --overwrite")
 
 
 def _is_input(path: Path, given: str, *, own: bool) -> bool:
@@ -158,7 +143,7 @@ def check_folder(path: Path, *, option: str = "--output") -> None:
         raise not_writable(path, error, option=option) from error
 
 
-def refuse_file(path: Path, *, option: str = "--output") -> None:
+def refuse_file(path: Path, *, option: str) -> None:
     """Raises FgsslError for what is there and no folder."""
     if path.exists() and not path.is_dir():
         raise FgsslError(f"{option.strip('-')} '{path}' is a file", "name a folder")
@@ -169,17 +154,13 @@ def make_folder(path: Path, *, option: str = "--output") -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        problem = f"cannot create the folder '{path}': {error.strerror or error}"
-        raise FgsslError(problem, _remedy(error, option)) from error
+        raise not_writable(path, error, option=option, act="create the folder") from error
 
 
-def not_writable(path: Path, error: OSError, *, option: str = "--output") -> FgsslError:
+def not_writable(path: Path, error: OSError, *, option: str = "--output", act: str = "write") -> FgsslError:
     """One line for a file that could not be written."""
-    return FgsslError(f"cannot write '{path}': {error.strerror or error}", _remedy(error, option))
-
-
-def _remedy(error: OSError, option: str) -> str:
-    return f"free the disk or choose another {option}" if error.errno in _NO_ROOM else f"choose another {option}"
+    free = "free the disk or " if error.errno in _NO_ROOM else ""
+    return FgsslError(f"cannot {act} '{path}': {error.strerror or error}", f"{free}choose another {option}")
 
 
 def umask() -> int:

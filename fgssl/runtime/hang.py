@@ -9,10 +9,12 @@ time limit, the others end, and one of them names the process that is behind or 
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -25,7 +27,7 @@ REMEDY = (
 )
 
 
-class Sign(NamedTuple):
+class Heartbeat(NamedTuple):
     """What a process tells of itself."""
 
     ticks: int = 0  # grows as long as the process is alive
@@ -34,7 +36,7 @@ class Sign(NamedTuple):
     place: str = "starting"
 
 
-class Pulse:
+class HangDetector:
     """Where this process is, of `world`; told by whoever works, published and judged by threads.
 
     After `limit` seconds without any progress of any process the reporter's `fatal` has the last word.
@@ -43,33 +45,30 @@ class Pulse:
     def __init__(self, rank: int, world: int, limit: float, reporter: Reporter) -> None:
         self.rank, self.world, self.limit, self.reporter = rank, world, limit, reporter
         self.tick = min(10.0, max(0.1, limit / 20))
-        self._moves = self._beats = 0
-        self._place = Sign().place
-        self._seen: dict[int, Sign] = {}
+        self.own = Heartbeat()
+        self.seen: dict[int, Heartbeat] = {}
         self._stop = threading.Event()
 
     def at(self, place: str) -> None:
         """This process has come to a place that all come to, as in "process 1 has been PLACE for 900 s"."""
-        self._moves, self._place = self._moves + 1, place
+        self.own = self.own._replace(moves=self.own.moves + 1, place=place)
 
     def beat(self) -> None:
         """It gets on there."""
-        self._beats += 1
+        self.own = self.own._replace(beats=self.own.beats + 1)
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
+    def running(self) -> Iterator[None]:
         """Publish and judge while the block runs; alone there is nobody to wait for."""
-        threads = []
         if self.world > 1 and self.limit > 0 and "MASTER_ADDR" in os.environ:
-            threads = [threading.Thread(target=work, daemon=True) for work in (self._talk, self._judge)]
-        for thread in threads:
-            thread.start()
+            for work in (self._publish, self._judge):
+                threading.Thread(target=work, daemon=True).start()
         try:
             yield
         finally:
             self._stop.set()
 
-    def _talk(self) -> None:
+    def _publish(self) -> None:
         from torch import distributed  # without stores in some builds of torch
 
         try:
@@ -80,40 +79,39 @@ class Pulse:
                 address, port, is_master=False, timeout=wait, wait_for_workers=False
             )
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            store = distributed.PrefixStore(f"fgssl-pulse-{attempt}", own)  # type: ignore[attr-defined]
+            store = distributed.PrefixStore(f"fgssl-heartbeat-{attempt}", own)  # type: ignore[attr-defined]
         except (RuntimeError, ValueError, KeyError, AttributeError):  # they meet in another way: nothing is judged
             return
         ticks = 0
         while not self._stop.wait(self.tick):
             ticks += 1
             try:
-                store.set(str(self.rank), f"{ticks} {self._moves} {self._beats} {self._place}")
+                store.set(str(self.rank), json.dumps(self.own._replace(ticks=ticks)))
                 for rank in range(self.world):
                     if store.check([str(rank)]):
-                        ticked, moves, beats, place = store.get(str(rank)).decode().split(" ", 3)
-                        self._seen[rank] = Sign(int(ticked), int(moves), int(beats), place)
+                        self.seen[rank] = Heartbeat(*json.loads(store.get(str(rank))))
             except RuntimeError as error:
                 if "timed out" not in str(error).lower():  # the other end is gone, and with it the run
                     return
 
     def _judge(self) -> None:
-        before, still, silent = dict[int, Sign](), 0.0, dict[int, float]()
+        before, still, silent = dict[int, Heartbeat](), 0.0, dict[int, float]()
         mark = time.monotonic()
         while not self._stop.wait(self.tick):
             now = time.monotonic()
             awake, mark = min(now - mark, 2 * self.tick), now  # not the time this process was itself stopped for
-            seen = {**self._seen, self.rank: Sign(0, self._moves, self._beats, self._place)}
-            moved = any(sign[1:] != before.get(rank, Sign())[1:] for rank, sign in seen.items())
+            seen = {**self.seen, self.rank: self.own}
+            moved = any(found[1:] != before.get(rank, Heartbeat())[1:] for rank, found in seen.items())
             still = 0.0 if moved or len(seen) < self.world else still + awake
-            for rank, sign in seen.items():
-                same = rank in before and before[rank].ticks == sign.ticks
+            for rank, found in seen.items():
+                same = rank in before and before[rank].ticks == found.ticks
                 silent[rank] = silent.get(rank, 0.0) + awake if same and rank != self.rank else 0.0
             before = seen
             if still >= self.limit:
                 self._end({rank for rank, age in silent.items() if age >= self.limit / 2}, seen)
 
-    def _end(self, silent: set[int], seen: Mapping[int, Sign]) -> None:
-        ranks, problem = verdict(silent, seen, self.limit)
+    def _end(self, silent: set[int], seen: Mapping[int, Heartbeat]) -> None:
+        ranks, problem = diagnose(silent, seen, self.limit)
         if self.rank != min(set(seen) - set(ranks), default=0):
             time.sleep(2 * self.tick + 1)  # another one says it; whoever ends first takes the others down
         else:
@@ -121,13 +119,13 @@ class Pulse:
         os._exit(1)
 
 
-def verdict(silent: set[int], seen: Mapping[int, Sign], limit: float) -> tuple[list[int], str]:
+def diagnose(silent: set[int], seen: Mapping[int, Heartbeat], limit: float) -> tuple[list[int], str]:
     """Which processes keep the others waiting, by those long not heard of and what each has told; and that in words."""
-    ranks, behind = sorted(silent), min(sign.moves for sign in seen.values())
+    ranks, behind = sorted(silent), min(found.moves for found in seen.values())
     if 0 in silent and len(ranks) == len(seen) - 1:
         ranks = [0]  # it mostly keeps the store, without which nobody is heard
-    elif not ranks and any(sign.moves > behind for sign in seen.values()):
-        ranks = sorted(rank for rank, sign in seen.items() if sign.moves == behind)
+    elif not ranks and any(found.moves > behind for found in seen.values()):
+        ranks = sorted(rank for rank, found in seen.items() if found.moves == behind)
     if not ranks:
         return [], f"no process got on for {limit:g} s, each {seen[min(seen)].place}"
     named = f"process {ranks[0]}" if len(ranks) == 1 else f"processes {', '.join(map(str, ranks))}"
@@ -135,17 +133,14 @@ def verdict(silent: set[int], seen: Mapping[int, Sign], limit: float) -> tuple[l
     return ranks, f"{named} of {len(seen)} {what} for {limit:g} s, and the others waited"
 
 
-class PulseReporter(Reporter):
-    """Hands everything on, and takes progress for a sign of life."""
+class HeartbeatReporter(Reporter):
+    """Hands everything on, and takes progress for a heartbeat."""
 
-    def __init__(self, reporter: Reporter, pulse: Pulse) -> None:
-        def alive(tell: Callable[..., None]) -> Callable[..., None]:
-            def told(*arguments: Any) -> None:
-                pulse.beat()
-                tell(*arguments)
-
-            return told
+    def __init__(self, detector: HangDetector) -> None:
+        def told(name: str, *arguments: Any) -> None:
+            if name not in ("fatal", "planned"):
+                detector.beat()
+            getattr(detector.reporter, name)(*arguments)
 
         for name in ("note", "warn", "progress", "step", "fatal", "planned"):
-            tell = getattr(reporter, name)
-            setattr(self, name, tell if name in ("fatal", "planned") else alive(tell))
+            setattr(self, name, functools.partial(told, name))

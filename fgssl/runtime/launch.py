@@ -19,9 +19,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fgssl.runtime.stopping import heeded_signals
+from fgssl.runtime.stopping import handling_stop_signals
 
-SPOKEN = "FGSSL_SPOKEN"  # names a file that the first process with something to say creates
+SPOKEN = "FGSSL_SPOKEN"  # names a file that the first process with something to say creates; set only by `launch`
 GRACE_SECONDS = 5.0  # for the others to end by themselves when one has died
 
 
@@ -43,11 +43,6 @@ def may_speak() -> bool:
     return True
 
 
-def launched() -> bool:
-    """Whether `launch` started this process, and will tell of the death of another."""
-    return SPOKEN in os.environ
-
-
 def launch(command: Sequence[str], count: int) -> End:
     """Run a command in `count` processes that find each other as torchrun's do, until all have ended.
 
@@ -55,36 +50,34 @@ def launch(command: Sequence[str], count: int) -> End:
     """
     with tempfile.TemporaryDirectory(prefix="fgssl-launch-") as folder:
         spoken = Path(folder) / "spoken"
-        port = _free_port()
-        children = [_start(command, rank, count, port, spoken) for rank in range(count)]
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+        environment = {
+            "OMP_NUM_THREADS": str(max(1, cores // count)),
+            "TORCH_CPP_LOG_LEVEL": "ERROR",  # when one ends, torch shows where in its code the others lost it
+            **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), SPOKEN: str(spoken),
+        }  # fmt: skip
+        children = [_start(command, rank, count, environment) for rank in range(count)]
         with _forwarding(children) as received:
             first = _first_failure(children, received)
         if first is None:
-            return End(0, "") if not any(child.returncode for child in children) else End(128 + signal.SIGINT, "")
+            return End(128 + signal.SIGINT if any(child.returncode for child in children) else 0, "")
         code = children[first].returncode
-        spoke = spoken.exists() or 128 < code < 160  # stopped by a signal, as told
+        if 128 < code < 160:  # stopped by a signal, as told
+            return End(code, "")
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         hint = " (often for lack of memory)" if code == -getattr(signal, "SIGKILL", 9) else ""
-        problem = "" if spoke else f"process {first} of {count} {how}{hint}; the others were stopped"
-        return End(code if 128 < code < 160 else 1, problem)
+        problem = f"process {first} of {count} {how}{hint}; the others were stopped"
+        return End(1, "" if spoken.exists() else problem)
 
 
-def _start(command: Sequence[str], rank: int, count: int, port: int, spoken: Path) -> subprocess.Popen[bytes]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+def _start(command: Sequence[str], rank: int, count: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-    environment = {
-        "OMP_NUM_THREADS": str(max(1, cores // count)),
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # when one ends, torch shows where in its code the others lost it
-        **os.environ,
-        **{name: str(number) for name, number in ranks.items()},
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        SPOKEN: str(spoken),
-    }
     # sessions of their own: a terminal's Ctrl-C comes once, through this process
     return subprocess.Popen(
         list(command),
-        env=environment,
+        env={**environment, **{name: str(number) for name, number in ranks.items()}},
         stdout=None if rank == 0 else subprocess.DEVNULL,
         start_new_session=True,
         preexec_fn=_end_with_parent if sys.platform == "linux" else None,
@@ -97,12 +90,6 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def _forwarding(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
     """Signals go on to the children inside the block, which is told of them; at its end no child is left."""
@@ -111,38 +98,32 @@ def _forwarding(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[in
     def forward(number: int, _frame: Any) -> None:
         received.append(number)
         for child in children:
-            if child.poll() is None:
-                child.send_signal(number)
+            child.send_signal(number)  # to none that has ended
 
-    former = {number: signal.signal(number, forward) for number in heeded_signals()}
     try:
-        yield received
+        with handling_stop_signals(forward):
+            yield received
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
         for child in children:
-            if child.poll() is None:
-                child.kill()
+            child.kill()
         for child in children:
             with contextlib.suppress(subprocess.TimeoutExpired):  # who waits for a dead mount cannot be killed
                 child.wait(GRACE_SECONDS)
 
 
-def _first_failure(children: Sequence[subprocess.Popen[bytes]], received: Sequence[int] = ()) -> int | None:
+def _first_failure(children: Sequence[subprocess.Popen[bytes]], received: Sequence[int]) -> int | None:
     """The first process that did not end well; the others get a moment, or as long as they save on a signal.
 
     A second Ctrl-C leaves them no more than a moment either: one that hangs keeps the others from hearing it.
     """
-    first: int | None = None
-    until = float("inf")
-    while any(child.poll() is None for child in children) and time.monotonic() < until:
-        failed = [rank for rank, child in enumerate(children) if child.poll()]
-        if failed and first is None:
-            first = failed[0]
-            if not 128 < children[first].returncode < 160:
-                until = time.monotonic() + GRACE_SECONDS
-        if received.count(signal.SIGINT) > 1:
-            until = min(until, time.monotonic() + GRACE_SECONDS)
+    first, until, running = None, float("inf"), True
+    while running and time.monotonic() < until:
         time.sleep(0.05)
-    failed = [rank for rank, child in enumerate(children) if child.poll()]
-    return first if first is not None else (failed[0] if failed else None)
+        codes = [child.poll() for child in children]
+        running = None in codes
+        if first is None:
+            first = next((rank for rank, code in enumerate(codes) if code), None)
+        saving = first is None or 128 < (codes[first] or 0) < 160
+        if not saving or received.count(signal.SIGINT) > 1:
+            until = min(until, time.monotonic() + GRACE_SECONDS)
+    return first

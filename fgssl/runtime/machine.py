@@ -1,20 +1,33 @@
-"""What this machine offers: device, precision, loader processes, memory."""
+"""What this machine offers: device, precision, loader processes, memory, and what to do where memory runs out."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import torch
 
 from fgssl.errors import FgsslError, SettingError
 
-DEFAULT_SCRATCH = 512 * 2**20
 FEW_CORES = 4
+REFINEMENTS = 2  # tries between the largest batch that fitted and the smallest that did not
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "cannot allocate memory",
+    "could not create a primitive",  # oneDNN's way of saying it
+    "alloc_failed",  # cuBLAS's
+    "size calculation overflowed",  # of a tensor larger than any memory
+    "multiplication overflow",
+)
 
 
 def keep_freed_memory() -> None:
@@ -34,10 +47,9 @@ def peak_memory(device: torch.device) -> float:
     """The most memory this process has used so far, in gigabytes: of the GPU, or of the machine (loaders excluded)."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
-    with contextlib.suppress(OSError, StopIteration):  # Linux; there `resource` counts what started this process, too
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-        peak = next(line for line in lines if line.startswith("VmHWM:"))
-        return round(int(peak.split()[1]) / 2**20, 3)
+    with contextlib.suppress(OSError, IndexError):  # Linux; there `resource` counts what started this process, too
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return round(int(status.split("VmHWM:")[1].split()[0]) / 2**20, 3)
     try:
         import resource
     except ImportError:  # not on Windows
@@ -64,32 +76,27 @@ def automatic_workers(device: torch.device | None = None, world: int = 1) -> int
     return max(1, min(8, cores // (2 * world)))
 
 
-def available_memory() -> int | None:
-    """Bytes this process may still take: the machine's, or what a container leaves; None where nobody tells."""
-    found = []
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+def available_memory() -> int:
+    """Bytes this process may still take: the machine's, or what a container leaves, which psutil does not know."""
+    found = [int(psutil.virtual_memory().available)]
     for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         with contextlib.suppress(OSError, ValueError):  # "max" is no number
-            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-    return max(0, min(found)) if found else None
+            groups = Path("/sys/fs/cgroup")
+            found.append(int((groups / limit).read_text()) - int((groups / used).read_text()))
+    return max(0, min(found))
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that a run on the device may take: of the GPU, or of the machine; None where nobody tells."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return available_memory()
+def free_memory(device: torch.device) -> int:
+    """Bytes that a run on the device may take: of the GPU, or of the machine."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available_memory()
 
 
 def scratch_memory() -> int:
     """Bytes for scratch such as chunks of scores: a quarter of what is available, between 64 MiB and 1 GiB."""
-    available = available_memory()
-    return DEFAULT_SCRATCH if available is None else max(64 * 2**20, min(2**30, available // 4))
+    return max(64 * 2**20, min(2**30, available_memory() // 4))
 
 
 def parse_bytes(text: str) -> int:
@@ -101,25 +108,70 @@ def parse_bytes(text: str) -> int:
     return size
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is exhausted, on a CPU or a GPU."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    )
+
+
+def largest_batch(attempt: Callable[[int], None], failed: int, *, least: int = 2) -> int | None:
+    """The largest number of images found to fit: half as often as it takes, then a few tries above.
+
+    Args:
+        attempt: One step with so many images; raises where memory does not suffice.
+        failed: What did not fit.
+        least: The smallest batch there is.
+
+    Returns:
+        A number below `failed`, or None where not even `least` fits.
+    """
+    low, high = failed // 2, failed
+    while low >= least and not _fits(attempt, low):
+        low, high = low // 2, low
+    if low < least:
+        return None
+    for _ in range(REFINEMENTS):
+        middle = (low + high) // 2
+        if middle > low:
+            low, high = (middle, high) if _fits(attempt, middle) else (low, middle)
+    return low
+
+
+def _fits(attempt: Callable[[int], None], images: int) -> bool:
+    try:
+        attempt(images)
+        return True
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
 def resolve_device(name: str | None) -> torch.device:
     """The asked device, or the best at hand. Raises FgsslError when it is not here."""
+    own_gpu = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
     if name is None or name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return own_gpu if torch.cuda.is_available() else torch.device("mps" if mps else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise SettingError(f"unknown device '{name}'", "use cpu, cuda, cuda:1 or mps") from error
-    if device.type == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each process its own GPU
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        here = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        raise FgsslError(f"device '{name}' is not on this machine ({here} CUDA devices)", "use --device cpu")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise FgsslError(f"device '{name}' is not on this machine", "use --device cpu")
     if device.type not in ("cpu", "cuda", "mps"):
         raise SettingError(f"device '{name}' is not supported", "use cpu, cuda, cuda:1 or mps")
+    if device.type == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each process its own GPU
+        device = own_gpu
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise FgsslError(f"device '{name}' is not on this machine ({gpus} CUDA devices)", "use --device cpu")
+    if device.type == "mps" and not mps:
+        raise FgsslError(f"device '{name}' is not on this machine", "use --device cpu")
     return device
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
+from urllib.request import getproxies_environment
 
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -18,7 +18,6 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from fgssl.errors import FgsslError
 from fgssl.runtime.reporting import told_bars
 
-PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 CONNECT_SECONDS = 3.0  # each of two attempts
 PAUSE_SECONDS = 0.5  # between them, for a hiccup
 
@@ -48,7 +47,7 @@ def hub_or_cache() -> Iterator[None]:
     """
     libraries: list[Any] = [constants, *(sys.modules[name] for name in ("datasets.config",) if name in sys.modules)]
     before = [library.HF_HUB_OFFLINE for library in libraries]
-    if not any(before) and not any(os.environ.get(variable) for variable in PROXY_VARIABLES):
+    if not any(before) and not {"https", "http", "all"} & getproxies_environment().keys():
         offline = not _reachable(constants.ENDPOINT)
         for library in libraries:
             library.HF_HUB_OFFLINE = offline
@@ -64,12 +63,9 @@ def _reachable(endpoint: str) -> bool:
     """Whether the server's port answers at the second attempt at the latest."""
     address = urlsplit(endpoint)
     port = address.port or (80 if address.scheme == "http" else 443)
-    for attempt in range(2):
-        try:
+    for pause in (PAUSE_SECONDS, 0.0):
+        with suppress(OSError):
             socket.create_connection((address.hostname or "", port), timeout=CONNECT_SECONDS).close()
-        except OSError:
-            if attempt == 0:
-                time.sleep(PAUSE_SECONDS)
-        else:
             return True
+        time.sleep(pause)
     return False

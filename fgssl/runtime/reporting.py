@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 QUIET_SECONDS, BETWEEN_SECONDS = 1.0, 0.2  # nothing is told of what is over within the first
 
-MEGABYTE = 1_000_000
-
 
 class StepReport(NamedTuple):
     """State of a training run, every few steps."""
@@ -108,23 +106,24 @@ def told_bars() -> Iterator[None]:
     former = tqdm.__init__, tqdm.display, tqdm.close
     files: list[Any] = []  # bars that count files: those of each file's bytes would only take turns with them
 
+    def scaled(bar: Any, count: float) -> int:
+        return round(count / (1_000_000 if bar.unit == "B" else 1))
+
     def begin(self: Any, *arguments: Any, **options: Any) -> None:
         former[0](self, *arguments, **{**options, "disable": False, "file": io.StringIO()})
 
-    def show(self: Any, msg: str | None = None, pos: int | None = None) -> None:
+    def show(self: Any, *_: Any, **__: Any) -> None:
         if not hasattr(self, "fgssl_told"):
             self.fgssl_told = Told(_task(self))
             files.extend([self] if self.unit == "files" else [])
-        told, scale = self.fgssl_told, MEGABYTE if self.unit == "B" else 1
-        known = self.total is not None and self.total > 0  # some say 0 where they do not know
-        told.total = round(self.total / scale) if known else None
+        self.fgssl_told.total = scaled(self, self.total) if self.total else None  # some say 0 where they do not know
         if self.desc and (self.unit != "B" or all(bar.n >= bar.total for bar in files)):
-            told(round(self.n / scale))
+            self.fgssl_told(scaled(self, self.n))
 
     def close(self: Any) -> None:
         former[2](self)
         if hasattr(self, "fgssl_told"):
-            self.fgssl_told.end(round(self.n / (MEGABYTE if self.unit == "B" else 1)))
+            self.fgssl_told.end(scaled(self, self.n))
 
     tqdm.__init__, tqdm.display, tqdm.close = begin, show, close
     try:

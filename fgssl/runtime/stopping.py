@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -60,15 +60,20 @@ def ignore_stop_signals(_worker: int = 0) -> None:
 
 
 @contextlib.contextmanager
-def listen_for_stop() -> Iterator[StopRequest]:
-    """Catch stop signals inside the block (in the main thread only); the former handlers return afterwards."""
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    former = {number: signal.signal(number, request._receive) for number in heeded_signals()}
+def handling_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Stop signals go to a handler inside the block (in the main thread only); the former ones return afterwards."""
+    numbers = heeded_signals() if threading.current_thread() is threading.main_thread() else ()
+    former = {number: signal.signal(number, handler) for number in numbers}
     try:
-        yield request
+        yield
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        for number, before in former.items():
+            signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def listen_for_stop() -> Iterator[StopRequest]:
+    """Catch stop signals inside the block."""
+    request = StopRequest()
+    with handling_stop_signals(request._receive):
+        yield request

@@ -1,13 +1,7 @@
 """Foreign text on its way out: names of files and classes, words from the hub, what a file says of itself.
 
-Inside fgssl a name is what it is, so that it can be opened and compared. It is made safe where it leaves, by the door:
-
-    terminal, log, message     shown(name)
-    spreadsheet                csv_text(rows), whose strings no spreadsheet takes for a formula
-    JSON                       json_text(value): the true name, in ASCII
-    picture                    fgssl.drawing.text: `shown`, in the characters that the font has
-
-A new door (a page) gets its function here, on top of `shown`.
+Inside fgssl a name is what it is, so that it can be opened and compared. It is made safe where it leaves: by `shown`
+for a terminal, log or message, `csv_text` for a spreadsheet, `json_text` for JSON, `fgssl.drawing.text` for a picture.
 """
 
 from __future__ import annotations
@@ -34,10 +28,7 @@ def shown(name: str | bytes | os.PathLike[str]) -> str:
 
     Those, line breaks and bytes that are not UTF-8 become backslash escapes; every ordinary name stays as it is,
     emoji and spaces included. What is shown already stays, too. Markup of a terminal library is not looked at: who
-    prints, prints it as plain text.
-
-    Args:
-        name: Text, or a file name as bytes or as `os.fsdecode` gives it.
+    prints, prints it as plain text. A file name may come as bytes or as `os.fsdecode` gives it.
     """
     text = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else os.fspath(name)
     if text.isascii() and text.isprintable():
@@ -58,13 +49,10 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
     """Rows as CSV. Strings are shown, and quoted by ' where a spreadsheet would run them; numbers stay numbers."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([_cell(value) if isinstance(value, str) else value for value in row] for row in rows)
+    for row in rows:
+        cells = [shown(value) if isinstance(value, str) else value for value in row]
+        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell for cell in cells])
     return text.getvalue()
-
-
-def _cell(value: str) -> str:
-    text = shown(value)
-    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def json_text(value: Any) -> str:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from fgssl.data.feed.views import StepSampler
 from fgssl.errors import FgsslError, TrainingFault
 from fgssl.runtime.files import atomic_path, write_text
-from fgssl.runtime.memory import largest_batch
+from fgssl.runtime.machine import largest_batch
 from fgssl.training.memory_need import largest_settings
 from fgssl.training.model import NotFinite
 from fgssl.training.setup import Setup

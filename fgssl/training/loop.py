@@ -16,7 +16,7 @@ from fgssl.data.feed.views import ViewBatch
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
 from fgssl.runs.resume_state import Loaded, random_state, restore_random_state, save_state
-from fgssl.runtime.memory import is_out_of_memory
+from fgssl.runtime.machine import is_out_of_memory
 from fgssl.runtime.stopping import Interrupted, StopRequest
 from fgssl.training.failed_step import out_of_memory, with_its_images
 from fgssl.training.frozen_maps import FrozenBatch
@@ -131,7 +131,7 @@ class Trainer:
             raise with_its_images(self.setup, fault) from fault
 
     def _train(self, begun: Progress, stop: StopRequest) -> Progress:
-        training, pulse = self.plan.config.training, self.setup.pulse
+        training, detector = self.plan.config.training, self.setup.detector
         self.model.train()
         self._prepare_backbone()
         progress, faults = begun, dict(begun.faults)
@@ -141,10 +141,10 @@ class Trainer:
         every = interval(training.save_every) or Interval(None, 600.0)
         batches = self.batches(begun.step)
         self._note_faults(self.views.pixels.faults, faults)
-        pulse.at(LOADING)
+        detector.at(LOADING)
         for batch in batches:
             arrived = time.perf_counter()
-            pulse.at("computing a step")
+            detector.at("computing a step")
             self._note_faults({fault.index: fault.reason for fault in batch.faults}, faults)
             output = self.step(progress.step, batch)
             step, seconds = progress.step + 1, time.monotonic() - started
@@ -152,7 +152,7 @@ class Trainer:
             done = time.perf_counter()
             self.log.window.add(step, output, seconds=done - mark, waited=arrived - asked)
             mark = done
-            pulse.at("writing to the run folder")
+            detector.at("writing to the run folder")
             if step % training.log_every == 0 or step == self.plan.total_steps:
                 self.log.write(step, seconds, begun.step)
             due = every.over(step - saved_step, time.monotonic() - last_saved)
@@ -162,7 +162,7 @@ class Trainer:
                 saved_step, last_saved = step, time.monotonic()
                 if signal_number:
                     raise Interrupted(signal_number, step)
-            pulse.at(LOADING)
+            detector.at(LOADING)
             asked = time.perf_counter()  # what was written and saved meanwhile took time, but nobody waited for it
         if progress.step > saved_step:
             self._save(progress)
@@ -266,5 +266,5 @@ class Trainer:
                 "total_steps": self.plan.total_steps,
             }
             save_state(self.setup.output, progress.step, state)
-        self.setup.pulse.at("waiting for the saved state")  # others are there before the one that writes it
+        self.setup.detector.at("waiting for the saved state")  # others are there before the one that writes it
         self.setup.accelerator.wait_for_everyone()

@@ -18,8 +18,7 @@ from fgssl.config.schema import PretrainConfig, filled, flatten
 from fgssl.errors import FgsslError
 from fgssl.objectives import OBJECTIVES
 from fgssl.rationale import RationaleHead
-from fgssl.runtime.machine import free_memory
-from fgssl.runtime.memory import is_out_of_memory
+from fgssl.runtime.machine import free_memory, is_out_of_memory
 
 COPIES = 3  # of a trained weight
 WORTH_NAMING = 0.1  # share of the free memory
@@ -58,7 +57,7 @@ def _bytes(build: Callable[[], nn.Module]) -> float:
 def check_memory(needs: Mapping[str, float], values: Mapping[str, Any], device: torch.device) -> None:
     """Raises FgsslError, naming the setting that takes most, where the needs exceed the free memory of the device."""
     free = free_memory(device)
-    if free is None or sum(needs.values()) <= free:
+    if sum(needs.values()) <= free:
         return
     key = max(needs, key=lambda key: needs[key])
     size = f"{needs[key] / 1e9:,.1f} GB or more" if math.isfinite(needs[key]) else "more than can be counted"
@@ -69,5 +68,5 @@ def check_memory(needs: Mapping[str, float], values: Mapping[str, Any], device: 
 def largest_settings(needs: Mapping[str, float], device: torch.device) -> str:
     """The settings that take a good part of the memory, with their sizes; empty where none does."""
     large = sorted(needs, key=lambda key: -needs[key])
-    least = WORTH_NAMING * (free_memory(device) or 0)
+    least = WORTH_NAMING * free_memory(device)
     return ", ".join(f"{key} ({needs[key] / 1e9:,.1f} GB)" for key in large if needs[key] > least)

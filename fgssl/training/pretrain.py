@@ -19,8 +19,8 @@ from fgssl.errors import FgsslError
 from fgssl.runs.encoder_file import load_encoder, save_encoder
 from fgssl.runs.folder import ENCODER_FILE, truncate_metrics, write_config
 from fgssl.runs.resume_state import load_state
-from fgssl.runtime.hang import Pulse, PulseReporter
-from fgssl.runtime.memory import is_out_of_memory
+from fgssl.runtime.hang import HangDetector, HeartbeatReporter
+from fgssl.runtime.machine import is_out_of_memory
 from fgssl.runtime.reporting import Reporter
 from fgssl.runtime.stopping import listen_for_stop
 from fgssl.training.loop import Progress, Trainer
@@ -58,9 +58,9 @@ def pretrain(
     """
     rank, world = (int(os.environ.get(name, alone)) for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1")))
     limit = interval(plan.config.training.stall_limit)
-    pulse = Pulse(rank, world, (limit and limit.seconds) or 0.0, reporter or Reporter())
-    with pulse.watching(), _named_memory(plan):
-        trainer = build_trainer(plan, output, PulseReporter(pulse.reporter, pulse), build=build, pulse=pulse)
+    detector = HangDetector(rank, world, (limit and limit.seconds) or 0.0, reporter or Reporter())
+    with detector.running(), _named_memory(plan):
+        trainer = build_trainer(plan, output, HeartbeatReporter(detector), build=build, detector=detector)
         progress = _begin(trainer, resume=resume, allow_changes=allow_changes)
         with listen_for_stop() as stop:
             progress = trainer.train(progress, stop)
@@ -84,10 +84,10 @@ def _named_memory(plan: Plan) -> Iterator[None]:
 
 
 def build_trainer(
-    plan: Plan, output: Path, reporter: Reporter, *, build: Build = build_model, pulse: Pulse | None = None
+    plan: Plan, output: Path, reporter: Reporter, *, build: Build = build_model, detector: HangDetector | None = None
 ) -> Trainer:
     """Everything a run steps with, on its device."""
-    return Trainer(set_up(plan, output, reporter, pulse or Pulse(0, 1, 0.0, reporter), build))
+    return Trainer(set_up(plan, output, reporter, detector or HangDetector(0, 1, 0.0, reporter), build))
 
 
 def _begin(trainer: Trainer, *, resume: bool, allow_changes: bool) -> Progress:
@@ -143,6 +143,6 @@ def _finish(trainer: Trainer, progress: Progress) -> RunResult:
         model.encoder.keys = model.objective.sample_keys(KEYS_KEPT)
         save_encoder(setup.output / ENCODER_FILE, model.encoder)
         result = finish_run(setup, progress._asdict(), trainer.log.last_means)
-    setup.pulse.at("writing the results")
+    setup.detector.at("writing the results")
     setup.accelerator.wait_for_everyone()
     return result

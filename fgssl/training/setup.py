@@ -21,7 +21,7 @@ from fgssl.data.cache.build import PixelStore, Shrunk, open_pixels
 from fgssl.data.feed.views import ViewDataset
 from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import reject_unreadable
-from fgssl.runtime.hang import Pulse
+from fgssl.runtime.hang import HangDetector
 from fgssl.runtime.machine import available_cores, keep_freed_memory
 from fgssl.runtime.reporting import Reporter
 from fgssl.training.model import PretrainModel
@@ -41,14 +41,14 @@ class Setup:
         output: The run folder.
         wrapped: The model as distributed training calls it.
         views: The training split.
-        pulse: Told where this process is.
+        detector: Told where this process is.
     """
 
     plan: Plan
     output: Path
     accelerator: Accelerator
     reporter: Reporter
-    pulse: Pulse
+    detector: HangDetector
     views: ViewDataset
     model: PretrainModel
     wrapped: torch.nn.Module
@@ -64,14 +64,16 @@ class Setup:
         return float(max(group["lr"] for group in self.optimizer.param_groups))
 
 
-def set_up(plan: Plan, output: Path, reporter: Reporter, pulse: Pulse, build: Callable[[Plan], PretrainModel]) -> Setup:
+def set_up(
+    plan: Plan, output: Path, reporter: Reporter, detector: HangDetector, build: Callable[[Plan], PretrainModel]
+) -> Setup:
     """Meet the other processes, decode the pictures and build the model on its device."""
     if plan.device.type == "cpu":
         keep_freed_memory()
     with time_limit(reporter):
         accelerator = _accelerator(plan)
         check_processes(plan, accelerator)
-    pixels = _training_pixels(plan, accelerator, reporter, pulse)
+    pixels = _training_pixels(plan, accelerator, reporter, detector)
     training = plan.config.training
     views = ViewDataset(
         pixels,
@@ -84,7 +86,7 @@ def set_up(plan: Plan, output: Path, reporter: Reporter, pulse: Pulse, build: Ca
     model = build(plan).to(plan.device)
     optimizer = build_optimizer(model, plan.config.optimizer, plan.device, backbone=plan.backbone)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    return Setup(plan, output, accelerator, reporter, pulse, views, model, wrapped, optimizer)
+    return Setup(plan, output, accelerator, reporter, detector, views, model, wrapped, optimizer)
 
 
 def check_faults(faults: dict[int, str], plan: Plan) -> None:
@@ -113,11 +115,11 @@ def _accelerator(plan: Plan) -> Accelerator:
     )
 
 
-def _training_pixels(plan: Plan, accelerator: Accelerator, reporter: Reporter, pulse: Pulse) -> PixelStore:
+def _training_pixels(plan: Plan, accelerator: Accelerator, reporter: Reporter, detector: HangDetector) -> PixelStore:
     """Decode the training split once; the first process builds the cache, the others open it."""
     training, is_main = plan.config.training, accelerator.is_main_process
     if not is_main:
-        pulse.at("opening the decoded pictures")
+        detector.at("opening the decoded pictures")
     with accelerator.main_process_first():
         pixels = open_pixels(
             plan.train,
@@ -128,7 +130,7 @@ def _training_pixels(plan: Plan, accelerator: Accelerator, reporter: Reporter, p
             progress=lambda done, total: reporter.progress("decoding", done, total),
         )
     if is_main:
-        pulse.at("opening the decoded pictures")
+        detector.at("opening the decoded pictures")
     check_faults(pixels.faults, plan)
     if pixels.encoded and is_main:
         reporter.note(

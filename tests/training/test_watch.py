@@ -20,7 +20,7 @@ from stopping import after_step
 from fgssl.config.schema import OptimizerConfig
 from fgssl.errors import TrainingFault
 from fgssl.runs.resume_state import load_state, save_state
-from fgssl.runtime.memory import is_out_of_memory, largest_batch
+from fgssl.runtime.machine import is_out_of_memory, largest_batch
 from fgssl.training.collapse import CHANCE_STEPS, Watch, absurd_rate
 from fgssl.training.log import LogWindow
 

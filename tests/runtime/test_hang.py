@@ -14,7 +14,7 @@ import pytest
 from torch.distributed import TCPStore
 from two_processes import launched
 
-from fgssl.runtime.hang import Pulse, PulseReporter, Sign, verdict
+from fgssl.runtime.hang import HangDetector, Heartbeat, HeartbeatReporter, diagnose
 from fgssl.runtime.reporting import Reporter, StepReport
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
@@ -23,9 +23,9 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
 # ---- who it is
 
 
-def signs(*moves: int, places: tuple[str, ...] = ()) -> dict[int, Sign]:
+def heartbeats(*moves: int, places: tuple[str, ...] = ()) -> dict[int, Heartbeat]:
     names = places or ("computing a step",) * len(moves)
-    return {rank: Sign(5, count, 0, names[rank]) for rank, count in enumerate(moves)}
+    return {rank: Heartbeat(5, count, 0, names[rank]) for rank, count in enumerate(moves)}
 
 
 @pytest.mark.parametrize(("silent", "moves", "ranks", "words"), [
@@ -40,16 +40,16 @@ def signs(*moves: int, places: tuple[str, ...] = ()) -> dict[int, Sign]:
 def test_the_process_that_hangs_is_named(
     silent: set[int], moves: tuple[int, ...], ranks: list[int], words: str
 ) -> None:
-    found, problem = verdict(silent, signs(*moves), 60.0)
+    found, problem = diagnose(silent, heartbeats(*moves), 60.0)
     assert found == ranks and problem.startswith(words)
 
 
 def test_it_is_told_where_it_hangs() -> None:
     places = ("computing a step", "waiting for pictures")
-    assert "process 1 of 2 was waiting for pictures for 3 s" in verdict(set(), signs(4, 3, places=places), 3.0)[1]
+    assert "process 1 of 2 was waiting for pictures for 3 s" in diagnose(set(), heartbeats(4, 3, places=places), 3.0)[1]
 
 
-# ---- patience, with two pulses in this process
+# ---- patience, with two detectors in this process
 
 
 class Ended(SystemExit):
@@ -58,15 +58,15 @@ class Ended(SystemExit):
 
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """`pair(limit)`: two pulses that meet through a store, and what they have said so far."""
+    """`pair(limit)`: two detectors that meet through a store, and what they have said so far."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(store.port))
     said: list[str] = []
     reporter = mock.Mock(spec=Reporter, fatal=lambda problem, _remedy: said.append(problem))
 
-    def build(limit: float) -> tuple[Pulse, Pulse, list[str]]:
-        return Pulse(0, 2, limit, reporter), Pulse(1, 2, limit, reporter), said
+    def build(limit: float) -> tuple[HangDetector, HangDetector, list[str]]:
+        return HangDetector(0, 2, limit, reporter), HangDetector(1, 2, limit, reporter), said
 
     def end(_code: int) -> None:
         raise Ended
@@ -85,7 +85,7 @@ def wait_until(condition: Any, seconds: float = 20.0) -> bool:
 
 def test_one_that_works_keeps_all_waiting_in_peace_until_it_stops(pair: Any) -> None:
     first, second, said = pair(1.0)
-    with first.watching(), second.watching():
+    with first.running(), second.running():
         second.at("waiting for process 0")  # say, while the first evaluates: three times the limit
         for _ in range(60):
             time.sleep(0.05)
@@ -97,32 +97,33 @@ def test_one_that_works_keeps_all_waiting_in_peace_until_it_stops(pair: Any) -> 
 
 def test_nobody_is_judged_before_all_have_met_or_after_the_end(pair: Any) -> None:
     first, _, said = pair(0.3)
-    with first.watching():
+    with first.running():
         time.sleep(1.2)  # the second is still loading its libraries, of which `time_limit` takes care
     third, fourth, _ = pair(0.3)
-    with third.watching(), fourth.watching():
-        wait_until(lambda: len(third._seen) == len(fourth._seen) == 2)
+    with third.running(), fourth.running():
+        wait_until(lambda: len(third.seen) == len(fourth.seen) == 2)
     time.sleep(0.6)
     assert said == []
 
 
 def test_alone_nothing_is_started() -> None:
     before = threading.active_count()
-    with Pulse(0, 1, 60.0, Reporter()).watching():
+    with HangDetector(0, 1, 60.0, Reporter()).running():
         assert threading.active_count() == before
-    with Pulse(0, 2, 0.0, Reporter()).watching():  # 0s: never
+    with HangDetector(0, 2, 0.0, Reporter()).running():  # 0s: never
         assert threading.active_count() == before
 
 
 def test_everything_said_is_handed_on_and_progress_counts() -> None:
-    inner, pulse = mock.Mock(spec=Reporter), Pulse(0, 1, 60.0, Reporter())
-    reporter = PulseReporter(inner, pulse)
+    inner = mock.Mock(spec=Reporter)
+    detector = HangDetector(0, 1, 60.0, inner)
+    reporter = HeartbeatReporter(detector)
     report = StepReport(*range(len(StepReport._fields)))
     calls = {"note": ("a",), "warn": ("b",), "fatal": ("c", "d"), "progress": ("e", 1, 2), "step": (report,)}
     for name, arguments in {**calls, "planned": ({}, {})}.items():
         getattr(reporter, name)(*arguments)
         getattr(inner, name).assert_called_once_with(*arguments)
-    assert pulse._beats == 4
+    assert detector.own.beats == 4
     assert {n for n in vars(Reporter) if not n.startswith("_")} == {*calls, "planned"}  # a new one is handed on, too
 
 
