@@ -52,7 +52,7 @@ ROOT_MODULES = 12  # more at the root, and nobody knows where to look
 LIGHT = (
     "fgssl", "fgssl.cli", "fgssl.errors", "fgssl.config.schema", "fgssl.config.resolve", "fgssl.runtime.reporting",
     "fgssl.runtime.files", "fgssl.data", "fgssl.data.sources.presets", "fgssl.data.sources.open", "fgssl.data.images",
-    "fgssl.data.sources.folder", "fgssl.data.sources.files", "fgssl.data.decoding.decode", "fgssl.drawing",
+    "fgssl.data.sources.folder", "fgssl.data.sources.files", "fgssl.data.decoding", "fgssl.drawing",
     "fgssl.check",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "timm", "datasets", "accelerate", "pyarrow", "pandas", "huggingface_hub")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fgssl.data.decoding.decode import Examined
+from fgssl.data.decoding import Examined
 from fgssl.data.images import ImageSet
 from fgssl.errors import FgsslError, UnreadableImage
 

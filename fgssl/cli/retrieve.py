@@ -45,7 +45,7 @@ def retrieve(
         _refuse({"--query-split": query_split, "--explain": explain or None}, "goes with scoring, not with --query")
     else:
         _refuse({"--output": output}, "draws the hits of --query; without it there are none")
-    from fgssl.data.decoding.decode import require_files
+    from fgssl.data.decoding import require_files
     from fgssl.drawing import PICTURE, save_png
     from fgssl.runtime.files import check_output
 

@@ -26,7 +26,7 @@ def visualize(
     quiet: options.Quiet = False,
 ) -> None:
     """Draw what the encoder looks at. Image, GradCAM of the self-supervised loss and fitted rationale side by side."""
-    from fgssl.data.decoding.decode import require_files
+    from fgssl.data.decoding import require_files
     from fgssl.runs.folder import newest_run
     from fgssl.runtime.files import check_output, derived_name
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fgssl.data.decoding.decode import Examined, decode_image, examine_image
+from fgssl.data.decoding import Examined, decode_image, examine_image
 from fgssl.errors import FgsslError
 from fgssl.runtime.text import shown
 
@@ -64,7 +64,7 @@ class ImageSet:
         return shown(self.name(index))
 
     def load(self, index: int, min_side: int | None = None) -> Image:
-        """One image, upright and RGB, as `fgssl.data.decoding.decode.decode_image`. Raises UnreadableImage."""
+        """One image, upright and RGB, as `fgssl.data.decoding_image`. Raises UnreadableImage."""
         raise NotImplementedError
 
     def examine(self, index: int, min_side: int | None = None) -> Examined:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fgssl.data.decoding.decode import decode_image
+from fgssl.data.decoding import decode_image
 from fgssl.drawing import ExplainRow, Window, explain_sheet
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
-from fgssl.data.decoding.decode import decode_image
+from fgssl.data.decoding import decode_image
 from fgssl.errors import UnreadableImage
 
 # pytest puts its own filters in place of the one that decode.py sets; test_nothing_is_printed checks that one
@@ -88,7 +88,7 @@ def test_alpha_is_composited_on_white(kind: str) -> None:
 
 
 def test_grey_alpha_and_premultiplied() -> None:
-    from fgssl.data.decoding.modes import to_rgb
+    from fgssl.data.decoding import to_rgb
 
     data = noise(9, 7, 2)
     expected = on_white(np.repeat(data[..., :1], 3, axis=2), data[..., 1])
@@ -242,7 +242,7 @@ def test_colour_spaces() -> None:
     np.testing.assert_array_equal(pixels(encoded(bits, "PNG"))[..., 0], np.asarray(bits.convert("L")))
     grey = noise(9, 9)
     np.testing.assert_array_equal(pixels(encoded(Image.fromarray(grey), "PNG")), np.repeat(grey[..., None], 3, axis=2))
-    from fgssl.data.decoding.modes import to_rgb
+    from fgssl.data.decoding import to_rgb
 
     assert np.abs(np.asarray(to_rgb(rgb.convert("HSV"))).astype(int) - np.asarray(rgb)).max() <= 12
     assert to_rgb(rgb.convert("RGBX")).mode == "RGB"
@@ -381,7 +381,7 @@ def test_nothing_is_printed_or_warned(tmp_path: Path) -> None:
     )
     (tmp_path / "cut.tif").write_bytes(encoded(Image.new("RGB", (64, 64)), "TIFF", compression="tiff_lzw")[:-40])
     code = (
-        "import sys\nfrom fgssl.data.decoding.decode import decode_image\nfrom fgssl.errors import UnreadableImage\n"
+        "import sys\nfrom fgssl.data.decoding import decode_image\nfrom fgssl.errors import UnreadableImage\n"
         "for path in sys.argv[1:]:\n    try:\n        decode_image(path)\n    except UnreadableImage:\n        pass\n"
     )
     done = subprocess.run(

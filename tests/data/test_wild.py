@@ -17,7 +17,7 @@ from wild_images import READABLE, UNREADABLE, write_readable, write_unreadable
 from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
 from fgssl.data.cache.build import PixelStore, Shrunk
-from fgssl.data.decoding.decode import decode_image
+from fgssl.data.decoding import decode_image
 from fgssl.errors import UnreadableImage
 from fgssl.runtime.text import shown
 
@@ -99,9 +99,7 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
     """Root reads everything, so the system's answer is made up."""
     make_photos(tmp_path, 3, classes=0)
     with (
-        mock.patch(
-            "fgssl.data.decoding.decode.open", side_effect=PermissionError(13, "Permission denied"), create=True
-        ),
+        mock.patch("fgssl.data.decoding.open", side_effect=PermissionError(13, "Permission denied"), create=True),
         pytest.raises(UnreadableImage, match="no permission"),
     ):
         load_images(DataConfig(source=str(tmp_path)), "all").load(0)

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 from PIL import Image
 
-from fgssl.data.decoding.decode import Examined
+from fgssl.data.decoding import Examined
 from fgssl.data.images import ImageSet
 from fgssl.errors import UnreadableImage
 

@@ -1,7 +1,6 @@
-"""The birds of the demo set, drawn by code.
+"""The birds of the demo set, drawn by code: `demo_set` is the door.
 
-paper.py   what is drawn on and with: layers, frames, colours
-scene.py   backgrounds, distractors, light: nothing here knows the class
+scene.py   paper, backgrounds, distractors, light: nothing here knows the class
 parts.py   beak, crown and wing panel: all that tells the class
 bird.py    one bird in one scene: `draw_nuisance`, then `paint`
 """

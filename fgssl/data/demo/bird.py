@@ -17,27 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from fgssl.data.demo.paper import (
-    IMAGE_SIZE,
-    OBJECT,
-    PARTS,
-    SCENERY,
-    SUPERSAMPLE,
-    Colour,
-    Frame,
-    Paper,
-    Points,
-    Tone,
-    blend,
-    colour_of,
-    noise,
-    rotation,
-    shade,
-    smooth,
-    to_picture,
-)
-from fgssl.data.demo.parts import CIRCLE, PANEL, REACH, Traits, dot, draw_beak, draw_crown, draw_panel
-from fgssl.data.demo.scene import Season, background, branch, distractor, draw_season, leaf_colour, light
+from fgssl.data.demo import parts, scene
+from fgssl.data.demo.parts import Frame, Tone, Traits, dot, smooth
+from fgssl.data.demo.scene import IMAGE_SIZE, OBJECT, SUPERSAMPLE, Colour, Paper, Points, colour_of, shade
 
 HEAD_CENTRE = np.array([0.70, -0.66])
 HEAD_RADIUS = 0.64
@@ -52,11 +34,9 @@ class Nuisance(NamedTuple):
     wing: Frame
     tail_angle: float
     plumage: tuple[Colour, Colour, Colour, Colour]  # back, belly, wing, cheek
-    beak_tone: Tone  # small changes of the parts' colours
-    crown_tone: Tone
-    panel_tone: Tone
+    tones: tuple[Tone, Tone, Tone]  # small changes of the colours of beak, crown and wing panel
     leg: Colour
-    season: Season
+    season: scene.Season
     scene_seed: int  # of the scenery, which is drawn while painting
 
 
@@ -78,25 +58,30 @@ _WING = smooth([(0.08, 0.02), (-0.1, -0.24), (-0.6, -0.3), (-1.1, -0.12), (-1.62
 _QUILLS = tuple(np.array([(-0.75, y), (-1.1, y * 0.7 + 0.06), (-1.5, 0.17)]) for y in (-0.12, 0.06, 0.24))
 # Hues of the coats: few, so that a coat does not tell one bird from all others
 _COATS = (0.03, 0.12, 0.3, 0.5, 0.65, 0.83)
+# Saturation and brightness of back, belly, wing and cheek
+_SHADES = (
+    ((0.3, 0.4), (0.48, 0.54)), ((0.15, 0.2), (0.72, 0.78)), ((0.3, 0.4), (0.45, 0.5)), ((0.15, 0.2), (0.62, 0.68))
+)  # fmt: skip
 # Head frame
 _CHEEK = smooth([(0.75, 0.2), (0.3, 0.0), (-0.3, 0.12), (-0.45, 0.5), (0.0, 0.8), (0.55, 0.65)])
-_EYE = (0.36, -0.1)
+_EYE = (
+    ((0.36, -0.1, 0.21), (235, 230, 215)),
+    ((0.36, -0.1, 0.165), (20, 16, 18)),
+    ((0.36 + 0.05, -0.1 - 0.07, 0.055), (250, 250, 250)),
+)
 
 
 def draw_nuisance(rng: np.random.Generator) -> Nuisance:
     """Draw pose, scale, place, colours and scene of one picture."""
     flip = 1.0 if rng.random() < 0.5 else -1.0
     tilt, scale = rng.uniform(-0.75, 0.15), rng.uniform(32, 42)
-    matrix = np.diag([flip, 1.0]) @ rotation(tilt) * scale @ np.diag([1.0, rng.uniform(0.92, 1.06)])
-    body = Frame(matrix, np.zeros(2))
+    matrix = np.diag([flip, 1.0]) @ parts.rotation(tilt) * scale @ np.diag([1.0, rng.uniform(0.92, 1.06)])
     nod, droop = rng.uniform(-0.25, 0.45) - 0.6 * tilt, rng.uniform(-0.15, 0.2)
-    body = Frame(matrix, _random_place(rng, body, nod, droop))
+    body = Frame(matrix, _random_place(rng, Frame(matrix, np.zeros(2)), nod, droop))
     hue = float(rng.choice(_COATS)) + rng.normal(0, 0.01)
-    back = colour_of(hue, rng.uniform(0.3, 0.4), rng.uniform(0.48, 0.54))
-    belly = colour_of(hue, rng.uniform(0.15, 0.2), rng.uniform(0.72, 0.78))
-    wing = colour_of(hue, rng.uniform(0.3, 0.4), rng.uniform(0.45, 0.5))
-    cheek = colour_of(hue, rng.uniform(0.15, 0.2), rng.uniform(0.62, 0.68))
-    tones = [(rng.normal(0, 0.03), rng.uniform(-0.15, 0.15), rng.uniform(-0.12, 0.12)) for _ in range(3)]
+    back, belly, wing, cheek = (colour_of(hue, rng.uniform(*grey), rng.uniform(*bright)) for grey, bright in _SHADES)
+    tones = ((rng.normal(0, 0.03), rng.uniform(-0.15, 0.15), rng.uniform(-0.12, 0.12)) for _ in range(3))
+    beak, crown, panel = tones
     leg = colour_of(rng.uniform(0.02, 0.12), rng.uniform(0.1, 0.7), rng.uniform(0.2, 0.7))
     return Nuisance(
         body=body,
@@ -104,60 +89,60 @@ def draw_nuisance(rng: np.random.Generator) -> Nuisance:
         wing=body.turned(SHOULDER, droop),
         tail_angle=rng.uniform(-0.35, 0.3),
         plumage=(back, belly, wing, cheek),
-        beak_tone=tones[0],
-        crown_tone=tones[1],
-        panel_tone=tones[2],
+        tones=(beak, crown, panel),
         leg=leg,
-        season=draw_season(rng),
+        season=scene.draw_season(rng),
         scene_seed=int(rng.integers(2**32)),
     )
 
 
 def _random_place(rng: np.random.Generator, body: Frame, nod: float, droop: float) -> Points:
     """Anywhere such that the parts are inside the picture and most of the body is; the tail may leave it."""
-    head = body.turned(HEAD_CENTRE, nod, HEAD_RADIUS).place(REACH)
-    wing = body.turned(SHOULDER, droop).place(PANEL)
-    trunk = body.place(_BODY * 0.8)
-    needed = np.concatenate([head, wing, trunk])
+    head = body.turned(HEAD_CENTRE, nod, HEAD_RADIUS).place(parts.REACH)
+    wing = body.turned(SHOULDER, droop).place(parts.PANEL)
+    needed = np.concatenate([head, wing, body.place(_BODY * 0.8)])
     low, high = 3 - needed.min(axis=0), IMAGE_SIZE - 3 - needed.max(axis=0)
-    slack = np.maximum((high - low) / 2, 0)
-    place: Points = (low + high) / 2 + slack * rng.uniform(-1, 1, 2)
+    place: Points = (low + high) / 2 + np.maximum((high - low) / 2, 0) * rng.uniform(-1, 1, 2)
     return place
 
 
 def paint(nuisance: Nuisance, traits: Traits) -> Drawing:
     """Paint the picture of a nuisance and a class: a pure function of the two."""
     rng = np.random.default_rng(nuisance.scene_seed)
-    paper = Paper(background(rng, nuisance.season))
+    paper = Paper(scene.background(rng, nuisance.season))
     _scenery_behind(paper, rng, nuisance)
     _plumage(paper, rng, nuisance)
     _wing(paper, nuisance)
-    draw_panel(paper, nuisance.wing, traits.wing, shade(nuisance.plumage[2], 0.28), nuisance.panel_tone)
-    draw_crown(paper, nuisance.head, traits.crown, nuisance.crown_tone)
-    draw_beak(paper, nuisance.head, traits.beak, nuisance.beak_tone)
-    _eye(paper, nuisance)
+    beak, crown, panel = nuisance.tones
+    parts.draw_panel(paper, nuisance.wing, traits.wing, shade(nuisance.plumage[2], 0.28), panel)
+    parts.draw_crown(paper, nuisance.head, traits.crown, crown)
+    parts.draw_beak(paper, nuisance.head, traits.beak, beak)
+    for place, colour in _EYE:
+        paper.polygon(nuisance.head.place(dot(*place)), colour, OBJECT)
     _scenery_before(paper, rng, nuisance)
     layers = paper.visible_layers()
-    return Drawing(light(paper.picture.reduce(SUPERSAMPLE), rng), layers > SCENERY, layers == PARTS)
+    picture = scene.light(paper.picture.reduce(SUPERSAMPLE), rng)
+    return Drawing(picture, layers > scene.SCENERY, layers == scene.PARTS)
 
 
 def _scenery_behind(paper: Paper, rng: np.random.Generator, nuisance: Nuisance) -> None:
-    season = nuisance.season
+    wood = nuisance.season.wood
     for _ in range(int(rng.integers(0, 2))):
         start, end = rng.uniform(-20, 148, 2), rng.uniform(-20, 148, 2)
-        branch(paper, start, end, rng.uniform(1.5, 5), shade(season.wood, rng.uniform(0.6, 1.2)), rng.normal(0, 5))
+        scene.branch(paper, start, end, rng.uniform(1.5, 5), shade(wood, rng.uniform(0.6, 1.2)), rng.normal(0, 5))
     for _ in range(int(rng.integers(0, 3))):
-        distractor(paper, rng, season, rng.uniform(0, IMAGE_SIZE, 2))
+        scene.distractor(paper, rng, nuisance.season, rng.uniform(0, IMAGE_SIZE, 2))
     # the perch, under the feet
-    foot = _feet(nuisance)[1][-1]
-    slope = rng.uniform(-0.35, 0.35)
+    legs = _legs(nuisance)
+    foot, slope = legs[1][-1], rng.uniform(-0.35, 0.35)
     along = np.array([np.cos(slope), np.sin(slope)]) * 170
-    branch(paper, foot - along, foot + along, rng.uniform(5, 10), season.wood, 0.0)
-    for foot_line in _feet(nuisance):
-        paper.line(foot_line, nuisance.leg, 1.7, OBJECT)
+    scene.branch(paper, foot - along, foot + along, rng.uniform(5, 10), wood, 0.0)
+    for leg in legs:
+        paper.line(leg, nuisance.leg, 1.7, OBJECT)
 
 
-def _feet(nuisance: Nuisance) -> tuple[Points, Points]:
+def _legs(nuisance: Nuisance) -> tuple[Points, Points]:
+    """From hip to foot."""
     hips = nuisance.body.place(np.array([(0.02, 0.66), (0.3, 0.7)]))
     drop = 0.34 * np.sqrt(abs(np.linalg.det(nuisance.body.matrix)))
     return (np.array([hips[0], hips[0] + (1, drop)]), np.array([hips[1], hips[1] + (-1, drop)]))
@@ -165,30 +150,31 @@ def _feet(nuisance: Nuisance) -> tuple[Points, Points]:
 
 def _plumage(paper: Paper, rng: np.random.Generator, nuisance: Nuisance) -> None:
     """Tail, then body and head as one soft coat from the back's colour to the belly's, lit from above."""
-    back, belly, wing, cheek = nuisance.plumage
     tail = nuisance.body.turned(np.array([-0.9, 0.0]), nuisance.tail_angle)
     for lift, tone in ((-0.08, 0.7), (0.06, 0.95)):
         points = (_TAIL + np.array([0.9, 0.0])) * (1.0, 0.85) + np.array([0.0, lift])
-        paper.polygon(tail.place(points), shade(wing, tone), OBJECT)
+        paper.polygon(tail.place(points), shade(nuisance.plumage[2], tone), OBJECT)
     stencil = Image.new("1", paper.picture.size)
     pen = ImageDraw.Draw(stencil)
-    for frame, shape in ((nuisance.body, _BODY), (nuisance.head, CIRCLE)):
+    for frame, shape in ((nuisance.body, _BODY), (nuisance.head, parts.CIRCLE)):
         pen.polygon((frame.place(shape) * SUPERSAMPLE).ravel().tolist(), fill=1)
-    paper.fill(_coat(rng, nuisance.body, back, belly), stencil, OBJECT)
-    paper.polygon(nuisance.head.place(_CHEEK), cheek, OBJECT)
+    paper.fill(_coat(rng, nuisance), stencil, OBJECT)
+    paper.polygon(nuisance.head.place(_CHEEK), nuisance.plumage[3], OBJECT)
 
 
-def _coat(rng: np.random.Generator, body: Frame, back: Colour, belly: Colour) -> Image.Image:
+def _coat(rng: np.random.Generator, nuisance: Nuisance) -> Image.Image:
     """Feathers for the whole picture: the back's colour fading into the belly's, with fluff and streaks."""
+    (back, belly, _, _), body = nuisance.plumage, nuisance.body
     y, x = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32)
     forward, down = (
         (row[0] * (x - body.origin[0]) + row[1] * (y - body.origin[1])).astype(np.float32)
         for row in np.linalg.inv(body.matrix)
     )
-    fluff = noise(rng, 42, 42)
-    coat = blend(back, belly, 0.5 + 2.6 * (down + 0.35 * forward - rng.uniform(0.0, 0.2)) + 0.3 * (fluff - 0.5))
-    streaks = rng.uniform(0, 0.08) * np.clip(5 * noise(rng, 30, 30) - 2.7, 0, 1)
-    return to_picture(coat * ((1.12 - 0.22 * down + 0.16 * (fluff - 0.5)) * (1 - streaks))[..., None])
+    fluff = scene.noise(rng, 42, 42)
+    weight = 0.5 + 2.6 * (down + 0.35 * forward - rng.uniform(0.0, 0.2)) + 0.3 * (fluff - 0.5)
+    streaks = rng.uniform(0, 0.08) * np.clip(5 * scene.noise(rng, 30, 30) - 2.7, 0, 1)
+    lit = (1.12 - 0.22 * down + 0.16 * (fluff - 0.5)) * (1 - streaks)
+    return scene.to_picture(scene.blend(back, belly, weight) * lit[..., None])
 
 
 def _wing(paper: Paper, nuisance: Nuisance) -> None:
@@ -199,26 +185,17 @@ def _wing(paper: Paper, nuisance: Nuisance) -> None:
         paper.line(frame.place(quill), shade(colour, 0.6), 0.9, OBJECT)
 
 
-def _eye(paper: Paper, nuisance: Nuisance) -> None:
-    frame = nuisance.head
-    paper.polygon(frame.place(dot(_EYE[0], _EYE[1], 0.21)), (235, 230, 215), OBJECT)
-    paper.polygon(frame.place(dot(_EYE[0], _EYE[1], 0.165)), (20, 16, 18), OBJECT)
-    paper.polygon(frame.place(dot(_EYE[0] + 0.05, _EYE[1] - 0.07, 0.055)), (250, 250, 250), OBJECT)
-
-
 def _scenery_before(paper: Paper, rng: np.random.Generator, nuisance: Nuisance) -> None:
     """Toes on the perch, and at times leaves in front; never right on the middle of a part."""
-    for _, foot in _feet(nuisance):
+    for _, foot in _legs(nuisance):
         for step in (-2.6, 0.0, 2.6):
             paper.line(foot + np.array([(0.0, -0.5), (step, 2.2)]), nuisance.leg, 1.4, OBJECT)
-    keep = np.concatenate([
-        nuisance.head.place(np.array([(1.3, 0.0), (0.0, -0.9)])), nuisance.wing.place(np.array([(-0.45, 0.05)]))
-    ])  # fmt: skip
+    face, panel = nuisance.head.place(np.array([(1.3, 0.0), (0.0, -0.9)])), nuisance.wing.place(np.array([-0.45, 0.05]))
     for _ in range(int(rng.integers(0, 2))):
         centre = rng.uniform(0, IMAGE_SIZE, 2)
-        if np.hypot(*(keep - centre).T).min() > 27:
-            distractor(paper, rng, nuisance.season, centre)
+        if np.hypot(*(np.vstack([face, panel]) - centre).T).min() > 27:
+            scene.distractor(paper, rng, nuisance.season, centre)
     if rng.random() < 0.3:
         x, lean = rng.uniform(0, IMAGE_SIZE), rng.normal(0, 12)
         blade = np.array([(x - 2, IMAGE_SIZE + 2), (x + lean, rng.uniform(95, 118)), (x + 2, IMAGE_SIZE + 2)])
-        paper.polygon(blade, leaf_colour(rng, nuisance.season))
+        paper.polygon(blade, scene.leaf_colour(rng, nuisance.season))

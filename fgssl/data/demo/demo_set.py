@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fgssl.data.decoding.decode import Examined
-from fgssl.data.demo.bird import Drawing, Nuisance, draw_nuisance, paint
-from fgssl.data.demo.paper import IMAGE_SIZE
+from fgssl.data.decoding import Examined
+from fgssl.data.demo.bird import Drawing, draw_nuisance, paint
 from fgssl.data.demo.parts import BEAKS, CROWNS, WINGS, Traits
+from fgssl.data.demo.scene import IMAGE_SIZE
 from fgssl.data.images import About, ImageSet
 from fgssl.errors import FgsslError
 
@@ -59,13 +59,7 @@ class DemoSet(ImageSet):
     Args:
         split: "train" or "test": the same classes, other nuisances.
         seed: Another seed gives another set of the same kind.
-        size: Number of images; by default SIZES[split].
-
-    Attributes:
-        source: "demo".
-        split: As given.
-        labels: Class of every image (N,), equally many of each where N is a multiple of 16.
-        class_names: CLASS_NAMES.
+        size: Number of images; by default SIZES[split]. Each class has as many where it is a multiple of 16.
 
     Raises:
         FgsslError: The split does not exist, or the seed is below 0 or the size below 1.
@@ -85,29 +79,22 @@ class DemoSet(ImageSet):
         return self._size
 
     def load(self, index: int, min_side: int | None = None) -> Image.Image:
-        """Draw image `index`, RGB of IMAGE_SIZE x IMAGE_SIZE pixels; `min_side` saves nothing here."""
         return self._draw(index).picture
 
     def examine(self, index: int, min_side: int | None = None) -> Examined:
-        """As `load`; what is digested are the drawn pixels."""
         picture = self.load(index)
         digest = hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
         return Examined(picture, picture.width, picture.height, picture.mode, "drawn", False, digest)
 
     def masks(self, index: int) -> DemoMasks:
-        """Draw image `index` again and return where its bird and its class-telling parts are."""
-        drawing = self._draw(index)
-        return DemoMasks(drawing.bird, drawing.parts)
+        """Draw an image again for where its bird and its class-telling parts are."""
+        return DemoMasks(*self._draw(index)[1:])
 
     def fingerprint(self) -> str:
-        """Hex identity of what the set draws."""
         return hashlib.sha256(f"demo/{_VERSION}/{self.seed}/{self.split}/{self._size}".encode()).hexdigest()
 
     def _draw(self, index: int) -> Drawing:
         if not 0 <= index < self._size:
             raise IndexError(f"{self.identifier(index)} is outside 0..{self._size - 1}")
-        return paint(_nuisance(self.seed, self.split, index), CLASS_TRAITS[index % len(CLASS_TRAITS)])
-
-
-def _nuisance(seed: int, split: str, index: int) -> Nuisance:
-    return draw_nuisance(np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), index])))
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, SPLITS.index(self.split), index]))
+        return paint(draw_nuisance(rng), CLASS_TRAITS[index % len(CLASS_TRAITS)])

@@ -1,29 +1,91 @@
-"""What surrounds the birds of the demo set: backgrounds, distractors and light.
+"""The demo set's pictures but for their birds: the paper they are drawn on, backgrounds, distractors and light.
 
-Nothing in this file knows the class of a picture, so nothing in it can tell the class.
+Nothing in this file knows the class of a picture, so nothing in it can tell the class. Points are in pixels of the
+finished picture, x to the right and y down; the paper is SUPERSAMPLE times finer.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import colorsys
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-from fgssl.data.demo.paper import (
-    IMAGE_SIZE,
-    Colour,
-    Paper,
-    Points,
-    blend,
-    colour_of,
-    noise,
-    shade,
-    to_picture,
-)
-
+IMAGE_SIZE = 128
+SUPERSAMPLE = 3
+SCENERY, OBJECT, PARTS = 0, 1, 2  # the layers a shape can belong to; where several meet in a pixel, the highest counts
 BACKDROP = 150.0  # the grey that backgrounds are drawn towards
 BACKGROUND_CONTRAST = 0.25
+
+Colour: TypeAlias = tuple[int, int, int]
+Points: TypeAlias = npt.NDArray[np.float64]  # (P, 2)
+FloatMap: TypeAlias = npt.NDArray[np.float32]
+
+
+class Paper:
+    """A picture and, drawn with the same calls, the layer that is visible at each of its fine pixels."""
+
+    def __init__(self, background: Image.Image) -> None:
+        fine = (IMAGE_SIZE * SUPERSAMPLE, IMAGE_SIZE * SUPERSAMPLE)
+        self.picture = background.resize(fine, Image.Resampling.NEAREST)
+        self.layers = Image.new("L", fine, SCENERY)
+        self._pens = (ImageDraw.Draw(self.picture), ImageDraw.Draw(self.layers))
+
+    def polygon(self, points: Points, colour: Colour, layer: int = SCENERY) -> None:
+        self._draw("polygon", points * SUPERSAMPLE, colour, layer)
+
+    def line(self, points: Points, colour: Colour, width: float, layer: int = SCENERY) -> None:
+        thick = max(1, round(width * SUPERSAMPLE))
+        self._draw("line", points * SUPERSAMPLE, colour, layer, width=thick, joint="curve")
+
+    def disc(self, centre: Points, radius: float, colour: Colour) -> None:
+        middle, reach = centre * SUPERSAMPLE, radius * SUPERSAMPLE
+        self._draw("ellipse", np.concatenate([middle - reach, middle + reach]), colour, SCENERY)
+
+    def _draw(self, shape: str, fine: Points, colour: Colour, layer: int, **options: Any) -> None:
+        for pen, fill in zip(self._pens, (colour, layer), strict=True):
+            getattr(pen, shape)(fine.ravel().tolist(), fill=fill, **options)
+
+    def fill(self, texture: Image.Image, stencil: Image.Image, layer: int) -> None:
+        """Paste a texture of IMAGE_SIZE pixels wherever the stencil (fine, black and white) is set."""
+        self.picture.paste(texture.resize(stencil.size, Image.Resampling.NEAREST), (0, 0), stencil)
+        self.layers.paste(layer, (0, 0), stencil)
+
+    def visible_layers(self) -> npt.NDArray[np.uint8]:
+        """The highest layer that shows in each pixel of the finished picture (S, S): a touched pixel counts."""
+        blocks = np.asarray(self.layers).reshape(IMAGE_SIZE, SUPERSAMPLE, IMAGE_SIZE, SUPERSAMPLE)
+        return np.asarray(blocks.max(axis=(1, 3)))
+
+
+def colour_of(hue: float, saturation: float, value: float) -> Colour:
+    """The RGB colour of a hue in turns and a saturation and value that are clipped to 0..1."""
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, min(max(saturation, 0.0), 1.0), min(max(value, 0.0), 1.0))
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def shade(colour: Colour, factor: float) -> Colour:
+    """A colour made darker (factor < 1) or lighter (factor > 1)."""
+    red, green, blue = (min(255, round(channel * factor)) for channel in colour)
+    return red, green, blue
+
+
+def noise(rng: np.random.Generator, rows: int, columns: int) -> FloatMap:
+    """Smooth random values of about 0..1: a (rows, columns) grid blown up to (IMAGE_SIZE, IMAGE_SIZE)."""
+    grid = Image.fromarray(rng.random((rows, columns), dtype=np.float32))
+    return np.asarray(grid.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
+
+
+def blend(first: Colour, second: Colour, weight: FloatMap) -> FloatMap:
+    """Mix two colours by a map (S, S) of weights of the second -> (S, S, 3)."""
+    start, end = np.asarray(first, np.float32), np.asarray(second, np.float32)
+    return start + np.clip(weight, 0, 1)[..., None] * (end - start)
+
+
+def to_picture(values: FloatMap) -> Image.Image:
+    """Round a map (S, S, 3) of 0..255 to an RGB picture."""
+    return Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8))
 
 
 class Season(NamedTuple):

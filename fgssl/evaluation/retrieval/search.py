@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from fgssl.config.schema import DataConfig
-from fgssl.data.decoding.decode import decode_image, require_files
+from fgssl.data.decoding import decode_image, require_files
 from fgssl.data.images import ImageSet
 from fgssl.drawing import Map, Neighbour, QueryRow, search_sheet
 from fgssl.encoder import Encoder, Pool

@@ -1,4 +1,16 @@
-"""One image file, or its bytes, to an upright RGB image; whatever is wrong with it becomes one clear line."""
+"""One image file, or its bytes, to an upright RGB image; whatever is wrong with it becomes one clear line.
+
+| stored as | becomes |
+|---|---|
+| alpha in any form (RGBA, LA, premultiplied, a transparent palette entry or colour) | composited on white |
+| 16-bit grey, and 32-bit integers within 0..65535 | value * 255 / 65535, rounded |
+| 12-bit grey | value * 255 / 4095, rounded |
+| other 32-bit integers | stretched from their smallest to their largest value |
+| floats within 0..1 | value * 255, rounded |
+| floats within 0..255 | value, rounded |
+| other floats | stretched from their smallest to their largest finite value; what is not a number becomes 0 |
+| CMYK, YCbCr, LAB, HSV, grey, bilevel, palette | Pillow's conversion (colour profiles are not applied) |
+"""
 
 from __future__ import annotations
 
@@ -11,37 +23,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from fgssl.data.decoding.modes import raw_mode, to_rgb, with_transparent_colour
 from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.runtime.text import shown
 
 MAX_PIXELS = 178_956_970
 """Larger images are refused before they are decoded: a small file can unpack to many gigabytes (Pillow's own limit)."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF", "JPEG2000", "DIB")
-"""Content is recognised as one of these, whatever the file's extension. The rest of Pillow's formats stay closed:
-some start other programs (EPS), some accept nearly any bytes (TGA, PCX)."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF", "JPEG2000", "DIB", "HEIF")
+"""Content is recognised as one of these (HEIF where a plugin has registered it), whatever the file's extension. The
+rest of Pillow's formats stay closed: some start other programs (EPS), some accept nearly any bytes (TGA, PCX)."""
 
 # Pillow warns about large images, odd metadata and palettes once per process and kind; a run over a million files
 # must not speak about them on the user's terminal. Set once: switching filters around every image is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
 
-_REMEDY = "replace or remove it"
-_ORIENTATION_TAG, _SOFTWARE_TAG = 0x0112, 0x0131
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
+_UPRIGHT = {orientation: Image.Transpose[turn] for orientation, turn in enumerate(_TURNS, start=2)}
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+_GREY_SCALES = {"1": 255, "L;2": 85, "L;4": 17}  # what Pillow multiplies grey pixels of few bits by
+_WHITE_IS_ZERO = 262  # the TIFF tag, where its value is 0
 # what turns up under an image's name: telling it saves the user from opening the file
-_KNOWN_STARTS: tuple[tuple[bytes, str], ...] = (
+_KNOWN_STARTS = (
     (b"<!doctype html", "is an HTML page, not an image"),
     (b"<html", "is an HTML page, not an image"),
     (b"<svg", "is an SVG drawing, not a photograph"),
@@ -54,9 +61,7 @@ _KNOWN_STARTS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "is a git LFS pointer: the image itself was not downloaded"),
 )
 
-
-EncodedImage = bytes | str | os.PathLike[str]
-"""Encoded bytes, or the path of a file (bytes are always content)."""
+EncodedImage = bytes | str | os.PathLike[str]  # encoded bytes, or the path of a file (bytes are always content)
 
 
 class Examined(NamedTuple):
@@ -72,16 +77,13 @@ class Examined(NamedTuple):
 
 
 def decode_image(data: EncodedImage, min_side: int | None = None, *, name: str | None = None) -> Image.Image:
-    """Decodes an image: upright, RGB, the first frame of an animation.
+    """Decodes an image: upright as EXIF says, RGB, its pixels loaded; the first frame of an animation.
 
     Args:
         data: The encoded bytes, or the path of a file.
         min_side: Lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as its short side stays at least
             this many pixels. None decodes at full size.
         name: How messages call the image; by default its path.
-
-    Returns:
-        An RGB image, its pixels loaded. Orientation from EXIF is applied; see `fgssl.data.decoding.modes` for colours.
 
     Raises:
         UnreadableImage: Missing, empty, cut off, not an image, too large, or broken in any other way.
@@ -115,7 +117,7 @@ def _read(data: EncodedImage, min_side: int | None, name: str | None, *, digest:
         with open(data, "rb") as stream:
             return _decode(stream, min_side, digest=digest)
     except Exception as error:  # on broken bytes Pillow raises nearly anything: OSError, SyntaxError, struct.error ...
-        raise UnreadableImage(f"unreadable image {name}: {_reason(error, data)}", _REMEDY) from error
+        raise UnreadableImage(f"unreadable image {name}: {_reason(error, data)}", "replace or remove it") from error
 
 
 class _Refused(Exception):
@@ -130,9 +132,9 @@ def _decode(stream: IO[bytes], min_side: int | None, *, digest: bool) -> Examine
     while digest and (block := stream.read(1 << 20)):
         content.update(block)
     stream.seek(0)
-    Image.preinit()
+    Image.init()
     try:
-        image: Image.Image = Image.open(stream, formats=_formats())
+        image: Image.Image = Image.open(stream, formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError:
         stream.seek(0)
         raise _Refused(_what_it_is(stream.read(512))) from None
@@ -142,14 +144,14 @@ def _decode(stream: IO[bytes], min_side: int | None, *, digest: bool) -> Examine
     animated = form in _ANIMATED and _is_animated(image)
     if min_side is not None:
         image.draft(None, (min_side, min_side))  # no-op for all but JPEG; never below the size asked for
-    raw = raw_mode(image)
+    raw = _raw_mode(image)
     image.load()
     exif = _exif(image)
-    if exif.get(_SOFTWARE_TAG) == "fgssl":  # as `fgssl.drawing` marks them
+    if exif.get(ExifTags.Base.Software) == "fgssl":  # as `fgssl.drawing` marks them
         raise _Refused("is a sheet that fgssl drew, not a photograph")
-    orientation = exif.get(_ORIENTATION_TAG, 1)
+    orientation = exif.get(ExifTags.Base.Orientation, 1)
     if raw == "RGB;16B" and "transparency" in image.info:
-        image = with_transparent_colour(image, stream)
+        image = _with_transparent_colour(image, stream)
     image = to_rgb(image, raw)
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
@@ -157,11 +159,6 @@ def _decode(stream: IO[bytes], min_side: int | None, *, digest: bool) -> Examine
     # a plain Image: without the file handle and metadata of the format's class, and cheap to pickle
     plain = image if type(image) is Image.Image else image.copy()
     return Examined(plain, width, height, mode, form, animated, content.digest())
-
-
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in (*FORMATS, "HEIF") if name in Image.OPEN)  # HEIF where a plugin has registered it
 
 
 def _exif(image: Image.Image) -> dict[int, Any]:
@@ -208,6 +205,70 @@ def _reason(error: Exception, data: object) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read ({error.strerror})"
     words = shown(str(error)) or type(error).__name__
-    if "truncated" in words or "Truncated" in words:
-        return f"is cut off ({words})"
-    return f"is damaged ({words})"
+    return f"is {'cut off' if 'truncated' in words.lower() else 'damaged'} ({words})"
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the pixels are stored, in Pillow's words ("L;4", "RGB;16B"); "" once they are loaded."""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0].args if tiles else ""
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments or "")
+
+
+def to_rgb(image: Image.Image, raw: str = "") -> Image.Image:
+    """Converts a loaded image of any mode to RGB by the rules of this module; `raw` is its mode before it was loaded.
+
+    Pillow keeps a transparent colour as it is stored, and scales pixels of less or more than 8 bits: the two meet here.
+    """
+    if image.mode in _PREMULTIPLIED:
+        image = image.convert(_PREMULTIPLIED[image.mode])
+    key = image.info.get("transparency")
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image)
+        if raw.startswith("I;32") and not raw.endswith("S"):  # Pillow's own have a sign, these have none
+            values = values.view(np.uint32)
+        grey = _to_8_bit(values, top=4095 if raw == "I;12" else 65535)
+        if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(_WHITE_IS_ZERO) == 0:
+            grey = 255 - grey
+        if isinstance(key, int):
+            grey[values == key] = 255
+        return Image.fromarray(grey).convert("RGB")
+    if raw in _GREY_SCALES and isinstance(key, int):
+        grey = np.array(image.convert("L"))
+        grey[grey == key * _GREY_SCALES[raw]] = 255
+        return Image.fromarray(grey).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _with_transparent_colour(image: Image.Image, stream: IO[bytes]) -> Image.Image:
+    """A PNG of 16 bits a channel, of which Pillow keeps the upper 8, with its transparent colour made white.
+
+    The stream is read once more for the lower 8: shadows that only begin like the colour are opaque.
+    """
+    key = np.array(image.info["transparency"])
+    pixels = np.array(image)
+    stream.seek(0)
+    with Image.open(stream, formats=("PNG",)) as lower:
+        # what reads a little-endian value's upper byte reads a big-endian one's lower byte
+        lower.tile = [tile._replace(args="RGB;16L") for tile in lower.tile]
+        clear = ((pixels == key >> 8) & (np.asarray(lower) == key & 255)).all(-1)
+    pixels[clear] = 255
+    return Image.fromarray(pixels)
+
+
+def _to_8_bit(values: NDArray[np.generic], *, top: int) -> NDArray[np.uint8]:  # (H, W) -> (H, W)
+    numbers, is_float = values.astype(np.float64), values.dtype.kind == "f"
+    finite = np.isfinite(numbers)
+    if not finite.any():
+        return np.zeros(values.shape, dtype=np.uint8)
+    low, high = float(numbers[finite].min()), float(numbers[finite].max())
+    full = (1 if high <= 1 else 255) if is_float else top  # what becomes white
+    if low >= 0 and high <= full:
+        offset, scale = 0.0, 255 / full
+    else:
+        offset, scale = low, 255 / (high - low) if high > low else 0.0
+    scaled = np.where(finite, (numbers - offset) * scale, 0.0)
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

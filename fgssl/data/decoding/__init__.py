@@ -1,1 +1,0 @@
-"""One image file, or its bytes, to an upright RGB picture."""
