@@ -36,12 +36,7 @@ class Copies(NamedTuple):
 
 
 def find_copies(splits: Sequence[SplitFacts], progress: Callable[[int, int], None]) -> Copies:
-    """Compare all readable pictures of all splits.
-
-    Args:
-        splits: In order; a picture in two of them counts as leaked from the earlier into the later one.
-        progress: Of the search for near copies, as (done, total).
-    """
+    """Compare all readable pictures; one in two splits counts as leaked from the earlier into the later one."""
     split_of = np.concatenate([np.full(len(s.sizes), n, np.int64) for n, s in enumerate(splits)])
     index_of = np.concatenate([np.arange(len(s.sizes)) for s in splits])
     rows = np.flatnonzero(np.concatenate([s.readable for s in splits]))  # row -> picture, over all splits
@@ -88,7 +83,7 @@ def _members(pictures: Indices, group: Indices) -> list[list[int]]:
 
 
 def _join(component: Indices, first: Indices, second: Indices) -> None:
-    """Give linked rows, and all that are joined to them, the number of the lowest. SciPy's search would be a need."""
+    """Give linked rows, and all that are joined to them, the number of the lowest. SciPy is no need for this."""
     while (component[first] != component[second]).any():
         least = np.minimum(component[first], component[second])
         for side in (component[first], component[second]):

@@ -48,16 +48,7 @@ class SplitFacts:
 
 
 def sweep(images: ImageSet, *, workers: int | None, progress: Callable[[int, int], None]) -> SplitFacts:
-    """Look at every picture of a split once.
-
-    Args:
-        images: The split.
-        workers: Processes (default: all cores); 0 or few pictures: this process alone.
-        progress: Called with (done, total).
-
-    Raises:
-        FgsslError: A process died.
-    """
+    """Look at every picture of a split once, in so many processes (None: all cores; 0: this one alone)."""
     facts = SplitFacts(images)
     for index, found in enumerate(_examine_all(images, workers)):
         if isinstance(found, str):

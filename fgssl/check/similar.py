@@ -30,13 +30,7 @@ Pairs = tuple[Indices, Indices]  # (P,) each
 def near_pairs(
     hashes: NDArray[np.uint64], thumbs: NDArray[np.uint8], progress: Callable[[int, int], None]
 ) -> Iterator[Pairs]:
-    """Blocks of pairs of near copies; each pair once over all blocks, its first row before its second.
-
-    Args:
-        hashes: Perceptual hashes (N,).
-        thumbs: Colour thumbnails (N, D).
-        progress: Called with (done, total) of the bands' buckets.
-    """
+    """Blocks of pairs of near copies, by hashes (N,) and thumbnails (N, D): each pair once, its first row first."""
     values, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     order = np.argsort(inverse, kind="stable")  # rows by hash, within a hash in order
     inverse = inverse[order]

@@ -48,15 +48,7 @@ def judge(
     image_size: int,
     remarks: Sequence[Finding],
 ) -> tuple[Finding, ...]:
-    """Findings, most serious first.
-
-    Args:
-        splits: The training split first.
-        classes: Name -> split -> pictures.
-        copies: Of all splits.
-        image_size: Side of the training views.
-        remarks: What is known already.
-    """
+    """Findings and remarks, most serious first, on splits (the training split first) and classes as in a report."""
     found = [
         *_unreadable(splits),
         *_copies(splits, copies),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from fgssl.drawing.maps import Map, Window, colour_bar, is_flat, outlined, overlay, projection_block
+from fgssl.drawing.maps import Map, Window, colour_bar, is_flat, outlined, overlay
 from fgssl.drawing.sheets import GREEN, GREY, INK, RED, WHITE, Colour, Key, Mark, Panel, fit_image, sheet
 
 SCALE_WORDS = "low to high, each map on its own scale"
@@ -46,13 +46,12 @@ class QueryRow(NamedTuple):
 
 
 class ExplainRow(NamedTuple):
-    """One image to explain: its view, its maps (h, w), those of its projections (K, h, w), and what zoom looks at."""
+    """One image to explain: its view, its maps (h, w), and what zoom looks at."""
 
     image: Image.Image
     caption: str = ""
     gradcam: Map | None = None
     rationale: Map | None = None
-    projections: Map | None = None
     window: Window | None = None
 
 
@@ -60,7 +59,7 @@ def view_pairs_sheet(
     pairs: Sequence[tuple[Image.Image, Image.Image, Image.Image]],
     captions: Sequence[str] = (),
     *,
-    title: str | None = "View pairs",
+    title: str = "View pairs",
 ) -> Image.Image:
     """Each image beside the two random views that training compares, all as the model would see them."""
     wide = 2 if len(pairs) >= 4 else 1
@@ -77,69 +76,50 @@ def view_pairs_sheet(
     )
 
 
-def overview_sheet(rows: Sequence[QueryRow], *, title: str | None = "Overview") -> Image.Image:
+def overview_sheet(rows: Sequence[QueryRow], *, title: str = "Overview") -> Image.Image:
     """What a run learned to look at, and what it finds alike: each test image, its maps, its nearest neighbours.
 
     Columns of maps that no row has are left out. Neighbours are framed green and checked where the label agrees, red
     and crossed where it does not, grey without labels.
     """
-    size, maps = 144, _maps_of(rows)
+    size, maps = 144, _Maps(rows)
     most = max((len(row.hits) for row in rows), default=0)
-    grid = [
-        [Panel(row.image, row.caption), *_map_panels(row, maps, size), *map(_neighbour_panel, row.hits)] for row in rows
-    ]
-    scale, words = _map_legend(maps)
     return sheet(
-        grid,
-        column_titles=["image", *[column for _, column, _ in maps], *_ranks("nearest", most)],
+        [[Panel(row.image, row.caption), *maps.panels(row, size), *map(_neighbour_panel, row.hits)] for row in rows],
+        column_titles=["image", *maps.titles, *_ranks("nearest", most)],
         title=title,
-        legend=[*scale, *_label_legend(hit for row in rows for hit in row.hits), *words],
+        legend=[*maps.scale, *_label_legend(rows), *maps.meanings],
         panel_size=size,
-        separators=[1 + len(maps)] if most else [],
+        separators=[1 + len(maps.titles)] if most else [],
         rules=True,
     )
 
 
-def explain_sheet(
-    rows: Sequence[ExplainRow], *, title: str | None = None, panel_size: int | None = None
-) -> Image.Image:
-    """Image, GradCAM of the self-supervised loss and rationale side by side, and the projections where given.
-
-    Pictures are the larger the fewer they are, unless `panel_size` says how many pixels they have.
-    """
-    size = panel_size or (448 if len(rows) == 1 else 320 if len(rows) <= 3 else 224)
-    maps, widest = _maps_of(rows), 0
+def explain_sheet(rows: Sequence[ExplainRow], *, title: str | None = None) -> Image.Image:
+    """Image, GradCAM of the self-supervised loss and rationale side by side, the larger the fewer images there are."""
+    size, maps = 448 if len(rows) == 1 else 320 if len(rows) <= 3 else 224, _Maps(rows)
     grid = []
     for row in rows:
         image = row.image if row.window is None else outlined(fit_image(row.image, (size, size)), row.window)
-        panels: list[Panel | None] = [Panel(image, row.caption), *_map_panels(row, maps, size)]
-        if row.projections is not None and len(row.projections):
-            block = projection_block(row.image, row.projections, size)
-            panels.append(Panel(block, framed=False))
-            widest = max(widest, block.width)
-        grid.append(panels)
-    scale, words = _map_legend(maps)
-    words += [Key(None, WINDOW_WORDS)] if any(row.window is not None for row in rows) else []
+        grid.append([Panel(image, row.caption), *maps.panels(row, size)])
+    windows = [Key(None, WINDOW_WORDS)] if any(row.window is not None for row in rows) else []
     return sheet(
         grid,
-        column_titles=["image", *[column for _, column, _ in maps], *(["projections, on one scale"] if widest else [])],
+        column_titles=["image", *maps.titles],
         title=title,
-        legend=[*scale, *words],
+        legend=[*maps.scale, *maps.meanings, *windows],
         panel_size=size,
-        column_widths=[size] * (1 + len(maps)) + ([widest] if widest else []),
-        separators=[1 + len(maps)] if widest else [],
         caption_lines=1 if len(rows) == 1 else 2,
     )
 
 
 def search_sheet(
-    rows: Sequence[QueryRow], *, title: str | None = "Search", footer: str | None = None, panel_size: int = 160
+    rows: Sequence[QueryRow], *, title: str = "Search", footer: str | None = None, panel_size: int = 160
 ) -> Image.Image:
     """Queries at the left, their hits at the right, up to eight a line; each above its rationale, if any has one."""
     most = max((len(row.hits) for row in rows), default=0)
     wide = max(1, min(most, 8))
-    maps = [row.rationale for row in rows] + [hit.rationale for row in rows for hit in row.hits]
-    mapped = any(values is not None for values in maps)
+    mapped = any(row.rationale is not None or any(hit.rationale is not None for hit in row.hits) for row in rows)
 
     def pair(panel: Panel, values: Map | None) -> Panel:
         return panel._replace(image=_over_map(panel.image, values, panel_size)) if mapped else panel
@@ -150,17 +130,15 @@ def search_sheet(
         for first in range(0, max(1, len(hits)), wide):
             query = pair(Panel(row.image, row.caption, INK), row.rationale) if first == 0 else None
             grid.append([query, *hits[first : first + wide]])
-    legend = _label_legend(hit for row in rows for hit in row.hits)
-    if mapped:
-        legend += [Key(colour_bar(), SCALE_WORDS), Key(None, RATIONALE_WORDS)]
+    map_legend = [Key(colour_bar(), SCALE_WORDS), Key(None, RATIONALE_WORDS)] if mapped else []
     return sheet(
         grid,
         column_titles=["query", *_ranks("best hit", most if most <= wide else 1)],
         title=title,
-        legend=legend,
+        legend=[*_label_legend(rows), *map_legend],
         footer=footer,
         panel_size=2 * panel_size + _PAIR_GAP if mapped else panel_size,
-        column_widths=[panel_size] * (1 + (wide if most else 0)),
+        panel_width=panel_size,
         separators=[1] if most else [],
         rules=len(rows) > 1 and most <= wide,
         caption_lines=3 if mapped else 2,
@@ -181,16 +159,20 @@ def _over_map(image: Image.Image, values: Map | None, size: int) -> Image.Image:
     return both
 
 
-def _maps_of(rows: Sequence[QueryRow] | Sequence[ExplainRow]) -> list[tuple[str, str, str]]:
-    """Those of `_MAPS` that any row has."""
-    return [column for column in _MAPS if any(getattr(row, column[0]) is not None for row in rows)]
+class _Maps:
+    """The columns of maps that any of the rows has, and their part of the legend."""
 
+    def __init__(self, rows: Sequence[QueryRow] | Sequence[ExplainRow]) -> None:
+        columns = [column for column in _MAPS if any(getattr(row, column[0]) is not None for row in rows)]
+        self._fields, self.titles = [column[0] for column in columns], [column[1] for column in columns]
+        self.scale = [Key(colour_bar(), SCALE_WORDS)] if columns else []
+        self.meanings = [Key(None, column[2]) for column in columns]
 
-def _map_panels(row: QueryRow | ExplainRow, maps: Sequence[tuple[str, str, str]], size: int) -> list[Panel | None]:
-    """The maps over the image, drawn at the size they are shown at, so that the heat is as sharp as the sheet."""
-    image, values = fit_image(row.image, (size, size)), [getattr(row, field) for field, _, _ in maps]
-    flat = "flat: no place preferred"
-    return [None if map_ is None else Panel(overlay(image, map_), flat if is_flat(map_) else "") for map_ in values]
+    def panels(self, row: QueryRow | ExplainRow, size: int) -> list[Panel | None]:
+        """The maps over the image, drawn at the size they are shown at, so that the heat is as sharp as the sheet."""
+        image, maps = fit_image(row.image, (size, size)), [getattr(row, field) for field in self._fields]
+        flat = "flat: no place preferred"
+        return [None if map_ is None else Panel(overlay(image, map_), flat if is_flat(map_) else "") for map_ in maps]
 
 
 def _neighbour_panel(neighbour: Neighbour) -> Panel:
@@ -198,19 +180,13 @@ def _neighbour_panel(neighbour: Neighbour) -> Panel:
     return Panel(neighbour.image, " · ".join(filter(None, words)), *_FRAMES[neighbour.agrees])
 
 
-def _map_legend(maps: Sequence[tuple[str, str, str]]) -> tuple[list[Key], list[Key]]:
-    """What the colours say, and what each map is."""
-    return [Key(colour_bar(), SCALE_WORDS)] if maps else [], [Key(None, words) for _, _, words in maps]
-
-
-def _label_legend(hits: Iterable[Neighbour]) -> list[Key]:
+def _label_legend(rows: Sequence[QueryRow]) -> list[Key]:
     """What the frames say, where any hit has a label to compare."""
-    if all(hit.agrees is None for hit in hits):
+    if all(hit.agrees is None for row in rows for hit in row.hits):
         return []
-
-    def swatch(colour: Colour) -> Image.Image:
+    keys = []
+    for colour, words in ((GREEN, "green, check: same class"), (RED, "red, cross: another class")):
         square = Image.new("RGB", (13, 13), WHITE)
         ImageDraw.Draw(square).rectangle((0, 0, 12, 12), outline=colour, width=3)
-        return square
-
-    return [Key(swatch(GREEN), "green, check: same class"), Key(swatch(RED), "red, cross: another class")]
+        keys.append(Key(square, words))
+    return keys

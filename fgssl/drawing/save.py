@@ -12,28 +12,24 @@ from fgssl.runtime.files import OutputKind, atomic_path, check_output
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _OPTIONS = {"JPEG": {"quality": 93, "subsampling": 0}, "WEBP": {"quality": 93}}
+_LARGEST = {"JPEG": 65_500, "WEBP": 16_383}  # pixels of a side
 _SOFTWARE = "fgssl"  # in the Exif of every picture: how one of ours is known
 
 
 def save_png(image: Image.Image, path: str | os.PathLike[str]) -> Path:
     """Writes a picture atomically; the suffix chooses the format: .png, .jpg, .jpeg or .webp.
 
-    Returns:
-        The path written.
-
-    Raises:
-        FgsslError: The suffix is another, the picture is too large for the format, the folder is missing or not
-            writable, the disk is full. Nothing is left behind.
+    Raises FgsslError, and leaves nothing behind, where the suffix is another, the picture is too large for the format,
+    the folder is missing or not writable, or the disk is full.
     """
     target = Path(path)
     check_output(target, kind=PICTURE, overwrite=True)
     kind = _FORMATS[target.suffix.lower()]
-    exif = Image.Exif()
-    exif[ExifTags.Base.Software] = _SOFTWARE
-    largest = {"JPEG": 65_500, "WEBP": 16_383}.get(kind, max(image.size))  # of a side, in pixels
-    if max(image.size) > largest:
+    if max(image.size) > _LARGEST.get(kind, max(image.size)):
         size = f"{image.width}x{image.height}"
         raise FgsslError(f"cannot write {target}: a picture of {size} does not fit into {kind}", "use .png")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = _SOFTWARE
     ready = image if kind == "PNG" else image.convert("RGB")
     with atomic_path(target) as temporary:
         ready.save(temporary, kind, exif=exif, **_OPTIONS.get(kind, {}))

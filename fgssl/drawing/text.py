@@ -38,23 +38,18 @@ def font(size: int) -> Font:
 
 @lru_cache(maxsize=4096)
 def _drawable(character: str) -> bool:
-    if character == " ":
-        return True
     if unicodedata.category(character).startswith("C"):  # control, surrogate, unassigned
         return False
     face = font(24)
-    return bytes(face.getmask(character)) != bytes(face.getmask(_MISSING))
+    return character == " " or bytes(face.getmask(character)) != bytes(face.getmask(_MISSING))
 
 
 @lru_cache(maxsize=4096)
 def _printable_character(character: str) -> str:
-    if _drawable(character):
-        return character
-    if character in _SPELLED:
-        return _SPELLED[character]
     plain = "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c))
-    if plain and all(_drawable(c) for c in plain):
-        return plain
+    for candidate in (character, _SPELLED.get(character), plain):
+        if candidate and all(map(_drawable, candidate)):
+            return candidate
     return character.encode("unicode_escape").decode("ascii")
 
 

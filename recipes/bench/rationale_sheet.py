@@ -22,7 +22,9 @@ from rationale_bench.controls import BranchMap, LossGradCam, MapOf
 from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
 from fgssl.data.demo.demo_set import DemoSet
-from fgssl.drawing import Key, Panel, colour_bar, overlay, save_png, sheet
+from fgssl.drawing import save_png
+from fgssl.drawing.maps import colour_bar, overlay
+from fgssl.drawing.sheets import Key, Panel, sheet
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import evaluation_view

@@ -39,7 +39,7 @@ def photograph(width: int = 60, height: int = 40, seed: int = 0) -> Image.Image:
 def test_heat_of_one_hot_cell_is_centred_on_that_cell(grid: tuple[int, int], size: tuple[int, int]) -> None:
     for row in range(grid[0]):
         for column in range(grid[1]):
-            drawn = drawing.heat(delta(*grid, row, column), size)
+            drawn = maps.heat(delta(*grid, row, column), size)
             assert drawn.shape == (size[1], size[0])
             centre_y, centre_x = (row + 0.5) * size[1] / grid[0], (column + 0.5) * size[0] / grid[1]
             assert drawn[int(centre_y), int(centre_x)] > 0.97
@@ -50,18 +50,18 @@ def test_heat_of_one_hot_cell_is_centred_on_that_cell(grid: tuple[int, int], siz
 
 def test_heat_at_the_maps_own_size_is_the_scaled_map() -> None:
     values = np.arange(12.0).reshape(3, 4) * 5 - 20
-    np.testing.assert_allclose(drawing.heat(values, (4, 3)), np.arange(12).reshape(3, 4) / 11, atol=1e-6)
+    np.testing.assert_allclose(maps.heat(values, (4, 3)), np.arange(12).reshape(3, 4) / 11, atol=1e-6)
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(0.1, 1e6), st.floats(-1e3, 1e3))
 @settings(max_examples=30, deadline=None)
 def test_heat_ignores_scale_and_offset_and_stays_in_range(height: int, width: int, scale: float, offset: float) -> None:
     values = np.random.default_rng(height * 10 + width).random((height, width))
-    if drawing.is_flat(values) or drawing.is_flat(values * scale + offset):
+    if maps.is_flat(values) or maps.is_flat(values * scale + offset):
         return
-    drawn = drawing.heat(values, (33, 21))
+    drawn = maps.heat(values, (33, 21))
     assert drawn.min() >= 0.0 and drawn.max() <= 1.0
-    np.testing.assert_allclose(drawing.heat(values * scale + offset, (33, 21)), drawn, atol=1e-4)
+    np.testing.assert_allclose(maps.heat(values * scale + offset, (33, 21)), drawn, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -71,58 +71,39 @@ def test_heat_ignores_scale_and_offset_and_stays_in_range(height: int, width: in
 )  # fmt: skip
 def test_a_flat_map_shows_no_structure(values: np.ndarray) -> None:
     image = photograph()
-    assert drawing.is_flat(values)
-    assert not drawing.heat(values, (5, 4)).any()
-    for style in ("heat", "dim"):
-        assert np.array_equal(np.asarray(drawing.overlay(image, values, style=style)), np.asarray(image))
+    assert maps.is_flat(values)
+    assert not maps.heat(values, (5, 4)).any()
+    assert np.array_equal(np.asarray(maps.overlay(image, values)), np.asarray(image))
 
 
 def test_places_that_are_not_finite_count_as_the_lowest() -> None:
     values = np.array([[1.0, np.nan], [3.0, -np.inf]])
-    np.testing.assert_allclose(drawing.heat(values, (2, 2)), [[0, 0], [1, 0]], atol=1e-6)
-
-
-def test_a_shared_scale_keeps_the_order_between_maps() -> None:
-    weak, strong = 0.25 * delta(3, 3, 1, 1), delta(3, 3, 1, 1)
-    drawn = [drawing.heat(values, (3, 3), low=0.0, high=1.0)[1, 1] for values in (weak, strong)]
-    assert drawn == pytest.approx([0.25, 1.0])
+    np.testing.assert_allclose(maps.heat(values, (2, 2)), [[0, 0], [1, 0]], atol=1e-6)
 
 
 @pytest.mark.parametrize("values", [np.zeros(3), np.zeros((0, 3)), np.zeros((1, 3, 3))])
 def test_a_map_of_another_shape_is_refused(values: np.ndarray) -> None:
     with pytest.raises(FgsslError, match="shape"):
-        drawing.heat(values, (4, 4))
+        maps.heat(values, (4, 4))
 
 
 def test_colours_get_lighter_all_along() -> None:
-    table = drawing.colormap(np.linspace(0, 1, 256)).astype(float)
+    table = maps.colormap(np.linspace(0, 1, 256)).astype(float)
     light = ((table / 255) ** 2.2) @ LIGHT
     assert (np.diff(light) >= 0).all()
     assert light[0] < 0.01 and light[-1] > 0.8
-    assert np.array_equal(drawing.colormap(np.array([-3.0, 9.0])), drawing.colormap(np.array([0.0, 1.0])))
+    assert np.array_equal(maps.colormap(np.array([-3.0, 9.0])), maps.colormap(np.array([0.0, 1.0])))
 
 
 def test_overlay_colours_the_hot_side_and_keeps_the_edges_of_the_photograph() -> None:
     stripes = np.zeros((40, 80, 3), dtype=np.uint8)
     stripes[:, ::8] = stripes[:, 1::8] = 255
-    drawn = np.asarray(drawing.overlay(Image.fromarray(stripes), np.array([[0.0, 1.0]])), dtype=float)
+    drawn = np.asarray(maps.overlay(Image.fromarray(stripes), np.array([[0.0, 1.0]])), dtype=float)
     chroma = drawn.max(axis=2) - drawn.min(axis=2)
     assert chroma[:, :10].mean() < 12 < 60 < chroma[:, -10:].mean()
     columns = drawn[20] @ LIGHT
     assert columns[64] - columns[67] > 25  # a stripe under the hottest place is still seen
     assert columns[8] - columns[11] > 200
-
-
-def test_dim_keeps_the_high_side_and_darkens_the_low_side() -> None:
-    image = Image.new("RGB", (80, 40), (200, 100, 40))
-    drawn = np.asarray(drawing.overlay(image, np.array([[0.0, 1.0]]), style="dim"), dtype=float)
-    np.testing.assert_allclose(drawn[:, -5:], np.broadcast_to((200, 100, 40), (40, 5, 3)), atol=1)
-    assert drawn[:, :5].max() < 60
-
-
-def test_strength_zero_leaves_the_photograph() -> None:
-    image = photograph()
-    assert np.array_equal(np.asarray(drawing.overlay(image, delta(3, 3, 1, 1), strength=0.0)), np.asarray(image))
 
 
 # text
@@ -176,7 +157,7 @@ def test_wrapping_loses_no_character() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (500, 20), (20, 500), (3000, 2000), (64, 64)])
 def test_an_image_fills_its_box_without_distortion(size: tuple[int, int]) -> None:
-    fitted = drawing.fit_image(Image.new("RGB", size), (120, 90))
+    fitted = sheets.fit_image(Image.new("RGB", size), (120, 90))
     assert fitted.width == 120 or fitted.height == 90
     assert fitted.width <= 120 and fitted.height <= 90
     scale = min(120 / size[0], 90 / size[1])
@@ -185,44 +166,44 @@ def test_an_image_fills_its_box_without_distortion(size: tuple[int, int]) -> Non
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "RGB"])
 def test_every_mode_becomes_rgb_with_transparent_parts_white(mode: str) -> None:
-    fitted = drawing.fit_image(Image.new(mode, (8, 8)), (16, 16))
+    fitted = sheets.fit_image(Image.new(mode, (8, 8)), (16, 16))
     assert fitted.mode == "RGB"
     if mode in ("LA", "RGBA"):
         assert fitted.getpixel((3, 3)) == (255, 255, 255)
 
 
 def test_the_size_of_a_plain_sheet_is_the_sum_of_its_parts() -> None:
-    rows = [[drawing.Panel(photograph(50, 50))] * 3, [drawing.Panel(photograph(50, 50)), None]]
-    drawn = drawing.sheet(rows, panel_size=100)
+    rows = [[sheets.Panel(photograph(50, 50))] * 3, [sheets.Panel(photograph(50, 50)), None]]
+    drawn = sheets.sheet(rows, panel_size=100)
     assert drawn.width == 2 * sheets.MARGIN + 3 * 100 + 2 * sheets.GAP
     assert drawn.height == 2 * sheets.MARGIN + 2 * (100 + 2 * sheets.BORDER) + 14
 
 
 def test_a_panel_is_pasted_pixel_for_pixel_and_its_border_surrounds_it() -> None:
     image = photograph(100, 100)
-    drawn = drawing.sheet([[drawing.Panel(image, border=drawing.RED)]], panel_size=100)
+    drawn = sheets.sheet([[sheets.Panel(image, border=sheets.RED)]], panel_size=100)
     left, top = sheets.MARGIN, sheets.MARGIN + sheets.BORDER
     assert np.array_equal(np.asarray(drawn)[top : top + 100, left : left + 100], np.asarray(image))
     for corner in [(left - 4, top - 4), (left + 103, top - 4), (left - 4, top + 103), (left + 103, top + 103)]:
-        assert drawn.getpixel(corner) == drawing.RED
+        assert drawn.getpixel(corner) == sheets.RED
     assert drawn.getpixel((left - 5, top - 5)) == (255, 255, 255)
 
 
 def test_a_row_of_landscapes_is_as_high_as_they_are() -> None:
-    flat = drawing.sheet([[drawing.Panel(photograph(100, 25))]], panel_size=100)
-    square = drawing.sheet([[drawing.Panel(photograph(100, 100))]], panel_size=100)
+    flat = sheets.sheet([[sheets.Panel(photograph(100, 25))]], panel_size=100)
+    square = sheets.sheet([[sheets.Panel(photograph(100, 100))]], panel_size=100)
     assert square.height - flat.height == 75
 
 
 @pytest.mark.parametrize("panel_size", [48, 160])
 def test_nothing_reaches_into_the_margin(panel_size: int) -> None:
     name = "/a/very/long name/" + "x" * 400 + "🐦" * 50
-    panel = drawing.Panel(photograph(), name, drawing.GREEN, "check")
+    panel = sheets.Panel(photograph(), name, sheets.GREEN, "check")
     words = {"column_titles": [name] * 3, "title": name, "footer": name}
-    drawn = drawing.sheet(
+    drawn = sheets.sheet(
         [[panel, None, panel], [panel]],
         **words,
-        legend=[drawing.Key(None, name)],
+        legend=[sheets.Key(None, name)],
         panel_size=panel_size,
         separators=[1],
         rules=True,
@@ -234,17 +215,17 @@ def test_nothing_reaches_into_the_margin(panel_size: int) -> None:
 
 
 def test_nothing_to_draw_is_one_clear_line() -> None:
-    for call in (lambda: drawing.sheet([]), lambda: drawing.sheet([[None]]), lambda: drawing.sheet([[]])):
+    for call in (lambda: sheets.sheet([]), lambda: sheets.sheet([[None]]), lambda: sheets.sheet([[]])):
         with pytest.raises(FgsslError, match="no image to draw"):
             call()
     with pytest.raises(FgsslError, match="no pixels"):
-        drawing.sheet([[drawing.Panel(Image.new("RGB", (0, 4)))]])
+        sheets.sheet([[sheets.Panel(Image.new("RGB", (0, 4)))]])
 
 
 def test_a_sheet_keeps_reading_order() -> None:
     colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
-    panels = [drawing.Panel(Image.new("RGB", (9, 9), c)) for c in colours]
-    drawn = drawing.sheet([panels[:2], panels[2:]], panel_size=50)
+    panels = [sheets.Panel(Image.new("RGB", (9, 9), c)) for c in colours]
+    drawn = sheets.sheet([panels[:2], panels[2:]], panel_size=50)
     step = 50 + sheets.GAP
     middle = sheets.MARGIN + 25
     below = middle + 50 + 2 * sheets.BORDER + 14
@@ -272,9 +253,9 @@ def has_colour(image: Image.Image, colour: tuple[int, int, int]) -> bool:
 
 def test_overview_frames_neighbours_by_agreement_and_greys_them_without_labels() -> None:
     with_labels, without = drawing.overview_sheet(overview()), drawing.overview_sheet(overview(labels=False))
-    assert has_colour(with_labels, drawing.GREEN) and has_colour(with_labels, drawing.RED)
-    assert not has_colour(without, drawing.GREEN) and not has_colour(without, drawing.RED)
-    assert has_colour(without, drawing.GREY)
+    assert has_colour(with_labels, sheets.GREEN) and has_colour(with_labels, sheets.RED)
+    assert not has_colour(without, sheets.GREEN) and not has_colour(without, sheets.RED)
+    assert has_colour(without, sheets.GREY)
 
 
 def test_overview_leaves_out_a_column_nobody_has() -> None:
@@ -287,17 +268,6 @@ def test_explain_sheet_grows_its_panels_for_few_images() -> None:
     row = drawing.ExplainRow(photograph(50, 50), "a.jpg", delta(3, 3, 1, 1), delta(3, 3, 0, 0))
     widths = [drawing.explain_sheet([row] * count).width for count in (1, 2, 4)]
     assert widths == [2 * sheets.MARGIN + 2 * sheets.GAP + 3 * size for size in (448, 320, 224)]
-
-
-@pytest.mark.parametrize("count", [1, 5, 32])
-def test_explain_sheet_draws_every_projection_in_its_own_cell(count: int) -> None:
-    grey = Image.new("RGB", (50, 50), (128, 128, 128))
-    row = drawing.ExplainRow(grey, projections=np.stack([delta(3, 3, 1, 1)] * count))
-    drawn = np.asarray(drawing.explain_sheet([row], panel_size=224))
-    cell, pitch = 109, 115  # two lines of cells in 224 pixels, 6 apart
-    hottest = drawing.overlay(grey.resize((cell, cell)), delta(3, 3, 1, 1)).getpixel((cell // 2, cell // 2))
-    places = np.argwhere((drawn == hottest).all(axis=2))
-    assert len({(y // pitch, x // pitch) for y, x in places - places.min(axis=0)}) == count
 
 
 def test_view_pairs_and_search_sheets_take_any_count() -> None:
