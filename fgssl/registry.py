@@ -11,13 +11,15 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata, resources
+from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fgssl.errors import FgsslError
 
 Item = TypeVar("Item")
+_loading: list[str] = []  # the plugins whose code runs now
 
 
 class Registry(Mapping[str, Any]):
@@ -32,11 +34,8 @@ class Registry(Mapping[str, Any]):
         self.kind, self.package = kind, package
         self._items: dict[str, Any] = {}
         self._origins: dict[str, str] = {}  # of what a plugin brought
-        self._modules: list[str] = []
-        if package is not None:
-            root, _, folders = package.partition(".")
-            files = (file.name for file in resources.files(root).joinpath(*folders.split(".")).iterdir())
-            self._modules = sorted({name.removesuffix(".py") for name in files if name.endswith(".py")} - {"__init__"})
+        folder = None if package is None else Path(__file__).parents[1].joinpath(*package.split("."))
+        self._modules = [] if folder is None else sorted(file.stem for file in folder.glob("[!_]*.py"))
 
     def register(self, name: str) -> Callable[[Item], Item]:
         """A decorator that makes something known under a name."""
@@ -59,8 +58,11 @@ class Registry(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self._items and name in self._modules:
             importlib.import_module(f"{self.package}.{name}")
-        if name not in self._items and name in self._entries():
-            self._load(self._entries()[name])
+        entry = None if name in self._items else self._entries().get(name)
+        if entry is not None:
+            with _plugin(_package_of(entry)):
+                self._items[name] = entry.load()
+            self._origins[name] = _package_of(entry)
         return self._items[name]
 
     def __contains__(self, name: object) -> bool:
@@ -78,17 +80,11 @@ class Registry(Mapping[str, Any]):
     def _entries(self) -> dict[str, metadata.EntryPoint]:
         return {entry.name: entry for entry in metadata.entry_points(group=f"fgssl.{self.kind}s")}
 
-    def _load(self, entry: metadata.EntryPoint) -> None:
-        origin = _package_of(entry)
-        _guarded(origin, lambda: self._items.__setitem__(entry.name, entry.load()))
-        self._origins[entry.name] = origin
-
 
 def load_plugin(path: str | Path) -> None:
     """Run a Python file that the user named: what it registers is known from then on.
 
-    Raises:
-        FgsslError: There is no such file, it fails, or it takes a name that fgssl has.
+    FgsslError where there is no such file, it fails, or it takes a name that fgssl has.
     """
     file = Path(path).expanduser()
     name = f"fgssl_plugin_{file.stem}"
@@ -99,19 +95,18 @@ def load_plugin(path: str | Path) -> None:
         return
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        _guarded(file.name, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
+        with _plugin(file.name):
+            spec.loader.exec_module(module)
     except FgsslError:
         del sys.modules[name]
         raise
 
 
-_loading: list[str] = []  # the plugins whose code runs now
-
-
-def _guarded(origin: str, load: Callable[[], Any]) -> None:
+@contextmanager
+def _plugin(origin: str) -> Iterator[None]:
     _loading.append(origin)
     try:
-        load()
+        yield
     except FgsslError:
         raise
     except Exception as error:  # of code that is not ours

@@ -1,8 +1,15 @@
-"""Backbones from a name, from weights of any origin, or from a checkpoint of ours."""
+"""Backbones from a name, from weights of any origin, or from a checkpoint of ours.
+
+A checkpoint is read by people who did not write it, and timm's `create_model` takes arguments that fetch files, open
+pickles or allocate whatever they say. A description from a file may name a registered architecture, plain shape
+arguments within reason, and how pictures are normalised; nothing else.
+"""
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,15 +17,23 @@ import timm
 import torch
 from torch import Tensor
 
-from fgssl.backbones.initial import load_initial_weights, no_published_weights, weights_unavailable
+from fgssl.backbones.initial import create_model, load_initial_weights
 from fgssl.backbones.module import Backbone
-from fgssl.backbones.names import LOCAL_PREFIX, BackboneSource, resolve_source
+from fgssl.backbones.names import LOCAL_PREFIX, resolve_source
 from fgssl.backbones.origin import config_folder, origin_of, unknown_origin
 from fgssl.backbones.plan import BackbonePlan, plan_backbone, run_trial
-from fgssl.backbones.trust import check_description
 from fgssl.backbones.weights import load_strictly, reject_misfit, some
 from fgssl.errors import FgsslError
-from fgssl.runtime.offline import hub_or_cache
+
+LARGEST_NUMBER = 65_536  # no width, depth or size of a real model is larger
+LARGEST_IMAGE = 4096
+# arguments of create_model that reach for files, networks or code
+_REFUSED = re.compile(
+    r"pretrained.*|model_name|checkpoint_path|cache_dir|scriptable|exportable|no_jit|features_only|feature_cfg"
+    r"|kwargs_filter|state_dict|.*url|.*file|hf_hub_id|custom_load"
+)
+_ARCHITECTURE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # a prefix such as hf-hub: would download
+_INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming", "random")
 
 
 def build_backbone(
@@ -42,17 +57,9 @@ def build_backbone(
         FgsslError: The name is unknown, the model cannot take the size or the options, its map would be smaller than
             2x2, or its weights cannot be had.
     """
-    source = _source(name)
-    if pretrained and not source.has_weights:
-        raise no_published_weights(name)
-    plan = plan_backbone(source, image_size, output_stride=output_stride, drop_path=drop_path)
-    try:
-        with hub_or_cache():
-            model = timm.create_model(name, pretrained=pretrained, **plan.model_args)
-    except Exception as error:  # the trial run built it, so what fails now are the weights
-        if not pretrained:
-            raise
-        raise weights_unavailable(name, error) from error
+    source = resolve_source(name)
+    plan = plan_backbone(source, image_size, output_stride, drop_path)
+    model = create_model(source, plan.model_args, pretrained=pretrained)
     return Backbone(model, plan, name=name, architecture=source.architecture)
 
 
@@ -60,12 +67,7 @@ def survey_backbone(
     name: str, *, image_size: int | None = None, output_stride: int | None = None, drop_path: float | None = None
 ) -> BackbonePlan:
     """What ``build_backbone`` with the same arguments would build, without building it or looking for weights."""
-    return plan_backbone(_source(name), image_size, output_stride=output_stride, drop_path=drop_path)
-
-
-def _source(name: str) -> BackboneSource:
-    with hub_or_cache():
-        return resolve_source(name)
+    return plan_backbone(resolve_source(name), image_size, output_stride, drop_path)
 
 
 def open_weights(source: str | os.PathLike[str], *, name: str | None = None, image_size: int | None = None) -> Backbone:
@@ -74,15 +76,14 @@ def open_weights(source: str | os.PathLike[str], *, name: str | None = None, ima
     The name and the image size are found out (``origin_of``) where they are not given; FgsslError where nothing tells,
     or where a weight is missing, of another shape, or no number.
     """
-    folder = config_folder(source)
-    origin = origin_of(source) if name is None else None
-    if name is None and origin is None:
-        raise unknown_origin(source)
-    if origin is not None:
+    if name is None:
+        folder, origin = config_folder(source), origin_of(source)
+        if origin is None:
+            raise unknown_origin(source)
         # by its folder, where it has timm's config.json: that tells how pictures are normalised, too
         name = origin.architecture if folder is None else f"{LOCAL_PREFIX}{folder}"
         image_size = image_size or origin.image_size
-    backbone = build_backbone(str(name), image_size=image_size)
+    backbone = build_backbone(name, image_size=image_size)
     loaded = load_initial_weights(backbone, source)
     missing = [key for key in loaded.missing if key not in backbone.unused_parameters]
     if missing:
@@ -93,13 +94,19 @@ def open_weights(source: str | os.PathLike[str], *, name: str | None = None, ima
 def rebuild_backbone(description: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Backbone:
     """Build a backbone again from ``Backbone.description`` and its model's weights, without a network, in train mode.
 
-    FgsslError where this timm does not know the architecture, or keys are missing, unexpected or of other shapes.
+    FgsslError where the description holds more than shapes and numbers (it names the entry), this timm does not know
+    the architecture, or keys are missing, unexpected or of other shapes.
     """
-    check_description(description)
+    _check_description(description)
     architecture, model_args = description["architecture"], dict(description["model_args"])
     size, name = int(description["image_size"]), description["name"]
     resolve_source(architecture)
-    _check_shapes(architecture, model_args, state_dict, name)
+    try:  # refuses weights that do not fit before a model of whatever size a file claims takes memory
+        with torch.device("meta"):
+            wanted = timm.create_model(architecture, **model_args).state_dict()
+    except Exception:  # a few models cannot be built without numbers; what is wrong with a file shows again below
+        wanted = dict(state_dict)
+    reject_misfit(wanted, state_dict, name)
     try:
         plan = run_trial(architecture, model_args, size, "meta")
     except Exception:  # a few models need real numbers
@@ -109,11 +116,49 @@ def rebuild_backbone(description: Mapping[str, Any], state_dict: Mapping[str, Te
     return Backbone(model, plan, name=name, architecture=architecture, data_config=description["data_config"])
 
 
-def _check_shapes(architecture: str, model_args: dict[str, Any], state_dict: Mapping[str, Tensor], name: str) -> None:
-    """Refuse weights that do not fit before a model of whatever size a file claims takes memory."""
-    try:
-        with torch.device("meta"):
-            wanted = timm.create_model(architecture, **model_args).state_dict()
-    except Exception:  # a few models cannot be built without numbers; what is wrong with a file shows again below
-        return
-    reject_misfit(wanted, state_dict, name)
+def _check_description(description: Mapping[str, Any]) -> None:
+    _require("description", description, isinstance(description, Mapping))
+    architecture, model_args, size, data = (
+        description.get(key) for key in ("architecture", "model_args", "image_size", "data_config")
+    )
+    named = isinstance(architecture, str) and _ARCHITECTURE.fullmatch(architecture) is not None
+    _require("architecture", architecture, named)
+    _require("name", description.get("name"), isinstance(description.get("name"), str))
+    _require("model_args", model_args, isinstance(model_args, Mapping))
+    for key, value in (model_args or {}).items():
+        _require(f"model_args.{key}", value, not _REFUSED.fullmatch(str(key)) and _is_plain(value))
+    _require("image_size", size, _is_number(size, int) and size in range(1, LARGEST_IMAGE + 1))
+    _require("data_config", data, isinstance(data, Mapping))
+    values: dict[str, Any] = dict(data or {})
+    for key, least in (("mean", -math.inf), ("std", 0.0)):
+        three = values.get(key)
+        fits = isinstance(three, list) and len(three) == 3 and all(_is_number(n) and n > least for n in three)
+        _require(key, three, fits)
+    share: Any = values.get("crop_pct")
+    _require("crop_pct", share, _is_number(share) and 0 < share <= 2)
+    _require("interpolation", values.get("interpolation"), values.get("interpolation") in _INTERPOLATIONS)
+
+
+def _is_number(value: Any, kinds: Any = (int, float)) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """None, booleans, short text, numbers within reason, and small lists and dicts of them."""
+    if value is None or isinstance(value, bool):
+        return True
+    if isinstance(value, str):
+        return len(value) <= 100 and value.isprintable() and not re.search(r"[/\\:]", value)
+    if isinstance(value, (int, float)):
+        return math.isfinite(value) and abs(value) <= LARGEST_NUMBER
+    if depth > 3 or not isinstance(value, (list, Mapping)) or len(value) > 200:
+        return False
+    parts = [*value, *value.values()] if isinstance(value, Mapping) else value
+    return all(_is_plain(part, depth + 1) for part in parts)
+
+
+def _require(key: str, value: Any, fits: bool) -> None:
+    if not fits:
+        shown = f"a {type(value).__name__}" if isinstance(value, (list, Mapping)) else repr(value)[:60]
+        problem = f"the checkpoint's {key[:60]} cannot be {shown}"
+        raise FgsslError(problem, "it is damaged, or made to do harm: use another")

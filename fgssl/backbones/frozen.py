@@ -17,11 +17,7 @@ NORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class GivenMap(nn.Module):
-    """A backbone whose input is already the feature map (N, C, H, W); without parameters.
-
-    With it an objective, GradCAM and the rationale's fit run as ever: the map is a leaf that takes a gradient, and what
-    lies below it is neither differentiated nor copied for a momentum encoder.
-    """
+    """A backbone whose input is already the feature map (N, C, H, W), which takes a gradient; without parameters."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -45,13 +41,10 @@ def layer_groups(model: nn.Module) -> list[list[str]]:
 def freeze_backbone(backbone: Backbone, groups: int | None = None) -> None:
     """Stop layers from learning, in place: no gradients, and their BatchNorm and dropout as in evaluation.
 
-    Args:
-        backbone: Changed in place.
-        groups: The first so many of `layer_groups`; None for the whole backbone. FgsslError where it has not so many.
+    The first so many of `layer_groups`, FgsslError where it has not so many; None for the whole backbone.
     """
-    if groups is None:
-        names = [name for name, _ in backbone.model.named_parameters()]
-    else:
+    names = [name for name, _ in backbone.model.named_parameters()]
+    if groups is not None:
         known = layer_groups(backbone.model)
         if groups >= len(known):  # all of them would be the whole backbone
             remedy = f"use 1 to {len(known) - 1}, or backbone for all" if len(known) > 1 else "use none or backbone"
@@ -71,8 +64,7 @@ def rest_batch_norm(backbone: Backbone) -> None:
     Statistics of small batches of strongly augmented crops are not those of the pictures that trained weights came
     with: they alone ruin the features before a gradient does (docs/trained-weights.md).
     """
-    norms = {name for name, module in backbone.model.named_modules() if isinstance(module, _BatchNorm)}
-    backbone.resting |= norms
+    backbone.resting |= {name for name, part in backbone.model.named_modules() if isinstance(part, _BatchNorm)}
     backbone.train(backbone.training)
 
 

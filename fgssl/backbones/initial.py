@@ -13,7 +13,7 @@ import timm
 from torch import Tensor, nn
 
 from fgssl.backbones.module import Backbone
-from fgssl.backbones.names import LOCAL_PREFIX, SOURCE_PREFIXES, first_line, resolve_source
+from fgssl.backbones.names import LOCAL_PREFIX, SOURCE_PREFIXES, BackboneSource, first_line, resolve_source
 from fgssl.backbones.weights import WEIGHTS_NAME, read_checkpoint, reject_numbers, shape_faults, some
 from fgssl.errors import FgsslError
 from fgssl.runtime.offline import WeightsError, WeightsOffline, hub_or_cache, is_offline
@@ -22,6 +22,8 @@ FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 ENCODER_NAME = "encoder.safetensors"  # of a run folder; its metadata describe the backbone
 # where a folder keeps its backbone: timm's and our export, our run folder, older hub models
 FOLDER_FILES = (WEIGHTS_NAME, f"timm/{WEIGHTS_NAME}", ENCODER_NAME, "pytorch_model.bin")
+# what timm's modules call the function that converts weights of other tools
+CONVERTERS = ("checkpoint_filter_fn", "_filter_fn", "pretrained_filter_fn", "_filter_torchvision_pretrained")
 # names of classifiers across timm and torchvision, and what masked pretraining leaves behind; a backbone has none
 HEAD_PREFIXES = ("fc.", "head.", "head_dist.", "classifier.", "last_linear.", "heads.", "aux_head.", "mask_token")
 
@@ -34,10 +36,6 @@ class InitialWeights(NamedTuple):
     missing: tuple[str, ...]  # keys of the backbone that the source lacks; they keep their initial values
     unexpected: tuple[str, ...]  # keys of the source that the backbone has no place for
     ignored_head: tuple[str, ...]  # keys of the source's classifier
-
-    def summary(self) -> dict[str, Any]:
-        """Everything, for JSON."""
-        return {key: value if isinstance(value, (str, int)) else list(value) for key, value in self._asdict().items()}
 
     def describe(self) -> list[str]:
         """A line for each kind of key that did not find its place; empty where all did."""
@@ -57,13 +55,10 @@ def load_initial_weights(backbone: Backbone, source: str | os.PathLike[str]) -> 
     DINOv2, CLIP and torchvision files), float16 becomes the backbone's type, classifier weights are left out.
 
     Args:
-        backbone: The backbone; its weights change in place.
+        backbone: Its weights change in place.
         source: A ``.safetensors`` file, a plain state dict in ``.pth``/``.bin`` (read without running code from it),
             a run or another folder with one of these, or a name (``hf-hub:owner/model`` too) or tag of timm's weights.
-
-    Raises:
-        FgsslError: No such file, folder or tag; the file is damaged or holds no plain weights; no key or a wrong shape
-            fits; a number is not finite.
+            FgsslError where it is none of these, damaged, or does not fit in keys, shapes or finite numbers.
     """
     file = weights_file(source)
     weights = _published_weights(backbone, str(source)) if file is None else read_checkpoint(file).weights
@@ -112,21 +107,37 @@ def local_path(source: str | os.PathLike[str]) -> Path:
 def _published_weights(backbone: Backbone, name: str) -> dict[str, Tensor]:
     if not name.startswith(SOURCE_PREFIXES) and not timm.is_model(name.partition(".")[0]):
         name = f"{backbone.architecture.partition('.')[0]}.{name}"  # a bare tag is one of this architecture
-    with hub_or_cache():
-        if not resolve_source(name).has_weights:
-            raise no_published_weights(name)
+    return dict(create_model(resolve_source(name), backbone.model_args, pretrained=True).state_dict())
+
+
+def create_model(source: BackboneSource, model_args: Mapping[str, Any], *, pretrained: bool) -> nn.Module:
+    """timm's model; WeightsError where its published weights cannot be had, mostly for want of a network."""
+    name = source.name
+    if pretrained and not source.has_weights:
+        raise WeightsError(f"{name} has no published weights", "train it from scratch with --no-pretrained")
     try:
         with hub_or_cache():
-            published: nn.Module = timm.create_model(name, pretrained=True, **backbone.model_args)
-    except Exception as error:  # the architecture was built before, so what fails now are the weights
-        raise weights_unavailable(name, error) from error
-    return dict(published.state_dict())
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **model_args)
+            return model
+    except Exception as error:  # a trial run built it before, so what fails now are the weights
+        if not pretrained:
+            raise
+        remedy = "start from a local file or folder with --init, or from scratch with --no-pretrained"
+        if not is_offline(error):
+            raise WeightsError(
+                f"the pretrained weights of {name} cannot be loaded ({first_line(error).rstrip(' .')})", remedy
+            ) from error
+        raise WeightsOffline(
+            f"the pretrained weights of {name} are not on this machine and the model hub cannot be reached (offline)",
+            f"run once with a network (or HF_ENDPOINT set to a mirror), which keeps them, {remedy}",
+        ) from error
 
 
 def best_fit(model: nn.Module, wanted: Mapping[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights with the prefix and in the form that fit the most keys of the model."""
     best, best_fits = weights, _fits(wanted, weights)
-    converter = _converter(model)
+    module = inspect.getmodule(type(model))
+    converter = next((getattr(module, name) for name in CONVERTERS if hasattr(module, name)), None)
     for prefix in _prefixes(weights):
         stripped = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
         forms = [stripped]
@@ -149,7 +160,7 @@ def without_place(
     prefixes = (*HEAD_PREFIXES, *(f"{name}." for name in names))
     extra = [key for key in weights if key not in wanted]
     head = tuple(key for key in extra if key.startswith(prefixes))
-    return head, tuple(key for key in extra if key not in head)
+    return head, tuple(key for key in extra if not key.startswith(prefixes))
 
 
 def _prefixes(weights: Iterable[str]) -> list[str]:
@@ -164,25 +175,3 @@ def _prefixes(weights: Iterable[str]) -> list[str]:
 
 def _fits(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> int:
     return sum(key in weights and weights[key].shape == value.shape for key, value in wanted.items())
-
-
-def _converter(model: nn.Module) -> Any:
-    module = inspect.getmodule(type(model))
-    names = ("checkpoint_filter_fn", "_filter_fn", "pretrained_filter_fn", "_filter_torchvision_pretrained")
-    return next((getattr(module, name) for name in names if hasattr(module, name)), None)
-
-
-def no_published_weights(name: str) -> WeightsError:
-    """The error for asking published weights of a model that has none."""
-    return WeightsError(f"{name} has no published weights", "train it from scratch with --no-pretrained")
-
-
-def weights_unavailable(name: str, error: Exception) -> WeightsError:
-    """The error for published weights that could not be had, mostly for want of a network."""
-    remedy = "start from a local file or folder with --init, or from scratch with --no-pretrained"
-    if is_offline(error):
-        return WeightsOffline(
-            f"the pretrained weights of {name} are not on this machine and the model hub cannot be reached (offline)",
-            f"run once with a network (or HF_ENDPOINT set to a mirror), which keeps them, {remedy}",
-        )
-    return WeightsError(f"the pretrained weights of {name} cannot be loaded ({first_line(error).rstrip(' .')})", remedy)

@@ -24,7 +24,6 @@ WEIGHT_COPIES = 5
 PASSING_SHARE = 0.25
 PROCESS_BYTES = 600_000_000
 FLOAT_BYTES = 4
-LARGEST_BATCH = 4096
 
 
 def training_bytes(plan: BackbonePlan, batch_size: int) -> int:
@@ -36,10 +35,8 @@ def training_bytes(plan: BackbonePlan, batch_size: int) -> int:
 
 def batch_that_fits(plan: BackbonePlan, memory: int) -> int:
     """The largest power of two, at most 4096, that is a batch size fitting in `memory` bytes; 0 where not even 2 is."""
-    batch = LARGEST_BATCH
-    while batch >= 2 and training_bytes(plan, batch) > memory:
-        batch //= 2
-    return batch if batch >= 2 else 0
+    batches = (2**power for power in range(12, 0, -1))
+    return next((batch for batch in batches if training_bytes(plan, batch) <= memory), 0)
 
 
 class SavedBytes(TorchFunctionMode):
@@ -53,7 +50,7 @@ class SavedBytes(TorchFunctionMode):
         super().__init__()
         self._kept: dict[int, torch.UntypedStorage] = {}  # alive: a freed one's number would be given anew
         self._weights = {_memory(value) for value in (*model.parameters(), *model.buffers())}
-        self._hooks = saved_tensors_hooks(self._note, _as_it_is)
+        self._hooks = saved_tensors_hooks(self._note, lambda kept: kept)
 
     @property
     def total(self) -> int:
@@ -71,7 +68,7 @@ class SavedBytes(TorchFunctionMode):
         """Passes every call on, attention without its hooks."""
         if func is not scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        with saved_tensors_hooks(_as_it_is, _as_it_is):
+        with saved_tensors_hooks(lambda tensor: tensor, lambda kept: kept):
             output = func(*args, **(kwargs or {}))
         for tensor in (*args[:3], output):  # query, key, value
             self._note(tensor)
@@ -85,10 +82,6 @@ class SavedBytes(TorchFunctionMode):
     def __exit__(self, *problem: Any) -> None:
         self._hooks.__exit__(*problem)
         super().__exit__(*problem)  # type: ignore[no-untyped-call]
-
-
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _memory(tensor: Tensor) -> int:

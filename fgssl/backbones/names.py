@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fnmatch
 from typing import Any, NamedTuple
@@ -11,11 +12,11 @@ import torch
 from timm.models import get_pretrained_cfg, split_model_name_tag
 
 from fgssl.errors import FgsslError
-from fgssl.runtime.offline import is_offline
+from fgssl.runtime.offline import hub_or_cache, is_offline
 
-LOCAL_PREFIX = "local-dir:"
-# names that timm resolves itself: a model of the Hugging Face hub, a folder written by save_timm
-SOURCE_PREFIXES = ("hf-hub:", "hf_hub:", LOCAL_PREFIX)
+# names that timm resolves itself: a folder written by save_timm, a model of the Hugging Face hub
+LOCAL_PREFIX, HUB_PREFIXES = "local-dir:", ("hf-hub:", "hf_hub:")
+SOURCE_PREFIXES = (*HUB_PREFIXES, LOCAL_PREFIX)
 
 
 class BackboneRow(NamedTuple):
@@ -54,10 +55,7 @@ def first_line(error: BaseException) -> str:
 
 
 def suggest_backbones(name: str, limit: int = 3) -> tuple[str, ...]:
-    """At most so many names of timm nearest to a name it does not know, best first.
-
-    A known architecture with an unknown tag gets the tags of that architecture.
-    """
+    """At most so many names of timm nearest to an unknown one, best first; of a known architecture its tags."""
     architecture, tag = split_model_name_tag(name.strip().lower())
     if timm.is_model(architecture) and tag:
         tags = timm.list_pretrained(f"{architecture}.*")
@@ -72,13 +70,13 @@ def suggest_backbones(name: str, limit: int = 3) -> tuple[str, ...]:
 def resolve_source(name: str) -> BackboneSource:
     """What ``timm.create_model`` needs for a name (see ``build_backbone``); of the hub it reads config.json.
 
-    Raises:
-        FgsslError: timm has no such architecture, the architecture has no such tag, or the hub or folder has no model.
+    FgsslError where timm has no such architecture or tag, or the hub or folder no model.
     """
     if not name.startswith(SOURCE_PREFIXES):
         _check_registered(name)
     try:
-        resolved = timm.models.resolve_model_input_args(name)
+        with hub_or_cache() if name.startswith(HUB_PREFIXES) else contextlib.nullcontext():
+            resolved = timm.models.resolve_model_input_args(name)
     except Exception as error:  # network, missing folder, config.json of another tool: all kinds of errors
         if is_offline(error) and not name.startswith(LOCAL_PREFIX):
             raise FgsslError(
@@ -90,9 +88,8 @@ def resolve_source(name: str) -> BackboneSource:
             "a hub name needs a timm model's config.json and a network or its cached copy, a folder needs config.json",
         ) from error
     architecture, published = resolved.pop("model_name"), resolved.pop("pretrained_cfg")
-    resolved.pop("pretrained_model_args", None)
-    resolved.pop("num_classes", None)
-    return BackboneSource(name, architecture if name.startswith(SOURCE_PREFIXES) else name, resolved, published)
+    model_args = {key: value for key, value in resolved.items() if key not in ("pretrained_model_args", "num_classes")}
+    return BackboneSource(name, architecture if name.startswith(SOURCE_PREFIXES) else name, model_args, published)
 
 
 def _check_registered(name: str) -> None:
@@ -112,10 +109,9 @@ def _check_registered(name: str) -> None:
 def list_backbones(pattern: str = "*", *, count_parameters: bool = False) -> tuple[BackboneRow, ...]:
     """Architectures whose names match a pattern, in timm's natural order.
 
-    Args:
-        pattern: Shell wildcards as in ``timm.list_models``; a word without a wildcard matches anywhere in the name or
-            in a tag. After a dot it is for tags (``resnet*.a1*``): a row then has those that match, otherwise all.
-        count_parameters: Also build each on the meta device (no memory, about 0.1 s each) to count its parameters.
+    Wildcards are as in ``timm.list_models``; a word without one matches anywhere in the name or in a tag. After a dot
+    the pattern is for tags (``resnet*.a1*``): a row then has those that match, otherwise all. To count parameters each
+    model is built on the meta device: no memory, about 0.1 s.
     """
     of_name, dot, of_tag = pattern.lower().partition(".")
     plain = not any(sign in pattern for sign in "*?[")

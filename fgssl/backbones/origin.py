@@ -18,7 +18,6 @@ from fgssl.backbones.initial import ENCODER_NAME, FOLDER_FILES, best_fit, local_
 from fgssl.backbones.names import LOCAL_PREFIX, SOURCE_PREFIXES, resolve_source
 from fgssl.backbones.weights import read_checkpoint
 from fgssl.errors import FgsslError
-from fgssl.runtime.offline import hub_or_cache
 
 # The first convolution of common architectures -> those that begin with it. Only these are built, without numbers, and
 # compared tensor by tensor: a fraction of a second each.
@@ -55,10 +54,8 @@ class Origin(NamedTuple):
 def origin_of(source: str | os.PathLike[str]) -> Origin | None:
     """The architecture and image size of weights (see ``load_initial_weights`` for what may be given), or None.
 
-    A run, an encoder file, timm's folder or name say it themselves, other files by their keys and shapes.
-
-    Raises:
-        FgsslError: A name under ``hf-hub:`` cannot be resolved, or the file is damaged.
+    A run, an encoder file, timm's folder or name say it themselves, other files by their keys and shapes. FgsslError
+    where a name under ``hf-hub:`` cannot be resolved, or the file is damaged.
     """
     text, path = str(source), local_path(source)
     for file in (path / ENCODER_NAME, path):
@@ -74,8 +71,7 @@ def origin_of(source: str | os.PathLike[str]) -> Origin | None:
         found = weights_file(source)
         return None if found is None else _recognised(*read_checkpoint(found, shapes_only=True))
     if text.startswith(SOURCE_PREFIXES) or timm.is_model(text.partition(".")[0]):
-        with hub_or_cache():
-            resolved = resolve_source(text)
+        resolved = resolve_source(text)
         return Origin(resolved.architecture, resolved.own_size if text.startswith(SOURCE_PREFIXES) else None)
     return None
 

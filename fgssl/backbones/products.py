@@ -1,14 +1,12 @@
 """Convolutions of small maps as matrix products, on a CPU: as the last stage of a network at a small image size.
 
-oneDNN's convolutions work along the rows of a map. Where a row is short, most of their time is wasted, above all in the
-gradient of the weights: 512 to 512 channels, 3x3, on 64 maps of 3x3 takes 21 ms backwards and 5 ms forwards in bf16 on
-two cores with AMX, the same as products 3.8 and 2.7 ms. All rows of neighbourhoods are laid out (im2col) and multiplied
-with the weights; every sum is taken in float32 as oneDNN takes it, so results differ by rounding alone.
+oneDNN's convolutions work along the rows of a map. Where a row is short, most of their time is wasted: 512 to 512
+channels, 3x3, on 64 maps of 3x3 takes 21 ms backwards and 5 ms forwards in bf16 on two cores with AMX, the same as
+products 3.8 and 2.7 ms. Every sum is taken in float32 as oneDNN takes it, so results differ by rounding alone.
 
 Which of the three computations (forward, gradient of the input, of the weights) becomes a product is a function of the
 shapes, the precision and the processor's instructions, never of a measurement while running: a resumed run computes as
-the first one did. The limits were read off recipes/bench/products_speed.py on one machine, oneDNN and MKL also held
-to the instructions of older ones (`ONEDNN_MAX_CPU_ISA`, `MKL_ENABLE_INSTRUCTIONS`).
+the first one did. The limits were read off recipes/bench/products_speed.py on one machine.
 """
 
 from __future__ import annotations
@@ -65,13 +63,8 @@ class Geometry(NamedTuple):
 @functools.cache
 def limits(dtype: torch.dtype) -> Limits:
     """Of this processor in a precision; none where nothing was measured."""
-    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        return NONE
-    if dtype == torch.float32:
-        return FLOAT32
-    if dtype != torch.bfloat16:
-        return NONE
-    return AMX if _has_tiles() else BF16
+    known = {torch.float32: FLOAT32, torch.bfloat16: AMX if _has_tiles() else BF16}
+    return known.get(dtype, NONE) if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else NONE
 
 
 def _has_tiles() -> bool:

@@ -41,24 +41,18 @@ class Checkpoint(NamedTuple):
 
 
 def save_timm(backbone: Backbone, folder: str | os.PathLike[str], *, head: nn.Linear | None = None) -> Path:
-    """Write a backbone as a folder that plain timm opens.
+    """Write a backbone, complete or not at all, as a folder that plain timm opens.
 
     ``timm.create_model("local-dir:FOLDER", pretrained=True)`` (or with ``num_classes=200``) reads it, and so does
-    ``hf-hub:owner/name`` after an upload. The files appear complete or not at all.
-
-    Args:
-        backbone: On any device.
-        folder: For ``model.safetensors`` and ``config.json``; made with its parents, other files in it stay.
-        head: A layer (C -> C) of the mean over the map. It becomes timm's classifier where timm's ``model(x)`` then is
-            what it gives, as in most CNNs; elsewhere the folder holds the backbone alone.
+    ``hf-hub:owner/name`` after an upload. It is made with its parents, other files in it stay. A `head` (C -> C) of the
+    mean over the map becomes timm's classifier where timm's ``model(x)`` then is what it gives, as in most CNNs;
+    elsewhere the folder holds the backbone alone.
     """
     folder = Path(folder)
     model = backbone.model if head is None else _with_head(backbone, head)
     # own copies: safetensors refuses tensors that share memory (coat)
-    weights = {
-        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, value in model.state_dict().items()
-    }
+    found = {key: value.detach().cpu() for key, value in model.state_dict().items()}
+    weights = {key: value.clone(memory_format=torch.contiguous_format) for key, value in found.items()}
     data_config = backbone.description()["data_config"]
     # crossvit is built for one size and rescales what it is given: timm insists on the size it was built for
     published: dict[str, Any] = getattr(backbone.model, "pretrained_cfg", {})
@@ -94,14 +88,9 @@ def _with_head(backbone: Backbone, head: nn.Linear) -> nn.Module:
 
 
 def read_checkpoint(path: Path, *, shapes_only: bool = False) -> Checkpoint:
-    """Read a ``.safetensors`` file or a pickled state dict, possibly nested as training tools do.
+    """Read a ``.safetensors`` file or a pickled state dict, possibly nested as training tools do; executes nothing.
 
-    Args:
-        path: The file; nothing in it is executed.
-        shapes_only: Take tensors without numbers, for a first look.
-
-    Raises:
-        FgsslError: The file is damaged, or holds more than plain tensors.
+    Tensors without numbers do for a first look. FgsslError where it is damaged, or holds more than plain tensors.
     """
     content, notes = _read_safetensors(path, shapes_only) if path.suffix == ".safetensors" else _read_pickle(path)
     weights = {_WRAPPERS.sub("", str(key)): value for key, value in content.items() if isinstance(value, Tensor)}
@@ -127,14 +116,12 @@ def _read_pickle(path: Path) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise FgsslError(
-            f"{path} is not a plain state dict: reading it would run code stored in it",
-            "save its weights alone, best as .safetensors",
-        ) from error
+        problem = f"{path} is not a plain state dict: reading it would run code stored in it"
+        raise FgsslError(problem, "save its weights alone, best as .safetensors") from error
     except Exception as error:  # on damaged bytes torch's reader raises nearly anything
         raise FgsslError(f"{path} cannot be read ({first_line(error)})", "is it complete?") from error
     if not isinstance(content, dict):
-        raise FgsslError(f"{path} holds no weights", "a state dict (keys to tensors) is needed")
+        return {}, {}
     nested = (content[key] for key in NESTED_KEYS if isinstance(content.get(key), dict))
     return next(nested, content), content
 
@@ -149,9 +136,8 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], name: str)
 
 def reject_misfit(wanted: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], name: str) -> None:
     """Raise FgsslError unless keys and shapes are exactly those that are wanted."""
-    faults = shape_faults(wanted, state_dict)
-    faults += [f"missing {some(wanted.keys() - state_dict.keys())}"] if wanted.keys() - state_dict.keys() else []
-    faults += [f"unexpected {some(state_dict.keys() - wanted.keys())}"] if state_dict.keys() - wanted.keys() else []
+    keys = {"missing": wanted.keys() - state_dict.keys(), "unexpected": state_dict.keys() - wanted.keys()}
+    faults = [*shape_faults(wanted, state_dict), *(f"{kind} {some(found)}" for kind, found in keys.items() if found)]
     if faults:
         raise FgsslError(f"the weights do not fit {name}: {', '.join(faults)}", "the checkpoint is of another model")
 
@@ -169,10 +155,8 @@ def reject_not_finite(weights: Mapping[str, Tensor], source: object) -> None:
     """Raise FgsslError, naming the source and the tensor, where weights hold NaN or an infinite number."""
     broken = [key for key, value in weights.items() if value.dtype in FLOATS and not value.isfinite().all()]
     if broken:
-        raise FgsslError(
-            f"weights in {source} are not finite: {some(broken)}",
-            "the file is damaged or its training diverged, use another copy",
-        )
+        remedy = "the file is damaged or its training diverged, use another copy"
+        raise FgsslError(f"weights in {source} are not finite: {some(broken)}", remedy)
 
 
 def shape_faults(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
@@ -188,5 +172,4 @@ def shape_faults(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) ->
 def some(keys: Iterable[str], limit: int = 4) -> str:
     """The first few keys, and how many more."""
     keys = sorted(keys)
-    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
-    return ", ".join(keys[:limit]) + more
+    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")

@@ -67,7 +67,7 @@ class Plan(NamedTuple):
             "map_size": list(self.backbone.map_size),
             "parameters": self.backbone.parameters_total,
             "parameters_trained": self.backbone.parameters_trained,
-            "initial_weights": None if self.initial is None else self.initial.summary(),
+            "initial_weights": None if self.initial is None else self.initial._asdict(),
             "feature_cache_gb": cache if self.backbone.frozen else None,
             "steps_per_epoch": self.steps_per_epoch,
             "total_steps": self.total_steps,

@@ -1,9 +1,7 @@
 """Views on the CPU: one after another, crop and resize by torch's uint8 kernel, then the colours by numpy.
 
-The colours are those of `fgssl.views.device`, in memory that stays in a core's cache. There a kernel costs the same
-for one view or many; here a pass over a view takes about as long as asking for it, so that views of different jitter
-are not brought together and what changes nothing is left out. Each view is computed alone: it does not depend on
-those beside it.
+The colours are those of `fgssl.views.device`, in memory that stays in a core's cache: a pass over a view takes about as
+long as asking for it, so that what changes nothing is left out. A view does not depend on those beside it.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fgssl.views.device import BLUE, GREEN, LEAST_SIGMA, RED, blur_radius, blurred
-from fgssl.views.draw import BRIGHTNESS, CONTRAST, HUE, ORDERS, SATURATION, Views
+from fgssl.views.draw import CONTRAST, HUE, ORDERS, SATURATION, Views
 
 Levels = NDArray[np.float32]
 WIDE = 8  # a blur whose radius is a larger part of the view than one WIDE-th is quicker as a product of matrices
@@ -26,10 +24,7 @@ WIDE = 8  # a blur whose radius is a larger part of the view than one WIDE-th is
 def make_views(
     pictures: Sequence[NDArray[np.uint8]], views: Views, size: int, *, dtype: torch.dtype = torch.uint8
 ) -> Tensor:
-    """Make one view of each picture (H, W, 3), of which only the crop is read: (M, 3, S, S) whole levels 0 to 255.
-
-    They are uint8, or float32 where they are not sent anywhere (no conversion to and fro).
-    """
+    """A view of each picture (H, W, 3), of which only the crop is read: (M, 3, S, S) levels, uint8 or whole float32."""
     out = torch.empty(len(pictures), 3, size, size, dtype=dtype)
     painter = Painter(size)
     # on one thread: others would spend more on taking Python's lock in turns than such short operations take
@@ -61,9 +56,8 @@ class Painter:
     def paint(self, crop: NDArray[np.uint8], views: Views, row: int, out: NDArray[np.float32 | np.uint8]) -> None:
         """Colour a resized (3, S, S) crop as a row of `views` says; whole levels 0 to 255 are written to `out`."""
         sigma, solarize = float(views.sigma[row]), bool(views.solarize[row])
-        levels = self._levels
-        np.copyto(levels, crop)
-        levels = self.jitter(levels, int(views.order[row]), views.factors[row].tolist())
+        np.copyto(self._levels, crop)
+        levels = self.jitter(self._levels, int(views.order[row]), views.factors[row].tolist())
         if views.grayscale[row]:
             levels = self._luminance(levels)[None]
         if sigma > LEAST_SIGMA:
@@ -90,7 +84,7 @@ class Painter:
                 gray = self._luminance(levels, 1 - factor)
                 levels *= factor
                 levels += gray
-            elif operation == BRIGHTNESS:
+            else:  # brightness
                 levels *= factor
             if factor > 1:  # a mean of levels is a level
                 np.clip(levels, 0, 255, out=levels)
@@ -148,16 +142,15 @@ class Painter:
         total = 2 * sum(weights) - weights[0]
         weights = [weight / total for weight in weights]
         size, wide = self.size, self.size + 2 * radius
-        rows = self._padded[0, : len(levels) * size * wide].reshape(-1, size, wide)
-        rows[:, :, radius : radius + size] = levels
-        rows[:, :, :radius] = levels[:, :, radius:0:-1]
-        rows[:, :, radius + size :] = levels[:, :, -2 : -2 - radius : -1]
-        levels = self._weighted(rows.reshape(-1), weights, 1).reshape(-1, size, wide)[:, :, :size]
-        rows = self._padded[0, : len(levels) * size * wide].reshape(-1, wide, size)
-        rows[:, radius : radius + size] = levels
-        rows[:, :radius] = levels[:, radius:0:-1]
-        rows[:, radius + size :] = levels[:, -2 : -2 - radius : -1]
-        return self._weighted(rows.reshape(-1), weights, size).reshape(-1, wide, size)[:, :size]
+        for axis, shape, stride in ((2, (size, wide), 1), (1, (wide, size), size)):
+            padded = self._padded[0, : len(levels) * size * wide].reshape(-1, *shape)
+            rows, source = padded.swapaxes(1, axis), levels.swapaxes(1, axis)
+            rows[:, radius : radius + size] = source
+            rows[:, :radius] = source[:, radius:0:-1]
+            rows[:, radius + size :] = source[:, -2 : -2 - radius : -1]
+            summed = self._weighted(padded.reshape(-1), weights, stride).reshape(-1, *shape)
+            levels = summed.swapaxes(1, axis)[:, :size].swapaxes(1, axis)
+        return levels
 
     def _weighted(self, flat: Levels, weights: list[float], stride: int) -> Levels:
         """Sums of neighbours `stride` apart, at the place of the first of them; the last places are left as they were.

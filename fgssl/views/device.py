@@ -2,8 +2,7 @@
 
 Crop, antialiased resize and flip are one product with two small matrices a view. The colours, (N, 3, S, S) float32
 levels 0 to 255 changed in place, are what torchvision computes on uint8, not rounded in between. Only additions,
-products and comparisons of single numbers are used, and sums in double precision: a view does not depend on the views
-beside it.
+products and comparisons of single numbers are used, and sums in double precision: a view depends on no other.
 """
 
 from __future__ import annotations
@@ -40,22 +39,13 @@ class PackedViews:
 
     def pin_memory(self) -> PackedViews:
         """The tensors in page-locked memory."""
-        pinned = {name: getattr(self, name).pin_memory() for name in ("pixels", "places", "factors")}
-        return replace(self, **pinned)
+        return replace(self, **{key: getattr(self, key).pin_memory() for key in ("pixels", "places", "factors")})
 
     def make(self, device: torch.device) -> Tensor:
         """Send everything to the device, without waiting for it, and make the views: (M, 3, S, S) uint8."""
-        sent = (tensor.to(device, non_blocking=True) for tensor in (self.pixels, self.places, self.factors))
-        pixels, places, factors = sent
-        levels = torch.cat(
-            [
-                crop_resized(
-                    pixels, places[start : start + CROP_CHUNK], factors[start : start + CROP_CHUNK, 4],
-                    largest=self.largest, size=self.size,
-                )
-                for start in range(0, len(places), CROP_CHUNK)
-            ]
-        )  # fmt: skip
+        pixels, places, factors = (t.to(device, non_blocking=True) for t in (self.pixels, self.places, self.factors))
+        chunks = zip(torch.split(places, CROP_CHUNK), torch.split(factors[:, 4], CROP_CHUNK), strict=True)
+        levels = torch.cat([crop_resized(pixels, *chunk, largest=self.largest, size=self.size) for chunk in chunks])
         start = 0
         for order, end in self.orders:
             jitter(levels[start:end], order, factors[start:end, :4])
@@ -66,7 +56,8 @@ class PackedViews:
             radius = blur_radius(self.strongest_blur, self.size)
             levels = blurred(levels, sigma.flatten(), radius).clamp_(0, 255)
         if self.any_solarized:
-            levels = torch.where(solarize > 0, solarized(levels), levels)
+            inverted = torch.where(levels.round() >= SOLARIZE_THRESHOLD, 255 - levels, levels)
+            levels = torch.where(solarize > 0, inverted, levels)
         out = torch.empty_like(levels, dtype=torch.uint8)
         return out.index_copy_(0, places[:, 6], levels.round_().to(torch.uint8))
 
@@ -170,11 +161,6 @@ def shift_hue(levels: Tensor, turns: Tensor) -> None:
         shift = (own + 6 * turns + 5).remainder(6) - 5  # so that the distance stays within one turn
         distance = (chroma * shift).add_(hue).abs_().sub_(thrice).abs_()  # from the opposite of the channel's own hue
         torch.clamp(torch.sub(sum_, distance, out=distance), low, value, out=channel)
-
-
-def solarized(levels: Tensor) -> Tensor:
-    """Bright pixels inverted."""
-    return torch.where(levels.round() >= SOLARIZE_THRESHOLD, 255 - levels, levels)
 
 
 def blurred(levels: Tensor, sigma: Tensor, radius: int) -> Tensor:

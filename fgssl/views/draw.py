@@ -22,6 +22,9 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 ORDERS = tuple(itertools.permutations(range(4)))  # of the jitter's operations
 
 
+Sizes = NDArray[np.int64]  # (M,)
+
+
 class Views(NamedTuple):
     """What is done to M images to make a random view of each; pixels of the source image, factors as torchvision's."""
 
@@ -38,27 +41,13 @@ class Views(NamedTuple):
         return Views._make(column[rows] for column in self)
 
 
-def draw_views(
-    randoms: NDArray[np.float64],
-    config: ViewsConfig,
-    *,
-    heights: NDArray[np.int64],
-    widths: NDArray[np.int64],
-    size: int,
-) -> Views:
-    """Turn uniform random numbers into the parameters of views; distributions as torchvision's transforms.
+def draw_views(randoms: NDArray[np.float64], config: ViewsConfig, *, heights: Sizes, widths: Sizes, size: int) -> Views:
+    """Turn (M, DRAWS) random numbers, uniform in [0, 1), into the parameters of views of images of these sizes.
 
-    Args:
-        randoms: (M, DRAWS) independent and uniform in [0, 1).
-        config: Probabilities and ranges.
-        heights: (M,) of the source images, in pixels; `widths` likewise.
-        size: Side of the views, in pixels.
+    Distributions are torchvision's transforms'; all sizes are in pixels, `size` being the side of the views.
     """
-    crops, (flip, jitter, gray, blur, solarize) = (
-        randoms[:, : 2 * CROP_TRIES + 2],
-        randoms[:, 2 * CROP_TRIES + 2 : -6].T,
-    )
-    strengths, (order, sigma) = randoms[:, -6:-2], randoms[:, -2:].T
+    crops, strengths = randoms[:, : 2 * CROP_TRIES + 2], randoms[:, -6:-2]
+    (flip, jitter, gray, blur, solarize), (order, sigma) = randoms[:, 2 * CROP_TRIES + 2 : -6].T, randoms[:, -2:].T
     ranges = np.array([config.brightness, config.contrast, config.saturation, config.hue])
     factors = (2 * strengths - 1) * ranges
     factors[:, :HUE] = np.maximum(0.0, 1.0 + factors[:, :HUE])  # multipliers, never negative; the hue is a shift
@@ -74,9 +63,7 @@ def draw_views(
     )
 
 
-def _draw_crops(
-    randoms: NDArray[np.float64], config: ViewsConfig, heights: NDArray[np.int64], widths: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _draw_crops(randoms: NDArray[np.float64], config: ViewsConfig, heights: Sizes, widths: Sizes) -> NDArray[np.int64]:
     """Area and aspect ratio are drawn until they fit, else the largest centred crop of a legal aspect ratio."""
     drawn, position = randoms[:, :-2].reshape(len(randoms), 2, CROP_TRIES), randoms[:, -2:]
     full_height, full_width = heights[:, None], widths[:, None]

@@ -10,7 +10,7 @@ a sweep that was stopped goes on where it was. Of one batch of noise, in train m
 - bf16: the cosine between the bf16 and the float32 map, and between their gradients of a contrastive loss (GradCAM's);
 - compile: the largest difference of the map, relative to its largest value, and the gradients' cosine over all weights.
 
-`fgssl/backbones/fast.py` lists the modules for which both cosines of bf16 are at least 0.95, and those for which the
+`fgssl/backbones/module.py` lists the modules for which both cosines of bf16 are at least 0.95, and those for which the
 compiled map differs by at most 1e-3 and the cosine is at least 0.999.
 """
 

@@ -27,7 +27,7 @@ from fgssl.backbones import (
     save_timm,
     suggest_backbones,
 )
-from fgssl.backbones.fast import safe_in_channels_last
+from fgssl.backbones.module import safe_in_channels_last
 from fgssl.backbones.names import resolve_source
 from fgssl.backbones.plan import run_trial
 from fgssl.errors import FgsslError

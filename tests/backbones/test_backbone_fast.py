@@ -14,8 +14,8 @@ import timm
 import torch
 from running import TINY, fgssl, photos
 
-from fgssl.backbones import fast
-from fgssl.backbones.fast import safe_in_channels_last
+from fgssl.backbones import module as fast
+from fgssl.backbones.module import safe_in_channels_last
 
 # Trains fastvit as a run does, at a size and on as many threads as made channels_last end in a corrupted heap.
 FASTVIT = """
