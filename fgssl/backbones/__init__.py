@@ -10,12 +10,10 @@ without a gradient, and GradCAM needs one. The mean over the map equals timm's `
 from __future__ import annotations
 
 from fgssl.backbones.build import build_backbone, open_weights, rebuild_backbone, survey_backbone
-from fgssl.backbones.frozen import GivenMap, freeze_backbone, layer_groups, rest_batch_norm
-from fgssl.backbones.initial import InitialWeights, load_initial_weights, weights_file
-from fgssl.backbones.memory import batch_that_fits, training_bytes
-from fgssl.backbones.module import Backbone, MapAndToken
+from fgssl.backbones.initial import InitialWeights, load_initial_weights, origin_of, unknown_origin, weights_file
+from fgssl.backbones.module import Backbone, GivenMap, freeze_backbone, layer_groups, rest_batch_norm
 from fgssl.backbones.names import BackboneRow, list_backbones, suggest_backbones
-from fgssl.backbones.origin import Origin, origin_of, unknown_origin
+from fgssl.backbones.plan import batch_that_fits, training_bytes
 from fgssl.backbones.weights import save_timm
 
 __all__ = [
@@ -23,8 +21,6 @@ __all__ = [
     "BackboneRow",
     "GivenMap",
     "InitialWeights",
-    "MapAndToken",
-    "Origin",
     "batch_that_fits",
     "build_backbone",
     "freeze_backbone",

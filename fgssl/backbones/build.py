@@ -17,12 +17,11 @@ import timm
 import torch
 from torch import Tensor
 
-from fgssl.backbones.initial import create_model, load_initial_weights
+from fgssl.backbones.initial import config_folder, create_model, load_initial_weights, origin_of, unknown_origin
 from fgssl.backbones.module import Backbone
 from fgssl.backbones.names import LOCAL_PREFIX, resolve_source
-from fgssl.backbones.origin import config_folder, origin_of, unknown_origin
 from fgssl.backbones.plan import BackbonePlan, plan_backbone, run_trial
-from fgssl.backbones.weights import load_strictly, reject_misfit, some
+from fgssl.backbones.weights import reject_misfit, reject_numbers, some
 from fgssl.errors import FgsslError
 
 LARGEST_NUMBER = 65_536  # no width, depth or size of a real model is larger
@@ -104,16 +103,17 @@ def rebuild_backbone(description: Mapping[str, Any], state_dict: Mapping[str, Te
     try:  # refuses weights that do not fit before a model of whatever size a file claims takes memory
         with torch.device("meta"):
             wanted = timm.create_model(architecture, **model_args).state_dict()
-    except Exception:  # a few models cannot be built without numbers; what is wrong with a file shows again below
-        wanted = dict(state_dict)
-    reject_misfit(wanted, state_dict, name)
-    try:
+        reject_misfit(wanted, state_dict, name)
         plan = run_trial(architecture, model_args, size, "meta")
+    except FgsslError:
+        raise
     except Exception:  # a few models need real numbers
         plan = run_trial(architecture, model_args, size, "cpu")
     model = timm.create_model(architecture, **model_args)
-    load_strictly(model, state_dict, name)
-    return Backbone(model, plan, name=name, architecture=architecture, data_config=description["data_config"])
+    reject_misfit(model.state_dict(), state_dict, name)
+    reject_numbers(model.state_dict(), state_dict, name)
+    model.load_state_dict(dict(state_dict))
+    return Backbone(model, plan, name=name, architecture=architecture, data=description["data_config"])
 
 
 def _check_description(description: Mapping[str, Any]) -> None:

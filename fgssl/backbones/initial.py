@@ -1,15 +1,18 @@
-"""Weights to start from, or to look at, of several origins: our files, timm's, other tools' checkpoints."""
+"""Weights of several origins, our files, timm's, other tools' checkpoints: loading them, and telling whose they are."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
+import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from fgssl.backbones.module import Backbone
@@ -26,6 +29,29 @@ FOLDER_FILES = (WEIGHTS_NAME, f"timm/{WEIGHTS_NAME}", ENCODER_NAME, "pytorch_mod
 CONVERTERS = ("checkpoint_filter_fn", "_filter_fn", "pretrained_filter_fn", "_filter_torchvision_pretrained")
 # names of classifiers across timm and torchvision, and what masked pretraining leaves behind; a backbone has none
 HEAD_PREFIXES = ("fc.", "head.", "head_dist.", "classifier.", "last_linear.", "heads.", "aux_head.", "mask_token")
+# The first convolution of common architectures -> those that begin with it. Only these are built, without numbers, and
+# compared tensor by tensor: a fraction of a second each.
+COMMON: dict[tuple[str, tuple[int, ...]], str] = {
+    ("conv1.weight", (64, 3, 7, 7)): "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d wide_resnet50_2",
+    ("conv1.0.weight", (32, 3, 3, 3)): "resnet50d resnet18d resnet26d resnet101d",
+    ("features.conv0.weight", (64, 3, 7, 7)): "densenet121 densenet169 densenet201",
+    ("conv_stem.weight", (16, 3, 3, 3)): "mobilenetv3_large_100 mobilenetv3_small_100",
+    ("conv_stem.weight", (32, 3, 3, 3)): "efficientnet_b0 efficientnet_b1 efficientnet_b2 mobilenetv2_100",
+    ("conv_stem.weight", (40, 3, 3, 3)): "efficientnet_b3",
+    ("stem.0.weight", (40, 3, 4, 4)): "convnext_atto convnextv2_atto",
+    ("stem.0.weight", (96, 3, 4, 4)): "convnext_tiny convnext_small convnextv2_tiny",
+    ("stem.0.weight", (128, 3, 4, 4)): "convnext_base convnextv2_base",
+    ("patch_embed.proj.weight", (96, 3, 4, 4)): "swin_tiny_patch4_window7_224 swin_small_patch4_window7_224",
+    ("patch_embed.proj.weight", (128, 3, 4, 4)): "swin_base_patch4_window7_224",
+    ("patch_embed.proj.weight", (192, 3, 16, 16)): "vit_tiny_patch16_224 deit_tiny_distilled_patch16_224",
+    ("patch_embed.proj.weight", (384, 3, 16, 16)): "vit_small_patch16_224 deit_small_distilled_patch16_224",
+    ("patch_embed.proj.weight", (768, 3, 16, 16)): "vit_base_patch16_224 deit_base_distilled_patch16_224",
+    ("patch_embed.proj.weight", (1024, 3, 16, 16)): "vit_large_patch16_224",
+    ("patch_embed.proj.weight", (768, 3, 32, 32)): "vit_base_patch32_224",
+    ("patch_embed.proj.weight", (384, 3, 14, 14)): "vit_small_patch14_dinov2 vit_small_patch14_reg4_dinov2",
+    ("patch_embed.proj.weight", (768, 3, 14, 14)): "vit_base_patch14_dinov2 vit_base_patch14_reg4_dinov2",
+    ("patch_embed.proj.weight", (1024, 3, 14, 14)): "vit_large_patch14_dinov2 vit_large_patch14_reg4_dinov2",
+}
 
 
 class InitialWeights(NamedTuple):
@@ -39,26 +65,21 @@ class InitialWeights(NamedTuple):
 
     def describe(self) -> list[str]:
         """A line for each kind of key that did not find its place; empty where all did."""
-        lines = []
-        if self.missing:
-            lines.append(f"{self.source} lacks {len(self.missing)} weights, left as they were: {some(self.missing)}")
-        if self.unexpected:
-            lines.append(f"{self.source} has {len(self.unexpected)} weights without a place: {some(self.unexpected)}")
-        return lines
+        lacks = f"{self.source} lacks {len(self.missing)} weights, left as they were: {some(self.missing)}"
+        has = f"{self.source} has {len(self.unexpected)} weights without a place: {some(self.unexpected)}"
+        return [line for keys, line in ((self.missing, lacks), (self.unexpected, has)) if keys]
 
 
 def load_initial_weights(backbone: Backbone, source: str | os.PathLike[str]) -> InitialWeights:
     """Start a backbone from weights of a file, a folder or timm.
 
-    Keys in timm's style are expected; a common prefix (``module.``, ``backbone.model.`` ...) is taken off, timm's own
-    conversion of the family is applied where it makes more keys fit (position embeddings of other image sizes, original
-    DINOv2, CLIP and torchvision files), float16 becomes the backbone's type, classifier weights are left out.
+    A common prefix of keys (``module.``, ``backbone.model.`` ...) is taken off, timm's own conversion of the family is
+    applied where it makes more keys fit (position embeddings of other image sizes, original DINOv2, CLIP and
+    torchvision files), float16 becomes the backbone's type, classifier weights are left out.
 
-    Args:
-        backbone: Its weights change in place.
-        source: A ``.safetensors`` file, a plain state dict in ``.pth``/``.bin`` (read without running code from it),
-            a run or another folder with one of these, or a name (``hf-hub:owner/model`` too) or tag of timm's weights.
-            FgsslError where it is none of these, damaged, or does not fit in keys, shapes or finite numbers.
+    The source is a ``.safetensors`` file, a plain state dict in ``.pth``/``.bin`` (read without running code from it),
+    a run or another folder with one of these, or a name (``hf-hub:owner/model`` too) or tag of timm's weights;
+    FgsslError where it is none of these, damaged, or does not fit in keys, shapes or finite numbers.
     """
     file = weights_file(source)
     weights = _published_weights(backbone, str(source)) if file is None else read_checkpoint(file).weights
@@ -112,7 +133,7 @@ def _published_weights(backbone: Backbone, name: str) -> dict[str, Tensor]:
 
 def create_model(source: BackboneSource, model_args: Mapping[str, Any], *, pretrained: bool) -> nn.Module:
     """timm's model; WeightsError where its published weights cannot be had, mostly for want of a network."""
-    name = source.name
+    name, weights = source.name, f"the pretrained weights of {source.name}"
     if pretrained and not source.has_weights:
         raise WeightsError(f"{name} has no published weights", "train it from scratch with --no-pretrained")
     try:
@@ -124,13 +145,10 @@ def create_model(source: BackboneSource, model_args: Mapping[str, Any], *, pretr
             raise
         remedy = "start from a local file or folder with --init, or from scratch with --no-pretrained"
         if not is_offline(error):
-            raise WeightsError(
-                f"the pretrained weights of {name} cannot be loaded ({first_line(error).rstrip(' .')})", remedy
-            ) from error
-        raise WeightsOffline(
-            f"the pretrained weights of {name} are not on this machine and the model hub cannot be reached (offline)",
-            f"run once with a network (or HF_ENDPOINT set to a mirror), which keeps them, {remedy}",
-        ) from error
+            raise WeightsError(f"{weights} cannot be loaded ({first_line(error)})", remedy) from error
+        problem = f"{weights} are not on this machine and the model hub cannot be reached (offline)"
+        remedy = f"run once with a network (or HF_ENDPOINT set to a mirror), which keeps them, {remedy}"
+        raise WeightsOffline(problem, remedy) from error
 
 
 def best_fit(model: nn.Module, wanted: Mapping[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -139,15 +157,13 @@ def best_fit(model: nn.Module, wanted: Mapping[str, Tensor], weights: dict[str, 
     module = inspect.getmodule(type(model))
     converter = next((getattr(module, name) for name in CONVERTERS if hasattr(module, name)), None)
     for prefix in _prefixes(weights):
-        stripped = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
-        forms = [stripped]
+        forms = [{key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}]
         if converter is not None and best_fits < len(wanted):
             with contextlib.suppress(Exception):  # raised for a file of another origin, which then stays as it is
-                forms.append(dict(converter(dict(stripped), model)))
+                forms.append(dict(converter(dict(forms[0]), model)))
         for form in forms:
-            fits = _fits(wanted, form)
-            if fits > best_fits:
-                best, best_fits = form, fits
+            if _fits(wanted, form) > best_fits:
+                best, best_fits = form, _fits(wanted, form)
     return best
 
 
@@ -175,3 +191,71 @@ def _prefixes(weights: Iterable[str]) -> list[str]:
 
 def _fits(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> int:
     return sum(key in weights and weights[key].shape == value.shape for key, value in wanted.items())
+
+
+class Origin(NamedTuple):
+    """What is known of the model that weights come from; `image_size` is None where nothing tells."""
+
+    architecture: str
+    image_size: int | None
+
+
+def origin_of(source: str | os.PathLike[str]) -> Origin | None:
+    """Architecture and image size of what ``load_initial_weights`` takes, as it says or by keys and shapes, or None.
+
+    FgsslError where a name under ``hf-hub:`` cannot be resolved, or the file is damaged.
+    """
+    text, path = str(source), local_path(source)
+    for file in (path / ENCODER_NAME, path):
+        if file.is_file() and file.suffix == ".safetensors":
+            with contextlib.suppress(Exception), safe_open(file, framework="pt") as opened:  # not ours, or damaged
+                described = json.loads((opened.metadata() or {})["fgssl"])["backbone"]
+                return Origin(str(described["architecture"]), int(described["image_size"]))
+    folder = config_folder(source)
+    if folder is not None:
+        resolved = resolve_source(f"{LOCAL_PREFIX}{folder}")
+        return Origin(resolved.architecture, resolved.own_size)
+    if path.exists() and (found := weights_file(source)) is not None:
+        return _recognised(*read_checkpoint(found, shapes_only=True))
+    if text.startswith(SOURCE_PREFIXES) or timm.is_model(text.partition(".")[0]):
+        resolved = resolve_source(text)
+        return Origin(resolved.architecture, resolved.own_size if text.startswith(SOURCE_PREFIXES) else None)
+    return None
+
+
+def config_folder(source: str | os.PathLike[str]) -> Path | None:
+    """The folder with a config.json of timm that describes weights: the source itself, or the one it lies in."""
+    path = local_path(source)
+    for folder in (path.parent if path.is_file() and path.name in FOLDER_FILES else path, path / "timm"):
+        if (folder / "config.json").is_file():
+            with contextlib.suppress(FgsslError):  # another tool's, say
+                resolve_source(f"{LOCAL_PREFIX}{folder}")
+                return folder
+    return None
+
+
+def unknown_origin(source: str | os.PathLike[str]) -> FgsslError:
+    """The error for weights whose architecture nothing tells."""
+    return FgsslError(f"{source} does not tell its architecture", "name it with --backbone (fgssl backbones lists all)")
+
+
+def _recognised(weights: dict[str, Tensor], architecture: str | None) -> Origin | None:
+    if architecture is not None:
+        return Origin(architecture, None)
+    weights = {key: torch.empty(value.shape, device="meta") for key, value in weights.items()}
+    for (first, shape), names in COMMON.items():
+        if any(f".{key}".endswith(f".{first}") for key, value in weights.items() if value.shape == shape):
+            for name in names.split():
+                if _is_of(name, weights):
+                    return Origin(name, None)
+    return None
+
+
+def _is_of(name: str, weights: dict[str, Tensor]) -> bool:
+    """Whether every tensor of a model is there in its shape, and nothing else but a classifier."""
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)
+    wanted = model.state_dict()
+    found = best_fit(model, wanted, weights)
+    fits = all(key in found and found[key].shape == value.shape for key, value in wanted.items() if value.ndim)
+    return fits and not without_place(model, wanted, found)[1]

@@ -1,18 +1,17 @@
-"""A timm model whose forward pass returns its last feature map, and in which faster ways it is known good.
-
-The lists of timm's modules are what was measured, not rules: a module that is on none is trained in plain float32,
-contiguous.
-"""
+"""A timm model whose forward pass returns its last feature map, what of it does not learn, and its faster ways."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import timm
 import torch
+from timm.models import group_parameters
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgssl.backbones.plan import BackbonePlan, read_map, read_map_and_token
 from fgssl.backbones.products import use_products
@@ -20,6 +19,8 @@ from fgssl.errors import FgsslError
 
 # levit and its kin keep biases computed in eval mode: stale after new weights, and part of an old graph
 BIAS_CACHE = "attention_bias_cache"
+NORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+# Timm's modules as measured: one that is on no list is trained in plain float32, contiguous.
 # whose training step was measured on a CPU as no slower, mostly 1.1 to 2 times faster, in channels_last
 CHANNELS_LAST_MODULES = frozenset(
     (
@@ -47,28 +48,16 @@ class MapAndToken(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """A timm model, and what is known of it; what its trial run found are attributes, too.
+    """A timm model of ``num_classes=0``, whose ``state_dict`` has timm's own keys, and what is known of it.
 
     Parameters that get no gradient from the map (unused heads, class attention) are frozen: with them, distributed
-    training stops at its second step.
-
-    Args:
-        model: The timm model, built with ``num_classes=0``; its ``state_dict`` has timm's own keys.
-        plan: What the trial run found about it.
-        name: The name it was asked for.
-        architecture: timm's registered name, which rebuilds it without a network.
-        data_config: How pictures are prepared, None for the model's own way: ``mean`` and ``std`` for images in [0, 1],
-            ``interpolation``, and ``crop_pct``, the share that the centre crop keeps; attributes as well.
+    training stops at its second step. `name` is what it was asked for by, `architecture` timm's, which rebuilds it
+    without a network. `data` is how pictures are prepared, None for the model's own way: ``mean`` and ``std`` for
+    images in [0, 1], ``interpolation``, and ``crop_pct``, the share that the centre crop keeps; attributes as well.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        plan: BackbonePlan,
-        *,
-        name: str,
-        architecture: str,
-        data_config: Mapping[str, Any] | None = None,
+        self, model: nn.Module, plan: BackbonePlan, *, name: str, architecture: str, data: dict[str, Any] | None = None
     ) -> None:
         super().__init__()
         self.model, self.plan = model, plan
@@ -78,7 +67,7 @@ class Backbone(nn.Module):
         self.model_args, self.transformer = plan.model_args, plan.transformer
         self.frozen = False  # whether all of it keeps its weights
         self.resting: frozenset[str] = frozenset()  # BatchNorm and dropout modules that work as in evaluation
-        data = data_config or timm.data.resolve_model_data_config(model)
+        data = data or timm.data.resolve_model_data_config(model)
         self.mean: tuple[float, ...] = tuple(data["mean"])
         self.std: tuple[float, ...] = tuple(data["std"])
         self.interpolation: str = data["interpolation"]
@@ -110,16 +99,12 @@ class Backbone(nn.Module):
         return MapAndToken(self._finished(feature_map), token)
 
     def checkpoint_gradients(self) -> None:
-        """Keep only some activations for the backward pass and compute the others again; FgsslError where not offered.
-
-        What is computed again updates BatchNorm's running statistics again: who trains must put them back.
-        """
+        """Keep few activations for the backward pass and compute the others again; FgsslError where not offered."""
         try:
             self.model.set_grad_checkpointing(True)  # type: ignore[operator]
         except (AttributeError, AssertionError, NotImplementedError) as error:
-            raise FgsslError(
-                f"{self.name} offers no gradient checkpointing", "use --accumulate, or leave out --checkpoint-gradients"
-            ) from error
+            remedy = "use --accumulate, or leave out --checkpoint-gradients"
+            raise FgsslError(f"{self.name} offers no gradient checkpointing", remedy) from error
 
     def train(self, mode: bool = True) -> Backbone:
         """Train mode, in which ``resting`` modules stay as in evaluation (whole layers would cache what changes)."""
@@ -130,14 +115,10 @@ class Backbone(nn.Module):
 
     def description(self) -> dict[str, Any]:
         """What ``rebuild_backbone`` needs beside the weights; JSON-able."""
-        kept = {"interpolation": self.interpolation, "crop_pct": self.crop_pct}
-        return {
-            "name": self.name,
-            "architecture": self.architecture,
-            "model_args": copy.deepcopy(self.model_args),
-            "image_size": self.image_size,
-            "data_config": {"mean": list(self.mean), "std": list(self.std), **kept},
-        }
+        told = {key: getattr(self, key) for key in ("name", "architecture", "model_args", "image_size")}
+        data: dict[str, Any] = {"mean": list(self.mean), "std": list(self.std)}
+        data |= {"interpolation": self.interpolation, "crop_pct": self.crop_pct}
+        return copy.deepcopy({**told, "data_config": data})
 
     def _prepare(self, images: Tensor) -> Tensor:
         # images decoded as (H, W, 3) arrive in channels_last without anyone asking; fastvit's backward dies of it
@@ -165,3 +146,79 @@ def safe_in_channels_last(model: nn.Module) -> bool:
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     overflows = any(c.kernel_size == (1, 1) and max(c.stride) > 1 and c.in_channels < 16 for c in convolutions)
     return _module_of(model) in CHANNELS_LAST_MODULES and not overflows
+
+
+class GivenMap(nn.Module):
+    """A backbone whose input is already the feature map (N, C, H, W), which takes a gradient; without parameters."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """The map, asking for a gradient where gradients are on."""
+        return feature_map.detach().requires_grad_(torch.is_grad_enabled())
+
+
+def layer_groups(model: nn.Module) -> list[list[str]]:
+    """Names of the parameters that learn, by timm's layer groups: stem, then stages or blocks; empty without groups."""
+    matcher = getattr(model, "group_matcher", None)
+    if matcher is None:
+        return []
+    groups = [names for _, names in sorted(group_parameters(model, matcher(coarse=True)).items())]
+    learning = {name for name, value in model.named_parameters() if value.requires_grad}
+    return [list(names) for names in groups if learning.intersection(names)]
+
+
+def freeze_backbone(backbone: Backbone, groups: int | None = None) -> None:
+    """Stop layers from learning, in place: no gradients, and their BatchNorm and dropout as in evaluation.
+
+    The first so many of `layer_groups`, FgsslError where it has not so many; None for the whole backbone.
+    """
+    names = [name for name, _ in backbone.model.named_parameters()]
+    if groups is not None:
+        known = layer_groups(backbone.model)
+        if groups >= len(known):  # all of them would be the whole backbone
+            remedy = f"use 1 to {len(known) - 1}, or backbone for all" if len(known) > 1 else "use none or backbone"
+            raise FgsslError(f"--freeze {groups}: {backbone.name} has {len(known)} layer groups", remedy)
+        names = [name for group in known[:groups] for name in group]
+    for name in names:
+        backbone.model.get_parameter(name).requires_grad_(False)
+    backbone.frozen = groups is None
+    backbone.resting = frozenset(_resting(backbone.model, set(names)))
+    backbone.parameters_trained = sum(p.numel() for p in backbone.model.parameters() if p.requires_grad)
+    backbone.train(backbone.training)
+
+
+def rest_batch_norm(backbone: Backbone) -> None:
+    """Keep BatchNorm's running statistics, in place: it normalises by them in training, too; its weights still learn.
+
+    Statistics of small batches of strongly augmented crops ruin trained features before a gradient does.
+    """
+    backbone.resting |= {name for name, part in backbone.model.named_modules() if isinstance(part, _BatchNorm)}
+    backbone.train(backbone.training)
+
+
+def _resting(model: nn.Module, frozen: set[str]) -> Iterator[str]:
+    """BatchNorm and dropout whose surroundings, the smallest that have parameters, are frozen as a whole."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) or "drop" in type(module).__name__.lower():
+            place = name
+            while not (inside := [key for key, _ in model.get_submodule(place).named_parameters(place)]) and place:
+                place = place.rpartition(".")[0]
+            if inside and frozen.issuperset(inside):
+                yield name
+
+
+def norm_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Running statistics, on the CPU: what differs between processes that see different images."""
+    return {name: value.cpu() for name, value in model.named_buffers() if name.endswith(NORM_BUFFERS)}
+
+
+@contextlib.contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Running statistics as they were before the block: a forward computed again would count its images twice."""
+    kept = [(value, value.clone()) for name, value in model.named_buffers() if name.endswith(NORM_BUFFERS)]
+    yield
+    for value, before in kept:
+        value.copy_(before)

@@ -51,7 +51,7 @@ class BackboneSource(NamedTuple):
 def first_line(error: BaseException) -> str:
     """The first line of an error's text and, where it ends in a colon, what follows; at most 120 characters."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])[:120]
+    return (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])[:120].rstrip(" .")
 
 
 def suggest_backbones(name: str, limit: int = 3) -> tuple[str, ...]:
@@ -78,15 +78,12 @@ def resolve_source(name: str) -> BackboneSource:
         with hub_or_cache() if name.startswith(HUB_PREFIXES) else contextlib.nullcontext():
             resolved = timm.models.resolve_model_input_args(name)
     except Exception as error:  # network, missing folder, config.json of another tool: all kinds of errors
+        problem = f"backbone {name!r} cannot be read ({first_line(error)})"
+        remedy = "a hub name needs timm's config.json and a network or its cached copy, a folder needs config.json"
         if is_offline(error) and not name.startswith(LOCAL_PREFIX):
-            raise FgsslError(
-                f"backbone {name!r} is not on this machine and the model hub cannot be reached (offline)",
-                "run once with a network (or HF_ENDPOINT set to a mirror), which keeps it",
-            ) from error
-        raise FgsslError(
-            f"backbone {name!r} cannot be read ({first_line(error).rstrip(' .')})",
-            "a hub name needs a timm model's config.json and a network or its cached copy, a folder needs config.json",
-        ) from error
+            problem = f"backbone {name!r} is not on this machine and the model hub cannot be reached (offline)"
+            remedy = "run once with a network (or HF_ENDPOINT set to a mirror), which keeps it"
+        raise FgsslError(problem, remedy) from error
     architecture, published = resolved.pop("model_name"), resolved.pop("pretrained_cfg")
     model_args = {key: value for key, value in resolved.items() if key not in ("pretrained_model_args", "num_classes")}
     return BackboneSource(name, architecture if name.startswith(SOURCE_PREFIXES) else name, model_args, published)

@@ -21,6 +21,9 @@ from fgssl.backbones.names import BackboneSource, first_line
 from fgssl.errors import FgsslError
 
 MINIMUM_MAP_SIDE = 2  # a 1x1 map says nothing about where the evidence is
+WEIGHT_COPIES, PASSING_SHARE = 5, 0.25
+PROCESS_BYTES = 600_000_000  # Python and torch themselves
+FLOAT_BYTES = 4
 
 
 class MapRoute(NamedTuple):
@@ -49,6 +52,24 @@ class BackbonePlan(NamedTuple):
     unused_parameters: tuple[str, ...]  # get no gradient from the map
     transformer: bool  # has layer norm or attention, as transformers and ConvNeXt do, which SGD trains poorly
     saved_bytes: int  # that a backward pass keeps of each image in float32
+
+
+def training_bytes(plan: BackbonePlan, batch_size: int) -> int:
+    """Estimated memory in bytes of training in float32 on one process with so many images a step.
+
+    It keeps five times the weights (two encoders, the gradients, AdamW's two averages) and, of every image, what the
+    backward pass reads again; a quarter of that is for the key encoder, whose pass keeps nothing, and what a layer
+    needs while it works. Checkpointing, mixed precision and frozen layers need less.
+    """
+    views = 2 * 3 * plan.image_size**2 * FLOAT_BYTES
+    image = (1 + PASSING_SHARE) * plan.saved_bytes + views
+    return round(PROCESS_BYTES + WEIGHT_COPIES * FLOAT_BYTES * plan.parameters + batch_size * image)
+
+
+def batch_that_fits(plan: BackbonePlan, memory: int) -> int:
+    """The largest power of two, at most 4096, that is a batch size fitting in `memory` bytes; 0 where not even 2 is."""
+    batches = (2**power for power in range(12, 0, -1))
+    return next((batch for batch in batches if training_bytes(plan, batch) <= memory), 0)
 
 
 def read_map(model: nn.Module, images: Tensor, route: MapRoute) -> Tensor:

@@ -126,14 +126,6 @@ def _read_pickle(path: Path) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
     return next(nested, content), content
 
 
-def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], name: str) -> None:
-    """Load weights that must fit a model exactly and be finite, else FgsslError; `name` is what it calls the model."""
-    wanted = model.state_dict()
-    reject_misfit(wanted, state_dict, name)
-    reject_numbers(wanted, state_dict, name)
-    model.load_state_dict(dict(state_dict))
-
-
 def reject_misfit(wanted: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], name: str) -> None:
     """Raise FgsslError unless keys and shapes are exactly those that are wanted."""
     keys = {"missing": wanted.keys() - state_dict.keys(), "unexpected": state_dict.keys() - wanted.keys()}

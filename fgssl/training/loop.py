@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.utils import gather_object
 
-from fgssl.backbones.frozen import kept_statistics, norm_buffers
+from fgssl.backbones.module import kept_statistics, norm_buffers
 from fgssl.config.interval import Interval, interval
 from fgssl.data.feed.views import ViewBatch
 from fgssl.encoder import Encoder

@@ -17,10 +17,11 @@ from fgssl.rationale import (
     attention_map,
     fit_rationale,
     gradcam,
+    normalize_map,
     pool_places,
     rationale_loss,
+    target_distribution,
 )
-from fgssl.rationale.fit import normalize_map, target_distribution
 
 # ---- GradCAM
 

@@ -16,8 +16,7 @@ from fgssl.config.schema import flatten
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
 from fgssl.objectives.base import project
-from fgssl.rationale import RationaleHead, attention_map, rationale_loss
-from fgssl.rationale.fit import target_distribution
+from fgssl.rationale import RationaleHead, attention_map, rationale_loss, target_distribution
 
 # ---- fits
 
