@@ -1,10 +1,9 @@
 """From trained weights to better features without labels: view whitening.
 
-Directions in which features change although only the view does are damped, in closed form. Linear discriminant analysis
-and within-class covariance normalisation (Hatch et al., 2006) divide features by their scatter within a class. Without
-labels two things stand in for a class: the views of one picture, whose scatter is nuisance by construction, and
-pictures that are each other's nearest neighbours, most of which are of one class. No gradient is taken and the backbone
-stays as it is: what comes out is one linear layer after the pooling.
+Within-class covariance normalisation (Hatch et al., 2006), in closed form, divides features by their scatter within a
+class. Without labels two things stand in for a class: the views of one picture, whose scatter is nuisance by
+construction, and pictures that are each other's nearest neighbours, most of which are of one class. The backbone stays
+as it is: what comes out is one linear layer after the pooling.
 """
 
 from __future__ import annotations
@@ -38,16 +37,10 @@ CHUNK = 1024  # rows of similarities held at once
 
 
 def whiten(encoder: Encoder, pixels: PixelStore, *, seed: int, progress: Callable[[int, int], None]) -> bool:
-    """Fit the encoder's whitening on pictures of a training split; it is used in eval mode and left in its mode.
+    """Fit the encoder's whitening on pictures of a training split; False where not even two of them can be read.
 
-    Args:
-        encoder: On the device that computes.
-        pixels: The split, decoded somewhat larger than the views.
-        seed: Of the random views.
-        progress: Called with (done, total) pictures.
-
-    Returns:
-        Whether there were pictures enough: two that can be read.
+    Computes on the encoder's device, in eval mode, and leaves it in its mode. The pictures are decoded somewhat larger
+    than the views; `progress` is told (done, total) of them.
     """
     size = encoder.backbone.image_size
     crops = ViewDataset(pixels, CROPS, size=size, seed=seed)
@@ -88,7 +81,8 @@ def fit_whitening(views: Tensor) -> nn.Linear:
     view first; makes a layer (C -> C) without a gradient, on the CPU.
     """
     views = views.double()
-    mean, of_views = views[0].mean(0), _unit(_view_scatter(views))
+    apart = (views - views.mean(0)).flatten(0, 1)  # (V N, C) of the mean over a picture's views
+    mean, of_views = views[0].mean(0), _unit(apart.T @ apart / len(apart))
     weight = _inverse_root(of_views)
     for _ in range(ROUNDS):
         averaged = functional.normalize((views - mean) @ weight, dim=2).mean(0)
@@ -109,13 +103,6 @@ def mutual_neighbours(features: Tensor, count: int) -> Tensor:
         similarity.diagonal(start).fill_(-torch.inf)
         near[start : start + CHUNK].scatter_(1, similarity.topk(min(count, rows - 1), dim=1).indices, True)
     return (near & near.T).triu().nonzero()
-
-
-def _view_scatter(views: Tensor) -> Tensor:
-    """(V, N, C) -> (C, C): mean outer product of a view's difference from the mean over the picture's views."""
-    difference = (views - views.mean(0)).flatten(0, 1)
-    product: Tensor = difference.T @ difference
-    return product / len(difference)
 
 
 def _unit(scatter: Tensor) -> Tensor:

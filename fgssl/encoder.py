@@ -28,20 +28,14 @@ from fgssl.rationale import (
 Pool = Literal["gap", "rationale", "concat", "zoom", "cls"]
 MAP_POOLS: tuple[Pool, ...] = ("gap", "rationale", "concat")  # of one feature map
 POOLS: tuple[Pool, ...] = (*MAP_POOLS, "zoom", "cls")
-# Of the rationale's part in zoom. On held-out training images 0.5 kept what it adds on the drawn birds (mAP) and took
-# away what it costs on photographs (rank-1): docs/results.md.
-RATIONALE_WEIGHT = 0.5
+RATIONALE_WEIGHT = 0.5  # of its part in zoom: keeps what it adds on drawn birds, not what it costs on photographs
 
 
 class Encoder(nn.Module):
     """Images to embeddings and maps; nothing of the training loop.
 
-    Args:
-        backbone: Images to feature maps.
-        rationale: The fitted branch, if there is one.
-        projector: The objective's projector, needed for GradCAM only; `predictor` likewise, if it has one.
-        keys: (M, D) l2-normalised projections of training images, GradCAM's negatives where the objective has any.
-        config: The run's; None for an encoder not trained by fgssl.
+    The rationale is the fitted branch. The objective's projector, its predictor if it has one, and `keys`, (M, D)
+    l2-normalised projections of training images, are for GradCAM alone. Without a config it was not trained by fgssl.
     """
 
     keys: Tensor | None
@@ -96,10 +90,8 @@ class Encoder(nn.Module):
     def require(self, pool: Pool) -> None:
         """Raises FgsslError, before anything is computed, where the encoder cannot pool this way."""
         if pool in ("rationale", "concat") and self.rationale is None:
-            raise FgsslError(
-                f"the encoder {self.backbone.name} has no rationale branch to pool with",
-                "use --pool gap or zoom, or pretrain with --rationale",
-            )
+            problem = f"the encoder {self.backbone.name} has no rationale branch to pool with"
+            raise FgsslError(problem, "use --pool gap or zoom, or pretrain with --rationale")
         if pool == "cls" and not self.backbone.has_class_token:
             problem = f"the encoder {self.backbone.name} has no class token beside its map to pool with"
             raise FgsslError(problem, "use --pool gap")
@@ -125,8 +117,7 @@ class Encoder(nn.Module):
     def objective_pool(self, feature_map: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C), for the objective with `rationale.train_pool: rationale`: as at test, of any length.
 
-        The map is a constant of the step, from the branch's running statistics: the objective trains the backbone
-        through the features, and the fit alone trains the branch.
+        The map is a constant of the step, from the branch's running statistics: the fit alone trains the branch.
         """
         if self.rationale is None:
             return feature_map.mean((2, 3))
@@ -175,9 +166,9 @@ class Encoder(nn.Module):
 
     def window_centres(self, feature_map: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 2) row and column of the middle of the window that `--pool zoom` takes, in (0, 1)."""
-        share = self.backbone.image_size / self.view_size("zoom")
         flat = torch.ones_like(feature_map[:, 0], dtype=torch.float32)
-        return window_centres(flat if self.rationale is None else self.attention(feature_map), share)
+        attention = flat if self.rationale is None else self.attention(feature_map)
+        return window_centres(attention, self.backbone.image_size / self.view_size("zoom"))
 
     @property
     def has_loss_gradcam(self) -> bool:
@@ -189,15 +180,12 @@ class Encoder(nn.Module):
     def loss_gradcam(self, images: Tensor) -> Tensor:
         """GradCAM of the self-supervised loss for any pictures: (N, 3, S, S) uint8 -> (N, H, W), not negative.
 
-        Positive: the projection of the picture's mirror image; negatives: the sample of training keys in the file,
-        where the objective contrasts. The loss is a sum over pictures, so that no map depends on the others.
+        Of each picture against its mirror image, and the file's keys where the objective contrasts; on its own.
         """
         if not self.has_loss_gradcam:
-            raise FgsslError(
-                f"the encoder {self.backbone.name} holds no projection head and keys",
-                "GradCAM of the loss needs an encoder trained by fgssl pretrain",
-            )
-        assert self.projector is not None and self.config is not None
+            problem = f"the encoder {self.backbone.name} holds no projection head and keys"
+            raise FgsslError(problem, "GradCAM of the loss needs an encoder trained by fgssl pretrain")
+        assert self.config is not None
         objective = self.config.objective
         with torch.no_grad():
             positive = self.projected(self.backbone(self.normalize(images.flip(-1))))

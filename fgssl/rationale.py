@@ -13,10 +13,9 @@ Visual Recognition Problems", CVPR 2023. A training step and a picture at test t
 Two rules hold for every option of `RationaleConfig`: the gradient in GradCAM is a constant (first order only), and at
 test time an image's map never depends on the images beside it.
 
-The window of `--pool zoom` has the side of the smallest crop in training, so that the encoder has seen things at this
-scale. Its middle is the mean place of the rationale's map times a fixed Gaussian around the picture's centre: objects
-stand there more often than not, and where the map says little, or there is none, it stays in the middle. The mean is
-continuous in the map, and the window is cut between pixels, so that rounding never moves it.
+The window of `--pool zoom` has the side of the smallest crop in training. Its middle is the mean place of the map times
+a Gaussian around the picture's centre: objects stand there more often than not, and where the map says little, or there
+is none, it stays in the middle. It is cut between pixels, so that rounding never moves it.
 """
 
 from __future__ import annotations
@@ -49,10 +48,7 @@ def gradcam(loss: Tensor, feature_map: Tensor, *, sign: str = "raise") -> Tensor
 
 
 class RationaleHead(nn.Module):
-    """The branch, so small that only what images share fits into it: K 1x1 projections, norm, ReLU, and their maximum.
-
-    Its config is of the branch (a learned sum instead of the maximum, say), of its fit, and of the pooling by its map.
-    """
+    """The branch, so small that only what images share fits into it: the maximum of K 1x1 projections, norm, ReLU."""
 
     def __init__(self, channels: int, config: RationaleConfig) -> None:
         super().__init__()
@@ -94,8 +90,8 @@ def fit_rationale(head: RationaleHead, loss: Tensor, feature_map: Tensor) -> Rat
 def rationale_loss(cam: Tensor, prediction: Tensor, config: RationaleConfig) -> RationaleOutput:
     """How far the branch's map is from GradCAM's, both (N, H, W).
 
-    The fit "kl" is KL(target || softmax of the prediction) between distributions, the paper's. "regression" takes the
-    prediction as it is: its mean squared distance to the target scaled to mean 1 over the places.
+    The fit "kl" is the paper's, KL(target || softmax of the prediction). "regression" is the mean squared distance of
+    the prediction as it is to the target scaled to mean 1 over the places.
     """
     if config.detach_target:
         cam = cam.detach()
@@ -114,10 +110,9 @@ def rationale_loss(cam: Tensor, prediction: Tensor, config: RationaleConfig) -> 
 
 
 def target_distribution(cam: Tensor, config: RationaleConfig) -> Tensor:
-    """The GradCAM map as distributions: (N, H, W) -> (N, P, Q), summing to 1 over the last axis.
+    """The GradCAM map as distributions: (N, H, W) -> (N, P, Q), summing to 1 over the last axis; of zeros uniform.
 
-    "softmax": of the raw map over the temperature. "probability": the map divided by its sum, to the power of one over
-    the temperature. A map of zeros is uniform.
+    "softmax": of the map over the temperature. "probability": to the power of one over it, divided by the sum.
     """
     rows = _rows(cam, config.axis)
     if config.target == "softmax":
@@ -146,11 +141,10 @@ def _rows(maps: Tensor, axis: str) -> Tensor:
 
 
 def attention_map(head: RationaleHead, feature_map: Tensor) -> Tensor:
-    """The test-time map, per image: (N, C, H, W) -> (N, H, W), not negative, summing to 1.
+    """The test-time map, per image: (N, C, H, W) -> (N, H, W), not negative, summing to 1; uniform where it is dead.
 
     The distribution that was fitted: a softmax where the fit was one over the whole unnormalised map, otherwise the map
-    itself, normalised per image (shifted to a least value of 0 where the fit was a divergence). A branch that is dead
-    on an image gives uniform weights.
+    itself, normalised per image (shifted to a least value of 0 where the fit was a divergence).
     """
     prediction, config = head(feature_map), head.config
     if config.fit == "kl" and config.normalization == "none" and config.axis == "all":
@@ -192,10 +186,7 @@ def centre_prior(height: int, width: int, *, device: torch.device | None = None)
 
 
 def window_centres(attention: Tensor, share: float) -> Tensor:
-    """Middle of each picture's window, kept inside the picture: (N, 2) row and column, in (0, 1) over the picture.
-
-    From the rationale's map (N, H, W), for windows whose side is that `share` of the picture's.
-    """
+    """(N, H, W) -> (N, 2) row and column, in (0, 1) over the picture, of each window's middle; `share` is its side."""
     height, width = attention.shape[1:]
     weights = attention * centre_prior(height, width, device=attention.device)
     total = weights.sum((1, 2))

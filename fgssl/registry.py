@@ -23,12 +23,7 @@ _loading: list[str] = []  # the plugins whose code runs now
 
 
 class Registry(Mapping[str, Any]):
-    """Things of one kind by name: fgssl's own first, whose names nobody takes.
-
-    Args:
-        kind: What a message calls one of them; `fgssl.KINDs` is the group of entry points.
-        package: Holds a module for each built-in one, which registers it when imported.
-    """
+    """Things of one kind by name: fgssl's own first, modules of a package, whose names nobody takes."""
 
     def __init__(self, kind: str, package: str | None = None) -> None:
         self.kind, self.package = kind, package
@@ -82,10 +77,7 @@ class Registry(Mapping[str, Any]):
 
 
 def load_plugin(path: str | Path) -> None:
-    """Run a Python file that the user named: what it registers is known from then on.
-
-    FgsslError where there is no such file, it fails, or it takes a name that fgssl has.
-    """
+    """Run a Python file that the user named, whose things are known from then on; FgsslError where that fails."""
     file = Path(path).expanduser()
     name = f"fgssl_plugin_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)

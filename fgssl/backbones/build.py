@@ -1,8 +1,7 @@
 """Backbones from a name, from weights of any origin, or from a checkpoint of ours.
 
 A checkpoint is read by people who did not write it, and timm's `create_model` takes arguments that fetch files, open
-pickles or allocate whatever they say. A description from a file may name a registered architecture, plain shape
-arguments within reason, and how pictures are normalised; nothing else.
+pickles or allocate whatever they say: a description may name plain shapes within reason, and nothing else.
 """
 
 from __future__ import annotations
@@ -52,9 +51,8 @@ def build_backbone(
         output_stride: Input pixels a cell of the map, where the model offers the choice (ResNet, RegNet, EfficientNet).
         drop_path: Probability of dropping a residual branch in training (stochastic depth).
 
-    Raises:
-        FgsslError: The name is unknown, the model cannot take the size or the options, its map would be smaller than
-            2x2, or its weights cannot be had.
+    FgsslError where the name is unknown, the model does not take the size or options or makes a map smaller than 2x2,
+    or its weights cannot be had.
     """
     source = resolve_source(name)
     plan = plan_backbone(source, image_size, output_stride, drop_path)
@@ -118,11 +116,9 @@ def rebuild_backbone(description: Mapping[str, Any], state_dict: Mapping[str, Te
 
 def _check_description(description: Mapping[str, Any]) -> None:
     _require("description", description, isinstance(description, Mapping))
-    architecture, model_args, size, data = (
-        description.get(key) for key in ("architecture", "model_args", "image_size", "data_config")
-    )
-    named = isinstance(architecture, str) and _ARCHITECTURE.fullmatch(architecture) is not None
-    _require("architecture", architecture, named)
+    keys = ("architecture", "model_args", "image_size", "data_config")
+    architecture, model_args, size, data = (description.get(key) for key in keys)
+    _require("architecture", architecture, isinstance(architecture, str) and _ARCHITECTURE.fullmatch(architecture))
     _require("name", description.get("name"), isinstance(description.get("name"), str))
     _require("model_args", model_args, isinstance(model_args, Mapping))
     for key, value in (model_args or {}).items():
@@ -130,8 +126,7 @@ def _check_description(description: Mapping[str, Any]) -> None:
     _require("image_size", size, _is_number(size, int) and size in range(1, LARGEST_IMAGE + 1))
     _require("data_config", data, isinstance(data, Mapping))
     values: dict[str, Any] = dict(data or {})
-    for key, least in (("mean", -math.inf), ("std", 0.0)):
-        three = values.get(key)
+    for key, three, least in (("mean", values.get("mean"), -math.inf), ("std", values.get("std"), 0.0)):
         fits = isinstance(three, list) and len(three) == 3 and all(_is_number(n) and n > least for n in three)
         _require(key, three, fits)
     share: Any = values.get("crop_pct")
@@ -157,7 +152,7 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     return all(_is_plain(part, depth + 1) for part in parts)
 
 
-def _require(key: str, value: Any, fits: bool) -> None:
+def _require(key: str, value: Any, fits: object) -> None:
     if not fits:
         shown = f"a {type(value).__name__}" if isinstance(value, (list, Mapping)) else repr(value)[:60]
         problem = f"the checkpoint's {key[:60]} cannot be {shown}"

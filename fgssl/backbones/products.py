@@ -1,12 +1,9 @@
 """Convolutions of small maps as matrix products, on a CPU: as the last stage of a network at a small image size.
 
-oneDNN's convolutions work along the rows of a map. Where a row is short, most of their time is wasted: 512 to 512
-channels, 3x3, on 64 maps of 3x3 takes 21 ms backwards and 5 ms forwards in bf16 on two cores with AMX, the same as
-products 3.8 and 2.7 ms. Every sum is taken in float32 as oneDNN takes it, so results differ by rounding alone.
-
-Which of the three computations (forward, gradient of the input, of the weights) becomes a product is a function of the
-shapes, the precision and the processor's instructions, never of a measurement while running: a resumed run computes as
-the first one did. The limits were read off recipes/bench/products_speed.py on one machine.
+oneDNN's convolutions work along the rows of a map: 512 to 512 channels, 3x3, on 64 maps of 3x3 takes 21 ms backwards
+and 5 ms forwards in bf16 on two cores with AMX, the same as products 3.8 and 2.7 ms. Sums are in float32 as oneDNN's.
+Which computations become products is a function of the shapes, the precision and the processor's instructions, never of
+a measurement while running: a resumed run computes as the first one did. Limits: recipes/bench/products_speed.py.
 """
 
 from __future__ import annotations
@@ -89,20 +86,15 @@ class ProductConv2d(nn.Conv2d):
         if input.device.type != "cpu" or input.ndim != 4 or torch.compiler.is_compiling():
             return super().forward(input)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
-        geometry = geometry_of(self)
+        assert not isinstance(self.padding, str)  # `use_products`
+        sides = (self.kernel_size, self.stride, self.padding, self.dilation)
+        geometry = Geometry(*((side[0], side[1]) for side in sides))
         rows, columns = geometry.output(*input.shape[2:])
         routes = choose_routes(geometry, rows * columns, limits(dtype))
         if not any(routes) or min(rows, columns) < 1:  # what is too small for a kernel torch says in its own words
             return super().forward(input)
         found: Tensor = _Product.apply(input.to(dtype), self.weight.to(dtype), geometry, routes)
         return found if self.bias is None else found + self.bias.to(dtype).view(-1, 1, 1)
-
-
-def geometry_of(conv: nn.Conv2d) -> Geometry:
-    """Of a module whose padding is a number of pixels."""
-    assert not isinstance(conv.padding, str)
-    sides = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
-    return Geometry(*((side[0], side[1]) for side in sides))
 
 
 def use_products(model: nn.Module) -> None:
@@ -129,8 +121,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.geometry, ctx.routes = geometry, routes
         if not routes.forward:
-            _, stride, padding, dilation = geometry
-            return functional.conv2d(x, weight, stride=stride, padding=padding, dilation=dilation)
+            return functional.conv2d(x, weight, None, *geometry[1:])
         rows, columns = geometry.output(*x.shape[2:])
         product = neighbourhoods(x, geometry) @ _flat(weight).t()
         return product.view(len(x), rows, columns, -1).permute(0, 3, 1, 2)
@@ -145,10 +136,8 @@ class _Product(torch.autograd.Function):
         mask = [for_x and not routes.input, for_weight and not routes.weight, False]
         found: list[Tensor | None] = [None, None]
         if any(mask):
-            _, stride, padding, dilation = geometry
-            found[:] = torch.ops.aten.convolution_backward(
-                gradient, x, weight, None, stride, padding, dilation, False, [0, 0], 1, mask
-            )[:2]
+            given = (gradient, x, weight, None, *geometry[1:], False, [0, 0], 1, mask)
+            found[:] = torch.ops.aten.convolution_backward(*given)[:2]
         flat = gradient.permute(0, 2, 3, 1).reshape(-1, len(weight))
         if for_x and routes.input:
             found[0] = scattered(flat @ _flat(weight), x.shape, geometry)

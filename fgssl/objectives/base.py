@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,8 +28,7 @@ class ObjectiveOutput(NamedTuple):
 class Objective(nn.Module):
     """Base class: owns the trained backbone (a stand-in where it is frozen) and its heads; knows no rationale.
 
-    A new objective is a file in `fgssl/objectives/methods/`, named as the objective, whose class is decorated by
-    `@OBJECTIVES.register("name")`. It may replace `derive`, the builders of its heads, and these:
+    A new objective is a file in `fgssl/objectives/methods/`, its class decorated by `@OBJECTIVES.register("name")`.
     """
 
     settings: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig  # or one derived from it, with settings of its own
@@ -36,6 +36,8 @@ class Objective(nn.Module):
     paper: ClassVar[Recommended] = Recommended("sgd", 0.03, 128, 1e-4, 0.0)  # optimiser on trained weights
     step_forwards: ClassVar[int] = 6  # work of a step on an image; a backward pass counts as two forward passes
     needs_keys: ClassVar[bool] = False  # whether `picture_loss` takes a sample of keys as negatives
+    projector_layers: ClassVar[int] = 2
+    projector_norm: ClassVar[tuple[bool, bool]] = (False, False)  # BatchNorm inside it, and after it
 
     def __init__(self, backbone: Backbone | GivenMap, config: ObjectiveConfig) -> None:
         super().__init__()
@@ -58,8 +60,10 @@ class Objective(nn.Module):
 
     @classmethod
     def build_projector(cls, channels: int, config: ObjectiveConfig) -> nn.Sequential:
-        """A new projector, of a run about to start or of an encoder file about to be read: two layers, no BatchNorm."""
-        return build_mlp([channels, config.projector_hidden or channels, filled(config.projector_dim)], norm=False)
+        """A new projector, of a run about to start or of an encoder file about to be read."""
+        hidden = [config.projector_hidden or channels] * (cls.projector_layers - 1)
+        inside, after = cls.projector_norm
+        return build_mlp([channels, *hidden, filled(config.projector_dim)], norm=inside, norm_last=after)
 
     @classmethod
     def build_predictor(cls, config: ObjectiveConfig) -> nn.Sequential | None:
@@ -73,8 +77,7 @@ class Objective(nn.Module):
     def picture_loss(anchor: Tensor, positive: Tensor, keys: Tensor | None, config: ObjectiveConfig) -> Tensor:
         """The loss that GradCAM explains for single pictures, summed over them: no picture depends on another.
 
-        All l2-normalised: the last head's (N, D) for the pictures, (N, D) projections of their mirror images,
-        constants, and (M, D) of training images where `needs_keys`.
+        All l2-normalised: the last head's (N, D), those of mirror images, and (M, D) training keys if `needs_keys`.
         """
         raise NotImplementedError
 
@@ -105,10 +108,7 @@ class Objective(nn.Module):
 
 
 def build_mlp(widths: list[int], *, norm: bool, norm_last: bool = False) -> nn.Sequential:
-    """Linear layers with ReLU between them, (N, widths[0]) -> (N, widths[-1]).
-
-    `norm` puts BatchNorm before every ReLU, `norm_last` one without weights after the last layer, too.
-    """
+    """Linear layers with (BatchNorm and) ReLU between them; `norm_last` is a BatchNorm without weights at the end."""
     layers: list[nn.Module] = []
     for inside, outside in itertools.pairwise(widths[:-1]):
         layers += [nn.Linear(inside, outside, bias=not norm), *[nn.BatchNorm1d(outside)] * norm, nn.ReLU()]
@@ -127,3 +127,36 @@ def project(
 def pool_map(feature_map: Tensor, pool: Pooling | None = None) -> Tensor:
     """Pooling (None: global average): (N, C, H, W) -> (N, C)."""
     return feature_map.mean((2, 3)) if pool is None else pool(feature_map)
+
+
+def is_distributed() -> bool:
+    """Whether there are other processes to talk to."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """A (N, ...) tensor of every process, without gradient: (world * N, ...)."""
+    if not is_distributed():
+        return tensor
+    shares = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(shares, tensor.detach().contiguous())
+    return _interleaved(shares)
+
+
+def process_mean(tensor: Tensor) -> Tensor:
+    """The mean over the processes."""
+    return gather(tensor[None]).mean(0) if is_distributed() else tensor
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """As `gather`, with the gradient of every process's loss, summed: averaged, it is that of their mean loss."""
+    if not is_distributed():
+        return tensor
+    from torch.distributed.nn.functional import all_gather  # not in builds of torch without processes
+
+    return _interleaved(all_gather(tensor.contiguous()))  # type: ignore[no-untyped-call]
+
+
+def _interleaved(shares: Sequence[Tensor]) -> Tensor:
+    """Processes take every world-th image (`StepSampler`)."""
+    return torch.stack(list(shares), 1).flatten(0, 1)

@@ -13,8 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fgssl.backbones import Backbone, GivenMap
 from fgssl.config.defaults import Draft, RunFacts
 from fgssl.config.schema import ObjectiveConfig, filled
-from fgssl.objectives.base import Objective, project
-from fgssl.objectives.gather import process_mean
+from fgssl.objectives.base import Objective, process_mean, project
 
 
 class MomentumObjective(Objective):

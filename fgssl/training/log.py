@@ -13,7 +13,7 @@ from fgssl.config.schema import filled
 from fgssl.data.feed.views import view_pairs
 from fgssl.evaluation.label_free import signals_of
 from fgssl.evaluation.metrics import effective_rank, relative_std
-from fgssl.objectives.gather import gather, is_distributed
+from fgssl.objectives.base import gather, is_distributed
 from fgssl.runs.folder import METRICS_FILE
 from fgssl.runtime.machine import available_cores, peak_memory
 from fgssl.runtime.reporting import StepReport

@@ -1,7 +1,6 @@
 """Views on the CPU: one after another, crop and resize by torch's uint8 kernel, then the colours by numpy.
 
-The colours are those of `fgssl.views.device`, in memory that stays in a core's cache: a pass over a view takes about as
-long as asking for it, so that what changes nothing is left out. A view does not depend on those beside it.
+The colours are those of `fgssl.views.device`, in memory that stays in a core's cache; what changes nothing is left out.
 """
 
 from __future__ import annotations
@@ -103,9 +102,8 @@ class Painter:
         """The hue rotated by a fraction of the colour circle, keeping HSV value and chroma: (3, S, S) elsewhere.
 
         Whole sixths of a turn only exchange channels (two sixths) or reflect them between the largest and the least
-        (three). What is left of the shift, t sixths with |t| <= 1 / 2, moves a channel x by the channels y towards and
-        z away from which the hue goes: x - y + max(value + low - t chroma - z, low + t chroma), cut to [low, value].
-        The first term of the maximum is right while x falls, the second while x rises; each is too small elsewhere.
+        (three). What is left, t sixths with |t| <= 1 / 2, moves a channel x by the channels y towards and z away from
+        which the hue goes: x - y + max(value + low - t chroma - z, low + t chroma), cut to [low, value].
         """
         value, low, shift, least, part = self._planes
         sixths = round(6 * turns)
@@ -153,15 +151,11 @@ class Painter:
         return levels
 
     def _weighted(self, flat: Levels, weights: list[float], stride: int) -> Levels:
-        """Sums of neighbours `stride` apart, at the place of the first of them; the last places are left as they were.
-
-        Rows are taken as one long row: what mixes the end of one and the start of the next is padding.
-        """
+        """Sums of neighbours `stride` apart, at the place of the first; rows are one long row, padding between them."""
         middle = stride * (len(weights) - 1)
         length = len(flat) - 2 * middle
         out: Levels = self._padded[1, : len(flat)]
-        part = self._padded[2, :length]
-        found = out[:length]
+        part, found = self._padded[2, :length], out[:length]
         np.multiply(flat[middle : middle + length], weights[0], out=found)
         for number, weight in enumerate(weights[1:], 1):
             before, after = middle - number * stride, middle + number * stride

@@ -1,8 +1,7 @@
 """Views on a GPU (or any device), batched: pictures of differing sizes go over the bus once, as uint8.
 
-Crop, antialiased resize and flip are one product with two small matrices a view. The colours, (N, 3, S, S) float32
-levels 0 to 255 changed in place, are what torchvision computes on uint8, not rounded in between. Only additions,
-products and comparisons of single numbers are used, and sums in double precision: a view depends on no other.
+The colours, (N, 3, S, S) float32 levels 0 to 255 changed in place, are what torchvision computes on uint8, not rounded
+in between. With products and comparisons of single numbers and sums in double precision, no view depends on another.
 """
 
 from __future__ import annotations
@@ -77,16 +76,10 @@ def pack_views(
     switches = (sorted_views.flip, sorted_views.grayscale, sorted_views.sigma, sorted_views.solarize)
     factors = np.column_stack([sorted_views.factors, *switches]).astype(np.float32)
     ends = np.append(np.flatnonzero(np.diff(sorted_views.order)) + 1, len(rows))
-    return PackedViews(
-        torch.from_numpy(pixels),
-        torch.from_numpy(places),
-        torch.from_numpy(factors),
-        (int(views.box[:, 2].max()), int(views.box[:, 3].max())),
-        tuple((int(sorted_views.order[end - 1]), int(end)) for end in ends),
-        float(views.sigma.max()),
-        bool(views.solarize.any()),
-        size,
-    )
+    tensors = torch.from_numpy(pixels), torch.from_numpy(places), torch.from_numpy(factors)
+    largest = (int(views.box[:, 2].max()), int(views.box[:, 3].max()))
+    orders = tuple((int(sorted_views.order[end - 1]), int(end)) for end in ends)
+    return PackedViews(*tensors, largest, orders, float(views.sigma.max()), bool(views.solarize.any()), size)
 
 
 def crop_resized(pixels: Tensor, places: Tensor, flip: Tensor, *, largest: tuple[int, int], size: int) -> Tensor:
@@ -106,10 +99,7 @@ def crop_resized(pixels: Tensor, places: Tensor, flip: Tensor, *, largest: tuple
 
 
 def resize_matrix(lengths: Tensor, longest: int, size: int) -> Tensor:
-    """Weights of Pillow's and torch's antialiased bilinear resize of an axis: (N,) lengths -> (N, size, longest).
-
-    A triangle as wide as the reduction, or one source pixel where the axis is enlarged, normalised at the borders.
-    """
+    """Weights of Pillow's and torch's antialiased bilinear resize of an axis: (N,) lengths -> (N, size, longest)."""
     scale = (lengths / size)[:, None, None]  # (N, 1, 1)
     centre = scale * (torch.arange(size, device=lengths.device) + 0.5)[:, None]  # (N, S, 1)
     source = torch.arange(longest, device=lengths.device)  # (L,)
@@ -145,8 +135,8 @@ def luminance(levels: Tensor) -> Tensor:
 def shift_hue(levels: Tensor, turns: Tensor) -> None:
     """Rotate the hue by fractions of the colour circle, (N, 1, 1, 1), keeping HSV value and chroma.
 
-    HSV is never formed: each channel is value - chroma * w, where w is 0 within a sixth of a turn of the channel's own
-    hue, 1 beyond a third, and linear between. Multiplied by the chroma throughout, nothing needs a division.
+    Each channel is value - chroma * w, where w is 0 within a sixth of a turn of the channel's own hue, 1 beyond a
+    third, and linear between; all of it is multiplied by the chroma, so that nothing needs a division.
     """
     red, green, blue = (levels[:, i : i + 1] for i in range(3))  # (N, 1, S, S)
     value = torch.maximum(torch.maximum(red, green), blue)
@@ -164,10 +154,7 @@ def shift_hue(levels: Tensor, turns: Tensor) -> None:
 
 
 def blurred(levels: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Gaussian blur of views (N, 3, S, S) as two matrix products, reflecting at the borders.
-
-    `sigma` (N,) is in pixels, 0 leaving a view as it is; `radius` is `blur_radius` of the largest.
-    """
+    """Gaussian blur of views (N, 3, S, S) by `sigma` (N,) pixels, reflecting at the borders, as two matrix products."""
     size, views = levels.shape[-1], len(sigma)
     offsets = torch.arange(-radius, radius + 1, device=levels.device)
     kernel = torch.exp(-0.5 * (offsets / sigma.clamp(min=1e-3)[:, None]) ** 2)  # (N, K)

@@ -1,7 +1,6 @@
 """Parameters of random views, drawn for a whole batch at once.
 
-The default values are MoCo v2's (paper section 4); blur is given in pixels of a 224-pixel crop and scaled to the size
-in use, so that a small crop is not blurred beyond recognition.
+Blur is given in pixels of a 224-pixel crop and scaled to the size in use.
 """
 
 from __future__ import annotations
@@ -42,10 +41,7 @@ class Views(NamedTuple):
 
 
 def draw_views(randoms: NDArray[np.float64], config: ViewsConfig, *, heights: Sizes, widths: Sizes, size: int) -> Views:
-    """Turn (M, DRAWS) random numbers, uniform in [0, 1), into the parameters of views of images of these sizes.
-
-    Distributions are torchvision's transforms'; all sizes are in pixels, `size` being the side of the views.
-    """
+    """Turn (M, DRAWS) uniform numbers into views, `size` pixels wide; distributions as torchvision's transforms."""
     crops, strengths = randoms[:, : 2 * CROP_TRIES + 2], randoms[:, -6:-2]
     (flip, jitter, gray, blur, solarize), (order, sigma) = randoms[:, 2 * CROP_TRIES + 2 : -6].T, randoms[:, -2:].T
     ranges = np.array([config.brightness, config.contrast, config.saturation, config.hue])

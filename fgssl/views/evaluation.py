@@ -30,8 +30,8 @@ def resize_short_side(image: Image.Image, side: int) -> Image.Image:
 
     A strip of 100 x 1,000,000 pixels is a file of kilobytes and would be 300 MB in the cache of decoded pictures.
     """
-    scale = min(1.0, side / min(image.size))
-    short, long = min(image.size), max(image.size)
+    short, long = sorted(image.size)
+    scale = min(1.0, side / short)
     if scale < 1 or long > 8 * side:
         short, long = (side if scale < 1 else short), min(8 * side, max(side, round(long * scale)))
         target = (short, long) if image.width <= image.height else (long, short)

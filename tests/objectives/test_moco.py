@@ -15,8 +15,7 @@ from torch.nn import functional
 
 from fgssl.config.schema import ObjectiveConfig
 from fgssl.objectives import OBJECTIVES
-from fgssl.objectives.base import project
-from fgssl.objectives.gather import gather
+from fgssl.objectives.base import gather, project
 from fgssl.objectives.methods.mocov2 import MoCo
 from fgssl.objectives.momentum import update_momentum
 from fgssl.objectives.queue import info_nce

@@ -1,20 +1,17 @@
 """BYOL: predict the other view's projection by a slowly moving average of oneself (Grill et al. 2020).
 
-No negatives: the predictor and the moving target keep the encoder from collapsing. Each view is predicted from the
-other; both predictions count. GradCAM is of this loss and the first view, as in the paper (section 4).
-
-The loss says little of how much was learned: a collapsed encoder has a loss of 0. So there is no chance level; look at
-the effective rank.
+No negatives: the predictor and the moving target keep the encoder from collapsing. GradCAM is of this loss and the
+first view, as in the paper (section 4). A collapsed encoder has a loss of 0, so there is no chance level.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fgssl.config.defaults import Draft, Recommended, RunFacts
-from fgssl.config.schema import ObjectiveConfig, filled
-from fgssl.objectives.base import ObjectiveOutput, build_mlp, project
+from fgssl.config.schema import ObjectiveConfig
+from fgssl.objectives.base import ObjectiveOutput, project
 from fgssl.objectives.momentum import MomentumObjective
 from fgssl.registry import OBJECTIVES
 
@@ -26,6 +23,7 @@ class BYOL(MomentumObjective):
     uses = (*MomentumObjective.uses, "predictor_hidden")
     paper = Recommended("lars", 0.3, 256, 1.5e-6, 0.1)
     step_forwards = 8
+    projector_norm = (True, False)
     longest_average, momentum_rises = 250.0, True
 
     @classmethod
@@ -34,11 +32,6 @@ class BYOL(MomentumObjective):
         draft.derive("objective.projector_hidden", 2 * run.channels, "twice the map's channels")
         draft.derive("objective.predictor_hidden", draft["objective.projector_hidden"], "the projector's")
         super().derive(draft, run)
-
-    @classmethod
-    def build_projector(cls, channels: int, config: ObjectiveConfig) -> nn.Sequential:
-        """Linear, BatchNorm, ReLU, linear."""
-        return build_mlp([channels, filled(config.projector_hidden), filled(config.projector_dim)], norm=True)
 
     def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
         """Prediction of each view's target from the other view, both counted (Grill et al., equation 2)."""

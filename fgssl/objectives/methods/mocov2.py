@@ -20,8 +20,7 @@ from torch import Tensor
 
 from fgssl.config.defaults import Draft, Recommended, RunFacts
 from fgssl.errors import FgsslError
-from fgssl.objectives.base import ObjectiveOutput, project
-from fgssl.objectives.gather import gather
+from fgssl.objectives.base import ObjectiveOutput, gather, project
 from fgssl.objectives.momentum import MomentumObjective
 from fgssl.objectives.queue import KeyQueue, info_nce
 from fgssl.registry import OBJECTIVES

@@ -1,7 +1,6 @@
 """SimCLR: find an image's other view among all views of the batch (Chen et al. 2020).
 
-Negatives are the other images of the whole batch, of all processes: a larger batch is a harder task. Both views carry
-gradient, as anchors and as candidates.
+Negatives are the other images of the batch, of all processes: a larger batch is a harder task.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ from torch import Tensor
 from fgssl.backbones import Backbone, GivenMap
 from fgssl.config.defaults import Draft, Recommended, RunFacts
 from fgssl.config.schema import ObjectiveConfig
-from fgssl.objectives.base import ObjectiveOutput, project
-from fgssl.objectives.gather import gather, gather_with_gradient
+from fgssl.objectives.base import ObjectiveOutput, gather, gather_with_gradient, project
 from fgssl.objectives.queue import KeyQueue, info_nce
 from fgssl.registry import OBJECTIVES
 
@@ -58,10 +56,9 @@ class SimCLR(KeyQueue):
 def nt_xent(
     first: Tensor, second: Tensor, everything: Tensor, index: Tensor, owners: Tensor, *, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """The normalised temperature-scaled cross-entropy (Chen et al. 2020, equation 1), mean over the 2N anchors.
+    """NT-Xent (Chen et al. 2020, equation 1), mean over the 2N anchors, whose images are `index` (N,).
 
-    Of l2-normalised projections (N, D) of both views of the images `index` (N,), among `everything` (M, D), all views
-    of the step, these included, of the images `owners` (M,).
+    All l2-normalised; `everything` (M, D) is every view of the step, these included, of the images `owners` (M,).
     """
     own = index[:, None] == owners  # (N, M): the anchor itself, its positive, and the image drawn twice
     there, positive = info_nce(first, second, everything, own, temperature=temperature)

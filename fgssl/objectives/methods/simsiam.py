@@ -1,18 +1,17 @@
 """SimSiam: predict the other view's projection by oneself, without gradient through it (Chen and He 2021).
 
-BYOL without the moving average: no negatives, no second encoder. The predictor and the stopped gradient keep the
-encoder from collapsing, not always on small sets: watch the effective rank. A collapsed encoder has the best loss, -1;
-so there is no chance level. All layers share one learning rate; the authors keep the predictor's constant.
+The predictor and the stopped gradient keep the encoder from collapsing, not always on small sets: watch the effective
+rank. A collapsed encoder has the best loss, -1, so there is no chance level. All layers share one learning rate.
 """
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from fgssl.config.defaults import Draft, Recommended, RunFacts
-from fgssl.config.schema import ObjectiveConfig, filled
-from fgssl.objectives.base import Objective, ObjectiveOutput, build_mlp, pool_map
+from fgssl.config.schema import ObjectiveConfig
+from fgssl.objectives.base import Objective, ObjectiveOutput, pool_map
 from fgssl.registry import OBJECTIVES
 
 
@@ -22,6 +21,7 @@ class SimSiam(Objective):
 
     uses = ("predictor_hidden",)
     paper = Recommended("sgd", 0.05, 256, 1e-4, 0.0)
+    projector_layers, projector_norm = 3, (True, True)
 
     @classmethod
     def derive(cls, draft: Draft, run: RunFacts) -> None:
@@ -30,12 +30,6 @@ class SimSiam(Objective):
         narrow = max(1, draft["objective.projector_dim"] // 4)
         draft.derive("objective.predictor_hidden", narrow, "a quarter of its input")
         super().derive(draft, run)
-
-    @classmethod
-    def build_projector(cls, channels: int, config: ObjectiveConfig) -> nn.Sequential:
-        """Three linear layers, BatchNorm after each."""
-        hidden = filled(config.projector_hidden)
-        return build_mlp([channels, hidden, hidden, filled(config.projector_dim)], norm=True, norm_last=True)
 
     def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
         """Mean of both views' negative cosines to the other's projection (Chen and He, equation 2)."""
