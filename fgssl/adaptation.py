@@ -77,8 +77,7 @@ def _views(pixels: PixelStore, crops: ViewDataset, whole: EvaluationView, rows: 
 def fit_whitening(views: Tensor) -> nn.Linear:
     """The inverse root of what changes with the view and between nearest neighbours, about the mean of the first view.
 
-    Takes (V, N, C) pooled features of V views (2 or more) of N pictures (2 or more), not normalised, the evaluation
-    view first; makes a layer (C -> C) without a gradient, on the CPU.
+    Of pooled features (V, N, C) of 2 or more views of 2 or more pictures, the evaluation view first; on the CPU.
     """
     views = views.double()
     apart = (views - views.mean(0)).flatten(0, 1)  # (V N, C) of the mean over a picture's views

@@ -34,8 +34,8 @@ RATIONALE_WEIGHT = 0.5  # of its part in zoom: keeps what it adds on drawn birds
 class Encoder(nn.Module):
     """Images to embeddings and maps; nothing of the training loop.
 
-    The rationale is the fitted branch. The objective's projector, its predictor if it has one, and `keys`, (M, D)
-    l2-normalised projections of training images, are for GradCAM alone. Without a config it was not trained by fgssl.
+    The objective's projector, its predictor and `keys`, (M, D) l2-normalised projections of training images, are for
+    GradCAM alone. Without a config it was not trained by fgssl.
     """
 
     keys: Tensor | None
@@ -76,22 +76,23 @@ class Encoder(nn.Module):
 
     def view_size(self, pool: Pool) -> int:
         """Side in pixels of the pictures that a pooling takes: of zoom larger, so that a window has the usual size."""
-        size = self.backbone.image_size
-        if pool != "zoom":
-            return size
-        return round(size / window_share(ViewsConfig() if self.config is None else self.config.views))
+        share = window_share(ViewsConfig() if self.config is None else self.config.views) if pool == "zoom" else 1
+        return round(self.backbone.image_size / share)
 
     def attention(self, feature_map: Tensor) -> Tensor:
         """The rationale's map: (N, C, H, W) -> (N, H, W), summing to 1; FgsslError where there is none."""
-        self.require("rationale")
-        assert self.rationale is not None
-        return attention_map(self.rationale, feature_map)
+        return attention_map(self._branch(), feature_map)
+
+    def _branch(self) -> RationaleHead:
+        if self.rationale is None:
+            problem = f"the encoder {self.backbone.name} has no rationale branch to pool with"
+            raise FgsslError(problem, "use --pool gap or zoom, or pretrain with --rationale")
+        return self.rationale
 
     def require(self, pool: Pool) -> None:
         """Raises FgsslError, before anything is computed, where the encoder cannot pool this way."""
-        if pool in ("rationale", "concat") and self.rationale is None:
-            problem = f"the encoder {self.backbone.name} has no rationale branch to pool with"
-            raise FgsslError(problem, "use --pool gap or zoom, or pretrain with --rationale")
+        if pool in ("rationale", "concat"):
+            self._branch()
         if pool == "cls" and not self.backbone.has_class_token:
             problem = f"the encoder {self.backbone.name} has no class token beside its map to pool with"
             raise FgsslError(problem, "use --pool gap")
@@ -106,19 +107,14 @@ class Encoder(nn.Module):
         return torch.cat(parts, 1).div(len(parts) ** 0.5)
 
     def _weighted(self, feature_map: Tensor) -> Tensor:
-        attention = self.attention(feature_map)
-        assert self.rationale is not None
-        return self._finished(pool_places(feature_map, attention, pool=self.rationale.config.pool))
+        return self._finished(pool_places(feature_map, self.attention(feature_map), pool=self._branch().config.pool))
 
     def _finished(self, pooled: Tensor) -> Tensor:
         """(N, C) of any length -> (N, C) whitened, where the encoder is, and l2-normalised."""
         return functional.normalize(pooled if self.whitening is None else self.whitening(pooled), dim=1)
 
     def objective_pool(self, feature_map: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C), for the objective with `rationale.train_pool: rationale`: as at test, of any length.
-
-        The map is a constant of the step, from the branch's running statistics: the fit alone trains the branch.
-        """
+        """(N, C, H, W) -> (N, C), for `rationale.train_pool: rationale`: as at test, of any length, map constant."""
         if self.rationale is None:
             return feature_map.mean((2, 3))
         with torch.no_grad(), evaluated(self.rationale):

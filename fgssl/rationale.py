@@ -110,10 +110,7 @@ def rationale_loss(cam: Tensor, prediction: Tensor, config: RationaleConfig) -> 
 
 
 def target_distribution(cam: Tensor, config: RationaleConfig) -> Tensor:
-    """The GradCAM map as distributions: (N, H, W) -> (N, P, Q), summing to 1 over the last axis; of zeros uniform.
-
-    "softmax": of the map over the temperature. "probability": to the power of one over it, divided by the sum.
-    """
+    """The GradCAM map as distributions: (N, H, W) -> (N, P, Q), summing to 1 over the last axis; of zeros uniform."""
     rows = _rows(cam, config.axis)
     if config.target == "softmax":
         return torch.softmax(rows / config.temperature, -1)

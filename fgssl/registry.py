@@ -1,8 +1,7 @@
 """What fgssl knows by name and others may add to: listed without an import, imported when it is asked for.
 
-From outside a thing is added by a package with an entry point, of the thing's name, in one of the groups
-`fgssl.objectives`, `fgssl.datasets` and `fgssl.metrics`, or by a Python file that the user names with `--plugin`.
-A name in a recipe, a run or an encoder file never loads anything by itself.
+From outside a thing is added by a package with an entry point of its name in `fgssl.objectives`, `fgssl.datasets` or
+`fgssl.metrics`, or by a Python file that the user names with `--plugin`; a recipe, a run or an encoder file loads none.
 """
 
 from __future__ import annotations

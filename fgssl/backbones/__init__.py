@@ -3,8 +3,7 @@
     backbone = build_backbone("resnet18", image_size=96)
     feature_map = backbone(images)                       # (N, 3, 96, 96) -> (N, 512, 3, 3)
 
-The embedding is pooled from this map, never by timm's own head: in ViT, DeiT, Swin and EVA that head leaves the map
-without a gradient, and GradCAM needs one. The mean over the map equals timm's ``model(x)`` in about 6 of 10 families.
+The embedding is pooled from this map, not by timm's own head: in ViT, DeiT, Swin and EVA that leaves it no gradient.
 """
 
 from __future__ import annotations

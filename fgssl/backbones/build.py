@@ -70,8 +70,7 @@ def survey_backbone(
 def open_weights(source: str | os.PathLike[str], *, name: str | None = None, image_size: int | None = None) -> Backbone:
     """A backbone with all its weights from a file or folder that ``load_initial_weights`` reads, with or without head.
 
-    The name and the image size are found out (``origin_of``) where they are not given; FgsslError where nothing tells,
-    or where a weight is missing, of another shape, or no number.
+    Its name and image size are found out where not given; FgsslError where nothing tells, or weights are missing.
     """
     if name is None:
         folder, origin = config_folder(source), origin_of(source)
@@ -91,8 +90,7 @@ def open_weights(source: str | os.PathLike[str], *, name: str | None = None, ima
 def rebuild_backbone(description: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Backbone:
     """Build a backbone again from ``Backbone.description`` and its model's weights, without a network, in train mode.
 
-    FgsslError where the description holds more than shapes and numbers (it names the entry), this timm does not know
-    the architecture, or keys are missing, unexpected or of other shapes.
+    FgsslError where the description holds more than shapes and numbers, or keys or shapes are not the architecture's.
     """
     _check_description(description)
     architecture, model_args = description["architecture"], dict(description["model_args"])

@@ -75,21 +75,24 @@ def load_initial_weights(backbone: Backbone, source: str | os.PathLike[str]) -> 
 
     A common prefix of keys (``module.``, ``backbone.model.`` ...) is taken off, timm's own conversion of the family is
     applied where it makes more keys fit (position embeddings of other image sizes, original DINOv2, CLIP and
-    torchvision files), float16 becomes the backbone's type, classifier weights are left out.
-
-    The source is a ``.safetensors`` file, a plain state dict in ``.pth``/``.bin`` (read without running code from it),
-    a run or another folder with one of these, or a name (``hf-hub:owner/model`` too) or tag of timm's weights;
-    FgsslError where it is none of these, damaged, or does not fit in keys, shapes or finite numbers.
+    torchvision files), float16 becomes the backbone's type, classifier weights are left out. The source is a
+    ``.safetensors`` file, a plain state dict in ``.pth``/``.bin`` (no code in it is run), a run or another folder with
+    one of these, or a name (``hf-hub:owner/model`` too) or tag of timm's weights; FgsslError where it is none of these,
+    damaged, or does not fit in keys, shapes or finite numbers.
     """
-    file = weights_file(source)
-    weights = _published_weights(backbone, str(source)) if file is None else read_checkpoint(file).weights
+    file, name = weights_file(source), str(source)
+    if file is None:
+        if not name.startswith(SOURCE_PREFIXES) and not timm.is_model(name.partition(".")[0]):
+            name = f"{backbone.architecture.partition('.')[0]}.{name}"  # a bare tag is one of this architecture
+        weights = create_model(resolve_source(name), backbone.model_args, pretrained=True).state_dict()
+    else:
+        weights = read_checkpoint(file)[0]
     wanted = backbone.model.state_dict()
     weights = best_fit(backbone.model, wanted, weights)
     if not weights.keys() & wanted.keys():
-        raise FgsslError(
-            f"no weight in {source} fits {backbone.name}: its keys look like {some(weights, 2)}",
-            f"keys like {some(wanted, 2)} are needed, is it a checkpoint of another architecture?",
-        )
+        remedy = f"keys like {some(wanted, 2)} are needed, is it a checkpoint of another architecture?"
+        problem = f"no weight in {source} fits {backbone.name}: its keys look like {some(weights, 2)}"
+        raise FgsslError(problem, remedy)
     faults = shape_faults(wanted, weights)
     if faults:
         raise FgsslError(f"weights in {source} do not fit {backbone.name}: {', '.join(faults)}", "use its architecture")
@@ -123,12 +126,6 @@ def weights_file(source: str | os.PathLike[str]) -> Path | None:
 def local_path(source: str | os.PathLike[str]) -> Path:
     """The path that a source would be, with ``local-dir:`` or without."""
     return Path(str(source).removeprefix(LOCAL_PREFIX)).expanduser()
-
-
-def _published_weights(backbone: Backbone, name: str) -> dict[str, Tensor]:
-    if not name.startswith(SOURCE_PREFIXES) and not timm.is_model(name.partition(".")[0]):
-        name = f"{backbone.architecture.partition('.')[0]}.{name}"  # a bare tag is one of this architecture
-    return dict(create_model(resolve_source(name), backbone.model_args, pretrained=True).state_dict())
 
 
 def create_model(source: BackboneSource, model_args: Mapping[str, Any], *, pretrained: bool) -> nn.Module:
@@ -201,10 +198,7 @@ class Origin(NamedTuple):
 
 
 def origin_of(source: str | os.PathLike[str]) -> Origin | None:
-    """Architecture and image size of what ``load_initial_weights`` takes, as it says or by keys and shapes, or None.
-
-    FgsslError where a name under ``hf-hub:`` cannot be resolved, or the file is damaged.
-    """
+    """Architecture and image size of what ``load_initial_weights`` takes, as it says or by keys and shapes, or None."""
     text, path = str(source), local_path(source)
     for file in (path / ENCODER_NAME, path):
         if file.is_file() and file.suffix == ".safetensors":

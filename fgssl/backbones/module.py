@@ -51,9 +51,9 @@ class Backbone(nn.Module):
     """A timm model of ``num_classes=0``, whose ``state_dict`` has timm's own keys, and what is known of it.
 
     Parameters that get no gradient from the map (unused heads, class attention) are frozen: with them, distributed
-    training stops at its second step. `name` is what it was asked for by, `architecture` timm's, which rebuilds it
-    without a network. `data` is how pictures are prepared, None for the model's own way: ``mean`` and ``std`` for
-    images in [0, 1], ``interpolation``, and ``crop_pct``, the share that the centre crop keeps; attributes as well.
+    training stops at its second step. `architecture` is timm's name, which rebuilds it without a network. `data` is how
+    pictures are prepared: ``mean`` and ``std`` for images in [0, 1], ``interpolation``, and ``crop_pct``, the share
+    that the centre crop keeps; attributes as well.
     """
 
     def __init__(
@@ -70,8 +70,7 @@ class Backbone(nn.Module):
         data = data or timm.data.resolve_model_data_config(model)
         self.mean: tuple[float, ...] = tuple(data["mean"])
         self.std: tuple[float, ...] = tuple(data["std"])
-        self.interpolation: str = data["interpolation"]
-        self.crop_pct: float = data["crop_pct"]
+        self.interpolation, self.crop_pct = str(data["interpolation"]), float(data["crop_pct"])
         self.channels_last = safe_in_channels_last(model)
         if self.channels_last:
             use_products(model)
@@ -85,10 +84,7 @@ class Backbone(nn.Module):
         self._caches_biases = any(BIAS_CACHE in vars(module) for module in model.modules())
 
     def forward(self, images: Tensor) -> Tensor:
-        """The last feature map (N, C, H, W) of images (N, 3, S, S), contiguous in either memory format, differentiable.
-
-        The images are normalised with ``mean`` and ``std``. Other sides work where the model allows.
-        """
+        """(N, 3, S, S), normalised with ``mean`` and ``std`` -> (N, C, H, W), contiguous in either memory format."""
         return self._finished(read_map(self.model, self._prepare(images), self.plan.route))
 
     def forward_with_token(self, images: Tensor) -> MapAndToken:
@@ -138,11 +134,8 @@ def _module_of(model: nn.Module) -> str:
 
 
 def safe_in_channels_last(model: nn.Module) -> bool:
-    """Whether a timm model is known to be safe, and no slower, in the channels_last memory format on a CPU.
-
-    On CPUs with AVX-512, the backward pass of a strided 1x1 convolution over fewer than 16 channels writes beyond its
-    memory in that format (torch 2.14; found with a checking malloc). fastvit, mobileone and repvgg begin with one.
-    """
+    """Whether a timm model is known to be safe, and no slower, in the channels_last memory format on a CPU."""
+    # with AVX-512, the backward pass of such a convolution writes beyond its memory (torch 2.14): fastvit, repvgg
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     overflows = any(c.kernel_size == (1, 1) and max(c.stride) > 1 and c.in_channels < 16 for c in convolutions)
     return _module_of(model) in CHANNELS_LAST_MODULES and not overflows
@@ -171,10 +164,7 @@ def layer_groups(model: nn.Module) -> list[list[str]]:
 
 
 def freeze_backbone(backbone: Backbone, groups: int | None = None) -> None:
-    """Stop layers from learning, in place: no gradients, and their BatchNorm and dropout as in evaluation.
-
-    The first so many of `layer_groups`, FgsslError where it has not so many; None for the whole backbone.
-    """
+    """Stop the first so many of `layer_groups` (None: all) from learning, with BatchNorm and dropout, in place."""
     names = [name for name, _ in backbone.model.named_parameters()]
     if groups is not None:
         known = layer_groups(backbone.model)
@@ -191,10 +181,7 @@ def freeze_backbone(backbone: Backbone, groups: int | None = None) -> None:
 
 
 def rest_batch_norm(backbone: Backbone) -> None:
-    """Keep BatchNorm's running statistics, in place: it normalises by them in training, too; its weights still learn.
-
-    Statistics of small batches of strongly augmented crops ruin trained features before a gradient does.
-    """
+    """Let BatchNorm normalise by its running statistics in training, too: a small batch's ruin trained features."""
     backbone.resting |= {name for name, part in backbone.model.named_modules() if isinstance(part, _BatchNorm)}
     backbone.train(backbone.training)
 

@@ -8,7 +8,6 @@ import fnmatch
 from typing import Any, NamedTuple
 
 import timm
-import torch
 from timm.models import get_pretrained_cfg, split_model_name_tag
 
 from fgssl.errors import FgsslError
@@ -25,7 +24,6 @@ class BackboneRow(NamedTuple):
     name: str  # without a tag
     tags: tuple[str, ...]  # of its published weights, default first
     image_size: int  # side in pixels its (default) weights were trained at
-    parameters: int | None  # without the classifier; None where it was not counted
 
 
 class BackboneSource(NamedTuple):
@@ -103,12 +101,11 @@ def _check_registered(name: str) -> None:
         raise FgsslError(f"backbone {architecture} has no weights tagged {tag!r}", remedy) from error
 
 
-def list_backbones(pattern: str = "*", *, count_parameters: bool = False) -> tuple[BackboneRow, ...]:
+def list_backbones(pattern: str = "*") -> tuple[BackboneRow, ...]:
     """Architectures whose names match a pattern, in timm's natural order.
 
     Wildcards are as in ``timm.list_models``; a word without one matches anywhere in the name or in a tag. After a dot
-    the pattern is for tags (``resnet*.a1*``): a row then has those that match, otherwise all. To count parameters each
-    model is built on the meta device: no memory, about 0.1 s.
+    the pattern is for tags (``resnet*.a1*``): a row then has those that match, otherwise all.
     """
     of_name, dot, of_tag = pattern.lower().partition(".")
     plain = not any(sign in pattern for sign in "*?[")
@@ -125,18 +122,6 @@ def list_backbones(pattern: str = "*", *, count_parameters: bool = False) -> tup
         if not (named and (found or not dot)) and not (found and plain and not dot):
             continue
         published = get_pretrained_cfg(name)
-        default = published.tag if published is not None else None
-        ordered = sorted(found, key=lambda tag: (tag != default, tag))
-        side = published.input_size[-1] if published is not None else 224
-        rows.append(BackboneRow(name, tuple(ordered), int(side), counted(name) if count_parameters else None))
+        default, side = (None, 224) if published is None else (published.tag, int(published.input_size[-1]))
+        rows.append(BackboneRow(name, tuple(sorted(found, key=lambda tag: (tag != default, tag))), side))
     return tuple(rows)
-
-
-def counted(name: str) -> int | None:
-    """Number of parameters without the classifier; None where the model cannot be built without memory."""
-    try:
-        with torch.device("meta"):
-            model = timm.create_model(name, num_classes=0)
-    except Exception:  # whatever the model raises
-        return None
-    return int(sum(parameter.numel() for parameter in model.parameters()))

@@ -1,9 +1,8 @@
 """How to read a feature map out of a timm model, and which sizes and options it takes, by a trial run without memory.
 
-timm's models differ in what ``forward_features`` returns: a map with channels first (most CNNs), a map with channels
-last (Swin), tokens (ViT), lists (CrossViT, CoaT) or the class token alone (PiT). The trial builds the model on the meta
-device (shapes without numbers): a fraction of a second for the largest, no random number drawn, no BatchNorm statistic
-touched. Where a model cannot run there, the trial is repeated with real numbers.
+timm's ``forward_features`` returns a map with channels first (most CNNs) or last (Swin), tokens (ViT), lists (CrossViT,
+CoaT) or the class token alone (PiT). The trial builds the model on the meta device (shapes without numbers), in a
+fraction of a second. Where a model cannot run there, it is repeated with real numbers.
 """
 
 from __future__ import annotations
@@ -21,9 +20,8 @@ from fgssl.backbones.names import BackboneSource, first_line
 from fgssl.errors import FgsslError
 
 MINIMUM_MAP_SIDE = 2  # a 1x1 map says nothing about where the evidence is
-WEIGHT_COPIES, PASSING_SHARE = 5, 0.25
+WEIGHT_COPIES, PASSING_SHARE, FLOAT_BYTES = 5, 0.25, 4
 PROCESS_BYTES = 600_000_000  # Python and torch themselves
-FLOAT_BYTES = 4
 
 
 class MapRoute(NamedTuple):
@@ -57,9 +55,8 @@ class BackbonePlan(NamedTuple):
 def training_bytes(plan: BackbonePlan, batch_size: int) -> int:
     """Estimated memory in bytes of training in float32 on one process with so many images a step.
 
-    It keeps five times the weights (two encoders, the gradients, AdamW's two averages) and, of every image, what the
-    backward pass reads again; a quarter of that is for the key encoder, whose pass keeps nothing, and what a layer
-    needs while it works. Checkpointing, mixed precision and frozen layers need less.
+    The weights five times (two encoders, the gradients, AdamW's two averages) and, of every image, what the backward
+    pass reads again, a quarter of it once more for the key encoder's pass and what a layer needs while it works.
     """
     views = 2 * 3 * plan.image_size**2 * FLOAT_BYTES
     image = (1 + PASSING_SHARE) * plan.saved_bytes + views
@@ -100,8 +97,7 @@ def _intermediates(model: nn.Module, images: Tensor, norm: bool, **options: bool
 def _find_route(model: nn.Module, images: Tensor) -> MapRoute:
     """How a model in eval mode yields its last feature map of images (N, 3, H, W); raises what the model raises.
 
-    ``forward_features`` is preferred where it is a map: in efficientnet, ghostnet, rexnet, hrnet and others
-    ``forward_intermediates`` stops before the last convolution.
+    By ``forward_features`` where it is a map: ``forward_intermediates`` may stop before the last convolution (hrnet).
     """
     features = model.forward_features(images)  # type: ignore[operator]
     if isinstance(features, Tensor) and features.ndim == 4:

@@ -71,11 +71,9 @@ def _has_tiles() -> bool:
 
 def choose_routes(geometry: Geometry, places: int, found: Limits) -> Routes:
     """For a convolution whose output has so many places."""
-    if geometry.kernel == (1, 1):
-        product = places <= found.pointwise
-        return Routes(product, product, product)
-    small = places <= found.all_three
-    return Routes(small, small, places <= found.weights)
+    pointwise = geometry.kernel == (1, 1)
+    small = places <= (found.pointwise if pointwise else found.all_three)
+    return Routes(small, small, small if pointwise else places <= found.weights)
 
 
 class ProductConv2d(nn.Conv2d):

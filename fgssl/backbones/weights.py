@@ -8,7 +8,7 @@ import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
@@ -33,20 +33,12 @@ NESTED_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
 ARCHITECTURE_KEYS = ("arch", "architecture", "model_name")
 
 
-class Checkpoint(NamedTuple):
-    """What a weights file holds."""
-
-    weights: dict[str, Tensor]
-    architecture: str | None  # timm's name of the model, where the file notes one
-
-
 def save_timm(backbone: Backbone, folder: str | os.PathLike[str], *, head: nn.Linear | None = None) -> Path:
-    """Write a backbone, complete or not at all, as a folder that plain timm opens.
+    """Write a backbone, complete or not at all, as a folder that plain timm opens; other files in it stay.
 
-    ``timm.create_model("local-dir:FOLDER", pretrained=True)`` (or with ``num_classes=200``) reads it, and so does
-    ``hf-hub:owner/name`` after an upload. It is made with its parents, other files in it stay. A `head` (C -> C) of the
-    mean over the map becomes timm's classifier where timm's ``model(x)`` then is what it gives, as in most CNNs;
-    elsewhere the folder holds the backbone alone.
+    ``timm.create_model("local-dir:FOLDER", pretrained=True)`` reads it, and so does ``hf-hub:owner/name`` after an
+    upload. A `head` (C -> C) of the mean over the map becomes timm's classifier where timm's ``model(x)`` then is what
+    it gives, as in most CNNs; elsewhere the folder holds the backbone alone.
     """
     folder = Path(folder)
     model = backbone.model if head is None else _with_head(backbone, head)
@@ -87,18 +79,15 @@ def _with_head(backbone: Backbone, head: nn.Linear) -> nn.Module:
     return model if same else backbone.model
 
 
-def read_checkpoint(path: Path, *, shapes_only: bool = False) -> Checkpoint:
-    """Read a ``.safetensors`` file or a pickled state dict, possibly nested as training tools do; executes nothing.
-
-    Tensors without numbers do for a first look. FgsslError where it is damaged, or holds more than plain tensors.
-    """
+def read_checkpoint(path: Path, *, shapes_only: bool = False) -> tuple[dict[str, Tensor], str | None]:
+    """Weights of ``.safetensors`` or a plain pickle, nested or not, and timm's name of the model, where it is noted."""
     content, notes = _read_safetensors(path, shapes_only) if path.suffix == ".safetensors" else _read_pickle(path)
     weights = {_WRAPPERS.sub("", str(key)): value for key, value in content.items() if isinstance(value, Tensor)}
     if not weights:
         raise FgsslError(f"{path} holds no weights", "a state dict (keys to tensors) is needed")
     noted = (notes.get(key) for key in ARCHITECTURE_KEYS)
     named = next((name for name in noted if isinstance(name, str) and timm.is_model(name)), None)
-    return Checkpoint(weights, named)
+    return weights, named
 
 
 def _read_safetensors(path: Path, shapes_only: bool) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -67,10 +67,9 @@ class KeyQueue(Objective):
 def info_nce(
     query: Tensor, key: Tensor, negatives: Tensor, own: Tensor | None = None, *, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """InfoNCE (MoCo eq. 1): -log softmax of the positive among positive and negatives, mean over the queries.
+    """InfoNCE (MoCo eq. 1) of l2-normalised queries (N, D), their keys (N, D) and negatives (K, D) but `own` (N, K).
 
-    Takes l2-normalised `query` (N, D), `key` (N, D), the positives, and `negatives` (K, D), without those that are the
-    query's `own` image's (N, K). Returns the scalar loss and the mean similarity of the positives (detached).
+    Returns -log softmax of the positive, mean over the queries, and the positives' mean similarity (detached).
     """
     positive = (query * key).sum(1, keepdim=True)  # (N, 1)
     negative = query @ negatives.T  # (N, K)

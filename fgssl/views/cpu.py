@@ -1,4 +1,4 @@
-"""Views on the CPU: one after another, crop and resize by torch's uint8 kernel, then the colours by numpy.
+"""Views on the CPU: random ones, cropped by torch's uint8 kernel and coloured by numpy, and evaluation's, by Pillow.
 
 The colours are those of `fgssl.views.device`, in memory that stays in a core's cache; what changes nothing is left out.
 """
@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from fgssl.views.device import BLUE, GREEN, LEAST_SIGMA, RED, blur_radius, blurred
 from fgssl.views.draw import CONTRAST, HUE, ORDERS, SATURATION, Views
 
 Levels = NDArray[np.float32]
+_FILTERS = {name: Image.Resampling[name.upper()] for name in ("bilinear", "bicubic", "lanczos", "nearest")}
 WIDE = 8  # a blur whose radius is a larger part of the view than one WIDE-th is quicker as a product of matrices
 
 
@@ -54,14 +57,14 @@ class Painter:
 
     def paint(self, crop: NDArray[np.uint8], views: Views, row: int, out: NDArray[np.float32 | np.uint8]) -> None:
         """Colour a resized (3, S, S) crop as a row of `views` says; whole levels 0 to 255 are written to `out`."""
-        sigma, solarize = float(views.sigma[row]), bool(views.solarize[row])
+        sigma = float(views.sigma[row])
         np.copyto(self._levels, crop)
         levels = self.jitter(self._levels, int(views.order[row]), views.factors[row].tolist())
         if views.grayscale[row]:
             levels = self._luminance(levels)[None]
         if sigma > LEAST_SIGMA:
             levels = self.blurred(levels, sigma)
-        if solarize:
+        if views.solarize[row]:
             levels = np.rint(levels)
             levels = np.minimum(levels, 255 - levels)  # inverts from 128 on
         np.rint(levels, out=out, casting="unsafe")
@@ -134,8 +137,7 @@ class Painter:
         """Gaussian blur, reflecting at the borders: (C, S, S) elsewhere."""
         radius = blur_radius(sigma, self.size)
         if radius > self.size // WIDE:
-            found: Levels = blurred(torch.from_numpy(levels)[None], torch.tensor([sigma]), radius)[0].numpy()
-            return found
+            return np.asarray(blurred(torch.from_numpy(levels)[None], torch.tensor([sigma]), radius)[0])
         weights = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(radius + 1)]
         total = 2 * sum(weights) - weights[0]
         weights = [weight / total for weight in weights]
@@ -163,3 +165,33 @@ class Painter:
             part *= weight
             found += part
         return out
+
+
+class EvaluationView(NamedTuple):
+    """Resize the short side to size / crop_fraction, then cut the central square (paper: 256, then 224)."""
+
+    size: int
+    crop_fraction: float = 0.875
+    interpolation: str = "bilinear"
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The central (size, size) square of an RGB image, resized once from the original pixels."""
+        # One resize with a fractional box does both steps; the box is centred, so nothing shifts by half a pixel.
+        side = min(image.size) * min(1.0, self.crop_fraction)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        filter_ = _FILTERS.get(self.interpolation, Image.Resampling.BICUBIC)
+        return image.resize((self.size, self.size), filter_, box=(left, top, left + side, top + side))
+
+
+def resize_short_side(image: Image.Image, side: int) -> Image.Image:
+    """Shrink so that the short side is at most `side` pixels (never enlarge) and the long one at most 8 times that.
+
+    A strip of 100 x 1,000,000 pixels is a file of kilobytes and would be 300 MB in the cache of decoded pictures.
+    """
+    short, long = sorted(image.size)
+    scale = min(1.0, side / short)
+    if scale < 1 or long > 8 * side:
+        short, long = (side if scale < 1 else short), min(8 * side, max(side, round(long * scale)))
+        target = (short, long) if image.width <= image.height else (long, short)
+        return image.resize(target, Image.Resampling.BILINEAR, reducing_gap=3.0)
+    return image

@@ -85,8 +85,7 @@ def pack_views(
 def crop_resized(pixels: Tensor, places: Tensor, flip: Tensor, *, largest: tuple[int, int], size: int) -> Tensor:
     """Crop, resize (bilinear, antialiased) and flip: (N, 3, S, S) float32 levels."""
     start, width, top, left, crop_height, crop_width, _ = places.T
-    rows = torch.arange(largest[0], device=pixels.device)
-    columns = torch.arange(largest[1], device=pixels.device)
+    rows, columns = (torch.arange(side, device=pixels.device) for side in largest)
     # beyond a crop's border the matrices below are zero; the index only has to stay inside the buffer
     y = top[:, None] + torch.minimum(rows, crop_height[:, None] - 1)  # (N, H)
     x = left[:, None] + torch.minimum(columns, crop_width[:, None] - 1)  # (N, W)

@@ -29,12 +29,22 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from fgssl.backbones import Backbone, build_backbone, rebuild_backbone, save_timm
-from fgssl.backbones.names import counted, resolve_source
+from fgssl.backbones.names import resolve_source
 from fgssl.errors import FgsslError
 
 TRAINED_BELOW = 120_000_000  # parameters; above, the map alone is checked
 USUAL_SIZE = 224  # pixels; the model's own size where it cannot take this one or is smaller
 TIMEOUT = 1800  # seconds a model
+
+
+def counted(name: str) -> int | None:
+    """Number of parameters without the classifier; None where the model cannot be built without memory."""
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0)
+    except Exception:  # whatever the model raises
+        return None
+    return int(sum(parameter.numel() for parameter in model.parameters()))
 
 
 def smallest_of_each_module(only: str) -> dict[str, tuple[str, int]]:

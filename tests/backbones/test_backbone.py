@@ -26,6 +26,7 @@ from fgssl.backbones import (
     rebuild_backbone,
     save_timm,
     suggest_backbones,
+    survey_backbone,
 )
 from fgssl.backbones.module import safe_in_channels_last
 from fgssl.backbones.names import resolve_source
@@ -338,8 +339,8 @@ class TestInitialWeights:
 
 
 def test_names_are_searched_and_suggested() -> None:
-    rows = {row.name: row for row in list_backbones("resnet18*", count_parameters=True)}
-    assert rows["resnet18"].parameters == 11_176_512  # 11,689,512 of the paper's model less fc's 513,000
+    rows = {row.name: row for row in list_backbones("resnet18*")}
+    assert survey_backbone("resnet18").parameters == 11_176_512  # 11,689,512 of the paper's model less fc's 513,000
     assert rows["resnet18"].image_size == 224 and rows["resnet18"].tags[0] == "a1_in1k"
     assert any(row.name == "swin_tiny_patch4_window7_224" for row in list_backbones("swin_tiny"))
     assert list_backbones("nothing_like_it") == ()

@@ -1,15 +1,13 @@
 """MoCo v2: a query against the key of its other view and a queue of older keys (He et al. 2020, Chen et al. 2020).
 
-Two departures. Fine-grained sets are small, so the queue is sized from the data and remembers which image each key came
-from: keys of the query's own image are no negatives. From scratch the negatives are the keys of the same step
-(`objective.batch_negatives`, a queue of one batch): while weights move fast, a query tells its positive from older keys
-by their age alone. On a part of the demo set (1,024 images, 512 steps, judged on 256 held out) rank-1 of gap pooling
-was 11.3 and 38.3 with half an epoch of older keys (seeds 1, 2; 16.0 and 13.3 untrained), 37.9 and 53.5 without.
+Two departures. Fine-grained sets are small, so the queue is sized from the data, and keys of the query's own image are
+no negatives. From scratch the negatives are the keys of the same step (`objective.batch_negatives`): while weights move
+fast, a query tells its positive from older keys by their age alone. On a part of the demo set (1,024 images, 512 steps)
+rank-1 of gap pooling was 11.3 and 38.3 with half an epoch of older keys (seeds 1, 2), 37.9 and 53.5 without.
 
 MoCo shuffles images between GPUs, so that a query cannot find its key by the BatchNorm statistics they share; one
-process cannot. `objective.key_norm: running` (Cai et al. 2021, "Exponential Moving Average Normalization") uses
-averaged ones, which leak nothing but lag behind: on 2,936 photographs (grocery, resnet18, 64 px, 4 epochs, one seed)
-rank-1 was 26.6 with them, 30.9 with the batch's.
+process cannot. `objective.key_norm: running` (Cai et al. 2021) uses averaged ones, which leak nothing but lag behind:
+on 2,936 photographs (grocery, resnet18, 64 px, 4 epochs, one seed) rank-1 was 26.6 with them, 30.9 with the batch's.
 """
 
 from __future__ import annotations
@@ -41,10 +39,8 @@ class MoCo(MomentumObjective, KeyQueue):
         """Queue and negatives: from scratch of the same step, as older keys are told by their age."""
         batch, asked = draft["training.batch_size"], draft["objective.queue_size"]
         if asked is not None and asked < batch:
-            raise FgsslError(
-                f"objective.queue_size {asked} is smaller than the batch of {batch}",
-                "make the queue at least one batch long, or leave it out",
-            )
+            remedy = "make the queue at least one batch long, or leave it out"
+            raise FgsslError(f"objective.queue_size {asked} is smaller than the batch of {batch}", remedy)
         if draft["objective.batch_negatives"] is False or run.started:
             half = max(batch, min(LARGEST_QUEUE, run.images // 2))
             draft.derive("objective.queue_size", half, "half an epoch of keys")
