@@ -19,7 +19,7 @@ from torch.nn import functional
 from fgssl.config.presets import VIEW_PRESETS
 from fgssl.config.schema import ViewsConfig
 from fgssl.data.cache.pixels import PixelStore
-from fgssl.data.feed.views import Key, ViewDataset
+from fgssl.data.feed import Key, ViewDataset
 from fgssl.encoder import Encoder, evaluated
 from fgssl.errors import UnreadableImage
 from fgssl.rationale import pool_places

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fgssl.data.cache.build import Fault, PixelStore, open_pixels
+from fgssl.data.cache.pixels import Fault, PixelStore, open_pixels
 from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder, Pool
 from fgssl.errors import FgsslError

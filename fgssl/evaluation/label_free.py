@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fgssl.config.schema import ViewsConfig
-from fgssl.data.cache.build import PixelStore, Shrunk
-from fgssl.data.feed.views import ViewDataset, view_pairs
+from fgssl.data.cache.pixels import PixelStore, Shrunk
+from fgssl.data.feed import ViewDataset, view_pairs
 from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder, Pool, evaluated
 from fgssl.evaluation.features import check_features

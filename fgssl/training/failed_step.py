@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from fgssl.data.feed.views import StepSampler
+from fgssl.data.feed import StepSampler
 from fgssl.errors import FgsslError, TrainingFault
 from fgssl.runtime.files import atomic_path, write_text
 from fgssl.runtime.machine import largest_batch

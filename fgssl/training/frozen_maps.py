@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from fgssl.backbones import Backbone
-from fgssl.data.cache.build import Fault, Preparation
 from fgssl.data.cache.folder import cache_folder, cache_label
 from fgssl.data.cache.map_store import MapStore, rounded
-from fgssl.data.feed.views import Key, StepSampler, ViewBatch, ViewDataset, epoch_order
+from fgssl.data.cache.pixels import Fault, Preparation
+from fgssl.data.feed import Key, StepSampler, ViewBatch, ViewDataset, epoch_order
 from fgssl.runtime.reporting import Reporter
 from fgssl.training.plan import Plan
 

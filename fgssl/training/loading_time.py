@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from fgssl.config.schema import TrainingConfig
-from fgssl.data.cache.build import PixelStore, cache_bytes
+from fgssl.data.cache.pixels import PixelStore, cache_bytes
 
 SETTLED_STEPS = 50  # of a process: before them the queue of batches fills and the disk is read for the first time
 WINDOW_STEPS = 50  # judged together: one slow file says nothing

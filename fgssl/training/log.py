@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fgssl.config.schema import filled
-from fgssl.data.feed.views import view_pairs
+from fgssl.data.feed import view_pairs
 from fgssl.evaluation.label_free import signals_of
 from fgssl.evaluation.metrics import effective_rank, relative_std
 from fgssl.objectives.base import gather, is_distributed

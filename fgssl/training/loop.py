@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 
 from fgssl.backbones.module import kept_statistics, norm_buffers
 from fgssl.config.interval import Interval, interval
-from fgssl.data.feed.views import ViewBatch
+from fgssl.data.feed import ViewBatch
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
 from fgssl.runs.resume_state import Loaded, random_state, restore_random_state, save_state

@@ -17,8 +17,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
 from fgssl.config.schema import flatten
-from fgssl.data.cache.build import PixelStore, Shrunk, open_pixels
-from fgssl.data.feed.views import ViewDataset
+from fgssl.data.cache.pixels import PixelStore, Shrunk, open_pixels
+from fgssl.data.feed import ViewDataset
 from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import reject_unreadable
 from fgssl.runtime.hang import HangDetector

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fgssl.config.schema import filled
-from fgssl.data.feed.views import StepSampler, ViewBatch, build_feed
+from fgssl.data.feed import StepSampler, ViewBatch, build_feed
 from fgssl.runtime.machine import feeds_itself
 from fgssl.training.frozen_maps import FrozenBatch, FrozenMaps, FrozenSampler, MissingViews, open_store
 from fgssl.training.setup import Setup

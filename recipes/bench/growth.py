@@ -12,8 +12,8 @@ from PIL import Image
 
 from fgssl.config.schema import DataConfig
 from fgssl.data import available_splits, load_images
-from fgssl.data.cache.build import PixelStore, Shrunk, open_pixels
-from fgssl.data.feed.views import epoch_order
+from fgssl.data.cache.pixels import PixelStore, Shrunk, open_pixels
+from fgssl.data.feed import epoch_order
 from fgssl.data.images import ImageSet
 from fgssl.data.sources.files import FileImages
 

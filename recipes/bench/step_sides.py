@@ -19,7 +19,7 @@ from torchvision import transforms as v1
 from fgssl.backbones import Backbone, build_backbone
 from fgssl.backbones.products import drop_products
 from fgssl.config.resolve import load_config
-from fgssl.data.cache.build import Shrunk
+from fgssl.data.cache.pixels import Shrunk
 from fgssl.data.sources.files import FileImages
 from fgssl.runtime.machine import available_cores
 from fgssl.runtime.reporting import Reporter

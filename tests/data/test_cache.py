@@ -20,15 +20,15 @@ from pictures import ArrayImages, make_picture
 
 from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
-from fgssl.data.cache.build import (
+from fgssl.data.cache.folder import cache_files, cache_folder
+from fgssl.data.cache.pixels import (
+    FOOTER,
     PixelStore,
     Shrunk,
     cache_path,
     decode,
     open_pixels,
 )
-from fgssl.data.cache.folder import cache_files, cache_folder
-from fgssl.data.cache.pixels import FOOTER
 from fgssl.errors import UnreadableImage
 from fgssl.views import EvaluationView
 
@@ -296,7 +296,7 @@ def test_a_failing_disk_is_done_without(call, memory_images, tmp_path, monkeypat
 def test_what_is_too_large_for_the_disk_is_kept_as_jpeg_or_decoded_each_time(memory_images, tmp_path, monkeypatch):
     """Pixels need 3 * 24 * 24 * 4 bytes of at most a quarter of the free disk, JPEG a quarter of that."""
     usage = type("Usage", (), {"free": 3 * 24 * 24 * 4 - 1})
-    monkeypatch.setattr("fgssl.data.cache.build.shutil.disk_usage", lambda _path: usage)
+    monkeypatch.setattr("fgssl.data.cache.pixels.shutil.disk_usage", lambda _path: usage)
     kinds = []
     for more in (0, 1, 3 * 24 * 24 * 4 * 3 - 1, 1):
         usage.free += more

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pictures import ArrayImages, make_picture
 
 from fgssl.config.schema import ViewsConfig
-from fgssl.data.cache.build import PixelStore, Shrunk, open_pixels
-from fgssl.data.feed.views import (
+from fgssl.data.cache.pixels import PixelStore, Shrunk, open_pixels
+from fgssl.data.feed import (
     Ahead,
     Key,
     StepSampler,

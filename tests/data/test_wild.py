@@ -16,7 +16,7 @@ from wild_images import READABLE, UNREADABLE, write_readable, write_unreadable
 
 from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
-from fgssl.data.cache.build import PixelStore, Shrunk
+from fgssl.data.cache.pixels import PixelStore, Shrunk
 from fgssl.data.decoding import decode_image
 from fgssl.errors import UnreadableImage
 from fgssl.runtime.text import shown
@@ -125,7 +125,7 @@ def test_pictures_that_vanish_or_change_during_a_run(change: str, cache: bool, t
         if cache:
             outcome = fgssl("pretrain", *options)
         else:
-            with mock.patch("fgssl.data.cache.build.FREE_SPACE_SHARE", 0.0):
+            with mock.patch("fgssl.data.cache.pixels.FREE_SPACE_SHARE", 0.0):
                 outcome = fgssl("pretrain", *options)
     assert outcome.code == 0 and done, outcome.err
     listed = json.loads((tmp_path / "run" / "summary.json").read_text())["unreadable"]

@@ -17,8 +17,8 @@ from running import TINY, fgssl, finished_run, flat_photos, photos, plain_run
 from safetensors.torch import load_file, save_file
 
 from fgssl.config.schema import ViewsConfig
-from fgssl.data.cache.build import PixelStore, Shrunk
-from fgssl.data.feed.views import ViewDataset, view_pairs
+from fgssl.data.cache.pixels import PixelStore, Shrunk
+from fgssl.data.feed import ViewDataset, view_pairs
 from fgssl.encoder import evaluated
 from fgssl.errors import FgsslError
 from fgssl.evaluation.label_free import MEANINGS, feature_stats, label_free_signals, signals_of, view_stats

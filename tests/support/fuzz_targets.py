@@ -24,7 +24,7 @@ from fgssl.backbones.weights import read_checkpoint
 from fgssl.config.resolve import load_config
 from fgssl.config.schema import DataConfig, flatten, nested
 from fgssl.data import load_images
-from fgssl.data.cache.build import Shrunk, cache_path, open_pixels
+from fgssl.data.cache.pixels import Shrunk, cache_path, open_pixels
 from fgssl.data.decoding import decode_image, examine_image
 from fgssl.encoder import Encoder
 from fgssl.evaluation.embed import Embeddings, embed

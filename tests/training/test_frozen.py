@@ -19,7 +19,7 @@ from stopping import stopped_run
 from fgssl.backbones import Backbone, build_backbone, freeze_backbone, layer_groups
 from fgssl.config.resolve import load_config
 from fgssl.data.cache.map_store import MapStore, entry_bytes, rounded
-from fgssl.data.feed.views import StepSampler
+from fgssl.data.feed import StepSampler
 from fgssl.errors import FgsslError
 from fgssl.runtime.reporting import Reporter
 from fgssl.training.frozen_maps import FrozenSampler

@@ -16,7 +16,7 @@ from running import TINY, fgssl, flat_photos, photos
 from stopping import after_step
 
 from fgssl.config.schema import TrainingConfig
-from fgssl.data.cache.build import PixelStore, Shrunk
+from fgssl.data.cache.pixels import PixelStore, Shrunk
 from fgssl.training.loading_time import Waiting, remedies
 from fgssl.training.step_feed import StepFeed
 

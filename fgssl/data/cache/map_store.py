@@ -33,14 +33,8 @@ def entry_bytes(shape: tuple[int, ...]) -> int:
 class MapStore:
     """Maps by (image, slot); several processes may read and write the same file.
 
-    Args:
-        path: The file; made where it is missing, with room for as many images as a quarter of the free disk holds.
-        images: Images of the split.
-        slots: Entries an image.
-        shape: Of an entry, (2, C, H, W).
-
-    Raises:
-        OSError: The file cannot be made.
+    It is made where it is missing, with `slots` entries of a shape (2, C, H, W) for each image of the split that a
+    quarter of the free disk has room for. Raises OSError where it cannot be made.
     """
 
     def __init__(self, path: Path, *, images: int, slots: int, shape: tuple[int, ...]) -> None:
@@ -59,7 +53,7 @@ class MapStore:
         self.full = False
 
     def has(self, image: int, slot: int) -> bool:
-        """Whether the entry was written; `read` checks it."""
+        """Whether the entry was written, damaged or not."""
         if image >= self.kept:
             return False
         _, mark, _ = _HEADER.unpack(os.pread(self._file, _HEADER.size, self._place(image, slot)))
@@ -88,12 +82,6 @@ class MapStore:
         except OSError:
             self.full = True
 
-    def close(self) -> None:
-        """Let go of the file, which stays."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
     def _place(self, image: int, slot: int) -> int:
         return (image * self.slots + slot) * self._size
 
@@ -105,7 +93,7 @@ class MapStore:
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
-            self.close()
+            os.close(self._file)
 
 
 def rounded(maps: np.ndarray) -> np.ndarray:

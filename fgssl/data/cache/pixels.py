@@ -1,33 +1,52 @@
-"""The pixels of a split: from its cache file, where there is one, or decoded at each access.
+"""The pixels of a split, decoded once into one memory-mapped file that workers and runs share, or at each access.
 
-Layout of a cache file: pictures (each H x W x 3 pixels, or JPEG), one after another, then offsets (N + 1) int64, shapes
-(N, 2) int32, then JSON {"faults": {index: reason}}, then a fixed footer (counts and a magic number).
+The file is outside the run (`~/.cache/fgssl`, or `FGSSL_CACHE`), keyed by the content of the split and by what was done
+to its pictures, and appears under its name only when complete. Two processes building the same file do not disturb each
+other: each writes its own temporary file, and the last rename wins with equal content. Where pixels would take more
+than the budget, the shrunk pictures of a training split are kept as JPEG instead, about a quarter of the size, and
+decoded at each reading; evaluation never sees anything but the pictures themselves.
+
+Layout: pictures (each H x W x 3 pixels, or JPEG), one after another, then offsets (N + 1) int64, shapes (N, 2) int32,
+then JSON {"faults": {index: reason}}, then a fixed footer (counts and a magic number).
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import mmap
+import os
+import shutil
 import struct
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
+from fgssl.data.cache.folder import cache_folder, cache_label, remove_unused
 from fgssl.data.images import ImageSet
 from fgssl.errors import UnreadableImage
+from fgssl.runtime.files import umask
+from fgssl.runtime.stopping import ignore_stop_signals
 from fgssl.views import EvaluationView, resize_short_side
 
 FOOTER = struct.Struct("<qqq8s")  # images, bytes of pictures, bytes of JSON, magic
 PIXEL_MAGIC, ENCODED_MAGIC = b"fgsslpx2", b"fgssljp2"
 NEAR = 1.15  # a picture this much larger than asked is kept: resampling by so little blurs, and saves next to nothing
 JPEG_QUALITY = 95
+FREE_SPACE_SHARE = 0.25  # of the free disk a cache may take
+ENCODED_SHARE = 0.25  # of the pixels' size that JPEG takes: photographs of groceries 0.25 at 125 px, 0.19 at 291 px
+RETRIED_FAULTS = 100  # unreadable images tried again when a cache is opened
+ABANDONED_DAYS = 1  # a file still being built was written to more recently than this
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -44,7 +63,6 @@ class Shrunk(NamedTuple):
     side: int
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The shrunk RGB picture."""
         own = min(image.size)
         return resize_short_side(image, own if own <= round(NEAR * self.side) else self.side)
 
@@ -53,31 +71,21 @@ Preparation = Shrunk | EvaluationView
 
 
 class PixelStore(Dataset[np.ndarray]):
-    """The prepared pixels of a split, from the cache file or decoded on the fly.
-
-    Args:
-        images: The split.
-        prepare: What is done to each decoded picture.
-        path: The complete cache file, or None to decode at each access.
-
-    Attributes:
-        encoded: Whether the file holds JPEG, not pixels.
-        decodes: Whether reading a picture means decoding it, which is work for processes of its own.
-    """
+    """The prepared pixels of a split, from its complete cache file or (where `path` is None) decoded at each access."""
 
     def __init__(self, images: ImageSet, prepare: Preparation, path: Path | None = None) -> None:
         self.images, self.prepare, self.path = images, prepare, path
-        self.encoded = False
+        self.encoded = False  # the file holds JPEG, not pixels
         self.faults: dict[int, str] = {}
         if path is not None:
             self._open(path)
-        self.decodes = path is None or self.encoded
+        self.decodes = path is None or self.encoded  # reading is work, for processes of its own
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 pixels. Raises UnreadableImage."""
+        """(H, W, 3) uint8. Raises UnreadableImage."""
         if self.path is None:
             return decode(self.images, index, self.prepare)
         height, width = self._shapes[index]
@@ -86,23 +94,22 @@ class PixelStore(Dataset[np.ndarray]):
         stored = self._pixels[self._offsets[index] : self._offsets[index + 1]]
         if not self.encoded:
             return stored.reshape(height, width, 3)
-        pixels = from_jpeg(stored)
-        if pixels is None or pixels.shape != (height, width, 3):  # the file was damaged since it was made
-            return decode(self.images, index, self.prepare)
-        return pixels
+        with contextlib.suppress(Exception):  # on broken bytes Pillow raises nearly anything
+            with Image.open(io.BytesIO(stored.tobytes()), formats=("JPEG",)) as image:
+                pixels = np.array(image)
+            if pixels.shape == (height, width, 3):
+                return pixels
+        return decode(self.images, index, self.prepare)  # the file was damaged since it was made
 
     def read(self, index: int) -> np.ndarray | str:
         """The pixels, or in words why there are none: for loaders, which an exception would stop."""
         try:
-            return PixelStore.__getitem__(self, index)
+            return self[index]
         except UnreadableImage as error:
             return str(error)
 
     def will_need(self, indices: Iterable[int]) -> None:
-        """Have the system fetch pictures from the disk while something else is done; returns at once.
-
-        Without it a batch waits for the disk picture by picture where the file exceeds memory or was not read lately.
-        """
+        """Have the system fetch pictures meanwhile: a file that is not in memory would be read picture by picture."""
         if self.path is None or not hasattr(mmap, "MADV_WILLNEED"):
             return
         for index in indices:
@@ -146,25 +153,128 @@ class PixelStore(Dataset[np.ndarray]):
 
 
 def decode(images: ImageSet, index: int, prepare: Preparation) -> np.ndarray:
-    """(H, W, 3) uint8 pixels of one picture. Raises UnreadableImage."""
     least = prepare.side if isinstance(prepare, Shrunk) else 2 * prepare.size
     return np.asarray(prepare(images.load(index, least)))
 
 
-def to_jpeg(pixels: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 as JPEG of quality 95 without chroma subsampling.
-
-    A level of photographs of groceries changes by 1.5 on average at a short side of 125 pixels, by 0.7 at 291.
-    """
+def _to_jpeg(pixels: np.ndarray) -> bytes:
+    """A level of photographs of groceries changes by 1.5 on average at a short side of 125 pixels, by 0.7 at 291."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return stream.getvalue()
 
 
-def from_jpeg(stored: np.ndarray) -> np.ndarray | None:
-    """The pixels of JPEG bytes; None where they are damaged."""
+def cache_path(images: ImageSet, prepare: Preparation, folder: Path, *, encoded: bool = False) -> Path:
+    """The file that would hold this split prepared this way, as pixels or as JPEG."""
+    identity = f"{images.fingerprint()} {prepare!r} {ENCODED_MAGIC if encoded else PIXEL_MAGIC!r}"
+    kind = "jpegs" if encoded else "pixels"
+    label, digest = cache_label(images.source, images.split), hashlib.sha256(identity.encode()).hexdigest()
+    return folder / "decoded" / f"{label}-{digest[:32]}.{kind}"
+
+
+def open_pixels(
+    images: ImageSet,
+    prepare: Preparation,
+    *,
+    cache: str = "auto",
+    budget: float | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> PixelStore:
+    """The pixels of a split through the cache, which is built first if it is missing.
+
+    Args:
+        images: The split.
+        prepare: `Shrunk(side)` for training, `EvaluationView` for evaluation.
+        cache: "auto" (used where it can be written and fits), "off", or a folder.
+        budget: Gigabytes the file may take; None is a share of the free disk. What is larger even as JPEG is decoded
+            each time.
+        workers: Processes that decode while the cache is built.
+        progress: Called with (done, total).
+    """
+    if cache == "off":
+        return PixelStore(images, prepare)
+    folder = cache_folder() if cache == "auto" else Path(cache).expanduser()
     try:
-        with Image.open(io.BytesIO(stored.tobytes()), formats=("JPEG",)) as image:
-            return np.array(image)
-    except Exception:  # on broken bytes Pillow raises nearly anything
+        for encoded in (False, True):
+            path = cache_path(images, prepare, folder, encoded=encoded)
+            kept = _complete(images, prepare, path)
+            if kept is not None:
+                return kept
+            path.parent.mkdir(parents=True, exist_ok=True)
+            room = FREE_SPACE_SHARE * shutil.disk_usage(path.parent).free if budget is None else budget * 1e9
+            if cache_bytes(images, prepare, encoded=encoded) <= room:
+                _build(images, prepare, path, workers, progress)
+                return PixelStore(images, prepare, path)
+            if not isinstance(prepare, Shrunk):
+                break
+    except OSError:  # a cache is a convenience: a full or read-only disk must not stop the run
+        pass
+    return PixelStore(images, prepare)
+
+
+def _complete(images: ImageSet, prepare: Preparation, path: Path) -> PixelStore | None:
+    """What is kept in a file, if it is there and whole, and no picture that could not be read can be read now."""
+    try:
+        store = PixelStore(images, prepare, path)
+    except (OSError, ValueError):  # missing, or damaged by somebody: build it
         return None
+    # tried again: `chmod` changes neither size nor time of a file
+    fresh = PixelStore(images, prepare)
+    mended = any(not isinstance(fresh.read(index), str) for index in list(store.faults)[:RETRIED_FAULTS])
+    return None if mended else store
+
+
+def cache_bytes(images: ImageSet, prepare: Preparation, *, encoded: bool) -> float:
+    """Bytes that a cache is likely to take, pictures being 4 by 3."""
+    side = prepare.side if isinstance(prepare, Shrunk) else prepare.size
+    return len(images) * side * side * 4 * (ENCODED_SHARE if encoded else 1)
+
+
+class _Readings(PixelStore):
+    """A store whose batches are readings, for the builder's loader."""
+
+    def __getitems__(self, indices: list[int]) -> list[np.ndarray | str]:
+        return [self.read(index) for index in indices]
+
+
+def _first_of(batch: list[np.ndarray | str]) -> np.ndarray | str:
+    return batch[0]
+
+
+def _build(images: ImageSet, prepare: Preparation, path: Path, workers: int, progress: Progress | None) -> None:
+    count, encoded = len(images), path.suffix == ".jpegs"
+    offsets, shapes = np.zeros(count + 1, np.int64), np.zeros((count, 2), np.int32)
+    faults: dict[int, str] = {}
+    remove_unused(path.parent, ".building-*", days=ABANDONED_DAYS)  # what builders that were killed have left
+    loader: DataLoader[np.ndarray | str] = DataLoader(
+        _Readings(images, prepare),
+        collate_fn=_first_of,
+        num_workers=workers if count > 64 else 0,
+        worker_init_fn=ignore_stop_signals,
+    )
+    handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=".building-", delete=False)  # noqa: SIM115
+    try:
+        with handle:
+            for index, pixels in enumerate(loader):
+                if isinstance(pixels, str):
+                    faults[index] = pixels
+                    offsets[index + 1] = offsets[index]
+                else:
+                    content = _to_jpeg(pixels) if encoded else np.ascontiguousarray(pixels).data
+                    shapes[index] = pixels.shape[:2]
+                    offsets[index + 1] = offsets[index] + handle.write(content)
+                if progress is not None:
+                    progress(index + 1, count)
+            padding = -int(offsets[-1]) % 8  # keeps the int64 index aligned
+            notes = json.dumps({"faults": faults}).encode()
+            handle.write(b"\0" * padding + offsets.tobytes() + shapes.tobytes() + notes)
+            magic = ENCODED_MAGIC if encoded else PIXEL_MAGIC
+            handle.write(FOOTER.pack(count, int(offsets[-1]) + padding, len(notes), magic))
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(handle.name, 0o666 & ~umask())  # a temporary file is private; the cache may serve several users
+        os.replace(handle.name, path)
+    except BaseException:
+        Path(handle.name).unlink(missing_ok=True)
+        raise

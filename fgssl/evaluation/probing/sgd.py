@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fgssl.data.cache.build import Shrunk, open_pixels
-from fgssl.data.feed.crops import CropBatch, CropDataset, CropSampler, crop_batches
+from fgssl.data.cache.pixels import Shrunk, open_pixels
+from fgssl.data.feed import CropBatch, CropDataset, CropSampler, crop_batches
 from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder, Pool, evaluated
 from fgssl.errors import FgsslError

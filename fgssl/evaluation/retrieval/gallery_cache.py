@@ -1,6 +1,6 @@
 """Embeddings of a gallery kept on disk, so that the second search in it is instant.
 
-One file a gallery below `features/` of the cache folder (see `fgssl.data.cache.build`), named after where it comes from
+One file a gallery below `features/` of the cache folder (see `fgssl.data.cache`), named after where it comes from
 (source, split, checkpoint, pooling) and what it was made of (every image's name, size and time of change; weights and
 preprocessing). When either changes the file does not fit any more: it is made anew, and the old one goes.
 """
@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fgssl.data.cache.build import RETRIED_FAULTS, Fault, PixelStore
 from fgssl.data.cache.folder import cache_folder, cache_label
+from fgssl.data.cache.pixels import RETRIED_FAULTS, Fault, PixelStore
 from fgssl.data.images import ImageSet
 from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import Embeddings, evaluation_view, rows_of

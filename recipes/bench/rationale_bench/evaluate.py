@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fgssl.config.schema import RationaleConfig
-from fgssl.data.cache.build import open_pixels
+from fgssl.data.cache.pixels import open_pixels
 from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder, Pool
 from fgssl.evaluation.embed import evaluation_view, image_batches

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
-from fgssl.data.cache.build import PixelStore, Shrunk
-from fgssl.data.feed.crops import CropDataset, CropSampler, crop_batches
-from fgssl.data.feed.views import Key
+from fgssl.data.cache.pixels import PixelStore, Shrunk
+from fgssl.data.feed import CropDataset, CropSampler, Key, crop_batches
 from fgssl.errors import FgsslError
 from fgssl.evaluation.probing.classifiers import linear_probe
 from fgssl.evaluation.probing.scores import Confusion, draw_labels, judge, run_trials

@@ -1,4 +1,4 @@
-"""From the pixels of a split to batches of two views: order, randomness and substitution, all pure functions.
+"""From the pixels of a split to batches of two views or of crops: order, randomness and substitution, pure functions.
 
 The images of step s, and the views made of them, depend on (seed, epoch, image) alone: not on the number of workers or
 processes, and not on whether the run was resumed.
@@ -12,17 +12,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fgssl.config.schema import ViewsConfig
-from fgssl.data.cache.build import Fault, PixelStore
+from fgssl.data.cache.pixels import Fault, PixelStore
 from fgssl.errors import UnreadableImage
 from fgssl.runtime.stopping import ignore_stop_signals
 from fgssl.views import DRAWS, Views, draw_views, make_views
 from fgssl.views.device import PackedViews, pack_views
 
 SAMPLE_EPOCH = 2**31 - 1  # whose views no run trains on
+# torchvision's RandomResizedCrop and a flip, nothing else: how linear classifiers are trained on ImageNet
+CROPS = ViewsConfig(preset="geometric", crop_min=0.08, jitter=0.0, grayscale=0.0, blur=0.0)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,14 @@ class ViewBatch:
 
 
 @dataclass(frozen=True)
+class CropBatch:
+    """Crops of some images; unreadable ones are left out."""
+
+    images: Tensor  # (N, 3, S, S) uint8
+    index: Tensor  # (N,) int64 positions in the split
+
+
+@dataclass(frozen=True)
 class Key:
     """One image of one epoch."""
 
@@ -53,17 +64,15 @@ class Key:
     index: int
 
 
-class StepSampler(Sampler[list[Key]]):
-    """The image keys of this process for every step from `start` to `stop`; the last partial batch is dropped.
+def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
+    """The (length,) order of images in an epoch, a pure function of its arguments."""
+    return np.random.default_rng([seed, epoch, 0x0DE5]).permutation(length)
 
-    Args:
-        length: Images in the split.
-        batch_size: Images per step over all processes.
-        seed: Of the order.
-        start: First step.
-        stop: Step after the last.
-        rank: This process.
-        world: Number of processes.
+
+class StepSampler(Sampler[list[Key]]):
+    """The image keys of process `rank` of `world` for every step from `start` to before `stop`.
+
+    A split of `length` images has `batch_size` of them a step over all processes; what is left at the end is dropped.
     """
 
     def __init__(
@@ -86,18 +95,24 @@ class StepSampler(Sampler[list[Key]]):
             yield [Key(epoch, int(i)) for i in batch[self.rank :: self.world]]
 
 
-def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """The (length,) order of images in an epoch, a pure function of its arguments."""
-    return np.random.default_rng([seed, epoch, 0x0DE5]).permutation(length)
+class CropSampler(Sampler[list[Key]]):
+    """Every chosen image, by its position in the split, once an epoch; the last batch of an epoch has what is left."""
+
+    def __init__(self, positions: NDArray[np.int64], *, batch_size: int, epochs: int, seed: int) -> None:
+        self.positions, self.batch_size, self.epochs, self.seed = positions, batch_size, epochs, seed
+
+    def __len__(self) -> int:
+        return self.epochs * -(-len(self.positions) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for epoch in range(self.epochs):
+            order = self.positions[epoch_order(len(self.positions), self.seed, epoch)]
+            for first in range(0, len(order), self.batch_size):
+                yield [Key(epoch, int(i)) for i in order[first : first + self.batch_size]]
 
 
 class Ahead(Sampler[list[Key]]):
-    """The batches of a sampler, each announced while the one before it is still to be used.
-
-    Args:
-        sampler: Of the batches.
-        announce: Called with a batch, one batch before it is handed out.
-    """
+    """The batches of a sampler, each announced while the one before it is still to be used."""
 
     def __init__(self, sampler: Sampler[list[Key]], announce: Callable[[list[Key]], None]) -> None:
         self.sampler, self.announce = sampler, announce
@@ -116,7 +131,37 @@ class Ahead(Sampler[list[Key]]):
             yield waiting
 
 
-class ViewDataset(Dataset[ViewBatch]):
+class _Crops:
+    """Random crops of a split's shrunk pixels, of `size` pixels: each depends on seed, epoch and image alone."""
+
+    def __init__(self, pixels: PixelStore, views: ViewsConfig, *, size: int, seed: int) -> None:
+        self.pixels, self.config, self.size, self.seed = pixels, views, size, seed
+
+    def draw(self, pictures: Sequence[np.ndarray], keys: Sequence[Key], count: int) -> Views:
+        """Parameters of the first view of every picture, then of the second, up to `count`."""
+        rngs = [np.random.default_rng([self.seed, key.epoch, key.index]) for key in keys]
+        randoms = np.stack([rng.random((count, DRAWS)) for rng in rngs], 1).reshape(-1, DRAWS)
+        heights, widths = np.tile([picture.shape[:2] for picture in pictures], (count, 1)).T
+        return draw_views(randoms, self.config, heights=heights, widths=widths, size=self.size)
+
+    def make(
+        self, pictures: Sequence[np.ndarray], keys: Sequence[Key], count: int = 2, dtype: torch.dtype = torch.uint8
+    ) -> Tensor:
+        """So many views of N pictures of (H, W, 3) uint8: (count, N, 3, S, S) levels."""
+        if not pictures:
+            return torch.empty(count, 0, 3, self.size, self.size, dtype=dtype)
+        made = make_views([*pictures] * count, self.draw(pictures, keys, count), self.size, dtype=dtype)
+        return made.view(count, len(keys), *made.shape[1:])
+
+    def of_readable(self, keys: Sequence[Key], count: int) -> tuple[Tensor, list[Key]]:
+        """The views of the images that can be read, and which those are."""
+        readings = [(key, self.pixels.read(key.index)) for key in keys]
+        readable = [(key, pixels) for key, pixels in readings if not isinstance(pixels, str)]
+        kept = [key for key, _ in readable]
+        return self.make([pixels for _, pixels in readable], kept, count), kept
+
+
+class ViewDataset(_Crops, Dataset[ViewBatch]):
     """Whole batches of two views by key.
 
     Args:
@@ -130,8 +175,8 @@ class ViewDataset(Dataset[ViewBatch]):
     def __init__(
         self, pixels: PixelStore, views: ViewsConfig, *, size: int, seed: int, on_device: bool = False
     ) -> None:
-        self.pixels, self.config, self.size, self.seed, self.on_device = pixels, views, size, seed, on_device
-        self.dtype = torch.uint8
+        super().__init__(pixels, views, size=size, seed=seed)
+        self.on_device, self.dtype = on_device, torch.uint8
 
     def __getitems__(self, keys: list[Key]) -> ViewBatch:
         """The batch for the keys; an unreadable image is replaced by the next readable one and reported."""
@@ -139,31 +184,14 @@ class ViewDataset(Dataset[ViewBatch]):
         used, pictures = zip(*(self._read(key.index, faults) for key in keys), strict=True)
         views: Tensor | PackedViews
         if self.on_device:
-            sources = np.tile(np.arange(len(keys)), 2)
-            views = pack_views(pictures, sources, self._draw(pictures, keys), self.size)
+            views = pack_views(pictures, np.tile(np.arange(len(keys)), 2), self.draw(pictures, keys, 2), self.size)
         else:
-            views = self.make(pictures, keys, dtype=self.dtype)
+            views = self.make(pictures, keys, 2, self.dtype)
         return ViewBatch(views, torch.tensor(used), tuple(faults))
 
     def announce(self, keys: list[Key]) -> None:
         """Have the pictures of a later batch fetched from the disk meanwhile."""
         self.pixels.will_need(key.index for key in keys)
-
-    def make(self, pictures: Sequence[np.ndarray], keys: Sequence[Key], *, dtype: torch.dtype = torch.uint8) -> Tensor:
-        """Both views of N pictures of (H, W, 3) uint8 as their keys draw them: (2, N, 3, S, S) levels."""
-        made = make_views([*pictures, *pictures], self._draw(pictures, keys), self.size, dtype=dtype)
-        return made.view(2, len(keys), *made.shape[1:])
-
-    def _draw(self, pictures: Sequence[np.ndarray], keys: Sequence[Key]) -> Views:
-        """Parameters of the first view of every picture, then of the second."""
-        randoms = np.stack(
-            [np.random.default_rng([self.seed, key.epoch, key.index]).random((2, DRAWS)) for key in keys], 1
-        )  # (2, N, DRAWS)
-        heights, widths = np.array([picture.shape[:2] for picture in pictures]).T
-        return draw_views(
-            randoms.reshape(-1, DRAWS), self.config, heights=np.tile(heights, 2), widths=np.tile(widths, 2),
-            size=self.size,
-        )  # fmt: skip
 
     def _read(self, index: int, faults: list[Fault]) -> tuple[int, np.ndarray]:
         total = len(self.pixels)
@@ -176,31 +204,33 @@ class ViewDataset(Dataset[ViewBatch]):
         raise UnreadableImage("no image of the training split can be read", "see the reasons above")
 
 
+class CropDataset(_Crops, Dataset[CropBatch]):
+    """Whole batches of crops by key, for a classifier on a frozen encoder; arguments as of `ViewDataset`."""
+
+    def __init__(self, pixels: PixelStore, *, size: int, seed: int, views: ViewsConfig = CROPS) -> None:
+        super().__init__(pixels, views, size=size, seed=seed)
+
+    def __getitems__(self, keys: Sequence[Key]) -> CropBatch:
+        crops, kept = self.of_readable(keys, 1)
+        return CropBatch(crops[0], torch.tensor([key.index for key in kept], dtype=torch.int64))
+
+
 def view_pairs(views: ViewDataset, count: int) -> Tensor:
-    """Two views of up to `count` images spread evenly over a split, for signals; unreadable ones are left out.
+    """Two views (2, N, 3, S, S) uint8 of up to `count` images spread evenly over a split, for signals.
 
-    Args:
-        views: Pixels and the views' distribution; the same one gives the same pairs.
-        count: Images to take.
-
-    Returns:
-        (2, N, 3, S, S) uint8.
+    The same data set gives the same pairs; unreadable images are left out.
     """
     total = len(views.pixels)
     chosen = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
-    readings = [(views.pixels.read(index), Key(SAMPLE_EPOCH, index)) for index in chosen.tolist()]
-    readable = [(pixels, key) for pixels, key in readings if not isinstance(pixels, str)]
-    if not readable:
-        return torch.empty(2, 0, 3, views.size, views.size, dtype=torch.uint8)
-    return views.make([pixels for pixels, _ in readable], [key for _, key in readable])
+    return views.of_readable([Key(SAMPLE_EPOCH, index) for index in chosen.tolist()], 2)[0]
 
 
-def whole_batch(batch: Any) -> Any:
+def _whole(batch: Any) -> Any:
     """The dataset already made the batch."""
     return batch
 
 
-def start_worker(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
     """One thread a loader process; stop signals are for the process that trains."""
     torch.set_num_threads(1)
     ignore_stop_signals()
@@ -208,11 +238,16 @@ def start_worker(_worker: int) -> None:
 
 def build_feed(dataset: Any, sampler: Sampler[Any], *, workers: int, pin: bool) -> DataLoader[Any]:
     """A loader over all remaining steps of the run: workers live as long as it does, one batch ahead each."""
-    extra: dict[str, Any] = {"prefetch_factor": 2, "worker_init_fn": start_worker} if workers else {}
+    extra: dict[str, Any] = {"prefetch_factor": 2, "worker_init_fn": _start_worker} if workers else {}
     if not workers and isinstance(dataset, ViewDataset):  # loader processes are ahead of the training anyway
         sampler = Ahead(sampler, dataset.announce)
     # bytes travel between processes; made in this one, floats of the same levels save a conversion to and fro
     dataset.dtype = torch.uint8 if workers else torch.float32
-    return DataLoader(
-        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=whole_batch, pin_memory=pin, **extra
+    return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=_whole, pin_memory=pin, **extra)
+
+
+def crop_batches(dataset: CropDataset, sampler: CropSampler, *, workers: int = 0) -> Iterator[CropBatch]:
+    """All batches of all epochs, in order; the loader processes live as long as it takes."""
+    yield from DataLoader(
+        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=_whole, worker_init_fn=_start_worker
     )
