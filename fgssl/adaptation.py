@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fgssl.config.presets import VIEW_PRESETS
+from fgssl.config.defaults import VIEW_PRESETS
 from fgssl.config.schema import ViewsConfig
 from fgssl.data.cache.pixels import PixelStore
 from fgssl.data.feed import Key, ViewDataset

@@ -14,7 +14,7 @@ from typer import BadParameter, Option
 
 from fgssl.cli import options
 from fgssl.cli.console import PlainReporter, print_error, print_json, print_table, process_rank, reporting, say
-from fgssl.config.presets import DEMO_PROFILE
+from fgssl.config.defaults import DEMO_PROFILE
 from fgssl.config.schema import PretrainConfig
 from fgssl.errors import FgsslError
 from fgssl.runtime.files import derived_name
@@ -130,8 +130,7 @@ def _launch(count: int) -> None:
 
 def _resumed(run: Path, asked: Resolved, *, allow: bool) -> tuple[Resolved, list[str]]:
     """The settings of a run to continue, and in words what is to change in them."""
-    from fgssl.config.resolve import load_config
-    from fgssl.config.resumed import as_begun, changed, with_changes
+    from fgssl.config.resolve import as_begun, changed, load_config, with_changes
     from fgssl.runs.folder import CONFIG_FILE, check_places, is_run
 
     config = run / CONFIG_FILE

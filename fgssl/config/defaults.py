@@ -1,4 +1,7 @@
-"""Filling in what a run was not told: each value with its reason. What an objective needs is in its own file."""
+"""What a run was not told: named sets of values, and those derived from the rest, each with its reason.
+
+What an objective needs is in its own file. Whatever a user sets himself wins over all of them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,53 @@ from typing import Any, NamedTuple
 
 from fgssl.config.schema import optional_settings
 from fgssl.registry import OBJECTIVES
+
+VIEW_PRESETS: dict[str, dict[str, Any]] = {
+    # the default, for classes that colour helps to tell apart: hue and saturation stay
+    "colour": {},
+    "mocov2": {"saturation": 0.4, "hue": 0.1, "grayscale": 0.2},
+    # colour says little: what is left is shape and texture
+    "shape": {"jitter": 1.0, "saturation": 0.8, "hue": 0.5, "grayscale": 0.4},
+    "geometric": {"jitter": 0.0, "saturation": 0.4, "hue": 0.1, "grayscale": 0.0, "blur": 0.0},
+}
+RATIONALE_PRESETS: dict[str, dict[str, Any]] = {
+    # the default (docs/results.md): the objective pools by the map, a sum of projections fitted to what lowers it
+    "pooled": {"sign": "lower", "fit": "regression", "combine": "linear", "train_pool": "rationale"},
+    # one distribution per image, detached, mean per image: the dataclass's values
+    "normalized": {},
+    # what the authors' code computes for MoCo (used by recipes/cub-resnet50-moco.yaml)
+    "official": {
+        "sign": "raise",
+        "target": "softmax",
+        "axis": "row",
+        "temperature": 1.0,
+        "prediction_temperature": 1.0,
+        "detach_target": False,
+        "stop_gradient": False,
+        "normalization": "batch",
+        "branch_norm": "batch",
+        "combine": "max",
+        "reduction": "sum",
+        "weight": 0.01,
+        "fit": "kl",
+        "train_pool": "gap",
+        "pool": "mean",
+    },
+}
+# What a run on the built-in demo set uses unless told otherwise: minutes on two cores, offline. timm's smallest ResNet
+# takes enough steps in that time; a coat tells no bird's kind, hence views without colour; crops keep the small parts.
+DEMO_PROFILE: dict[str, Any] = {
+    "backbone.name": "test_resnet",
+    "backbone.pretrained": False,
+    "backbone.image_size": 96,
+    "backbone.output_stride": 16,
+    "views.preset": "shape",
+    "views.crop_min": 0.4,
+    "training.epochs": 16,
+}
+# The defaults that a data source brings along. Paint tells no model of a car or aircraft.
+PAINTED = {"views.preset": "mocov2"}
+DATA_PROFILES: dict[str, dict[str, Any]] = {"demo": DEMO_PROFILE, "cars": PAINTED, "aircraft": PAINTED}
 
 
 class Draft:
@@ -47,11 +97,7 @@ class Recommended(NamedTuple):
 
 
 def derive_objective(draft: Draft, run: RunFacts) -> None:
-    """Fill in what the objective needs; what it has no use for is said to be so.
-
-    Raises:
-        FgsslError: a value that does not fit the run.
-    """
+    """Fill in what the objective needs, or raise FgsslError; what it has no use for is said to be so."""
     name = draft["objective.name"]
     objective = OBJECTIVES[name]
     objective.derive(draft, run)
@@ -60,42 +106,3 @@ def derive_objective(draft: Draft, run: RunFacts) -> None:
     for key in optional_settings():
         if key not in objective.uses:
             draft.derive(f"objective.{key}", None, f"{name} has none")
-
-
-def derive_rates(draft: Draft, *, started: bool, frozen: bool) -> None:
-    """Fill in learning rate and weight decay that suit the optimiser, the objective and the start.
-
-    Args:
-        draft: Its `optimizer.name` is filled in.
-        started: Whether the backbone starts from trained weights.
-        frozen: Whether it keeps them.
-    """
-    optimizer, batch = draft["optimizer.name"], draft["training.batch_size"]
-    if optimizer == "adamw":
-        gentle = started and not frozen
-        draft.derive("optimizer.lr", 1e-4 if gentle else 1e-3, "usual for adamw, less on trained weights")
-        draft.derive("optimizer.weight_decay", 0.05, "usual for adamw")
-        return
-    paper = _paper_of(optimizer, draft["objective.name"])
-    lr, why = paper.lr, "paper"
-    if optimizer == "sgd" and not started:
-        lr, why = 4 * lr, "four times the paper's, from scratch"
-    draft.derive("optimizer.lr", lr * batch / paper.batch, f"{lr:g} x batch / {paper.batch} ({why})")
-    draft.derive("optimizer.weight_decay", paper.weight_decay, "paper")
-
-
-def derive_warmup(draft: Draft) -> None:
-    """Fill in the warm-up of the optimiser's paper; AdamW goes without."""
-    optimizer = draft["optimizer.name"]
-    share = 0.0 if optimizer == "adamw" else _paper_of(optimizer, draft["objective.name"]).warmup
-    epochs = min(10.0, share * draft["training.epochs"])
-    draft.derive(
-        "optimizer.warmup_epochs", epochs, "paper: a tenth of the run, at most 10 epochs" if share else "paper"
-    )
-
-
-def _paper_of(optimizer: str, objective: str) -> Recommended:
-    """The objective's own recommendation; for another optimiser that of MoCo v2 or BYOL."""
-    own: Recommended = OBJECTIVES[objective].paper
-    other: Recommended = OBJECTIVES["byol" if optimizer == "lars" else "mocov2"].paper
-    return own if own.name == optimizer else other

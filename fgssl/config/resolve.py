@@ -1,29 +1,37 @@
 """Recipe YAML + flags + `--set a.b=value` -> PretrainConfig, remembering where every value came from.
 
-Later wins: default < the data source's own < preset < recipe < flag < --set. Unknown keys and impossible values are one
-clear line. Values that depend on the data or the machine are derived later, in `fgssl.training.plan`.
+Later wins: default < the data source's own < preset < recipe < flag < --set; what depends on the data or the machine is
+derived in `fgssl.training.plan`. What a resumed run is to do otherwise is shown, and refused where it is another run.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_type_hints
 
 import yaml
 
-from fgssl.config.interval import interval
-from fgssl.config.presets import DATA_PROFILES, DEMO_PROFILE, RATIONALE_PRESETS, VIEW_PRESETS
-from fgssl.config.schema import ObjectiveConfig, PretrainConfig, flatten, optional_settings
-from fgssl.config.values import coerce, ranges, require_ranges, shown, type_hints
+from fgssl.config.defaults import DATA_PROFILES, DEMO_PROFILE, RATIONALE_PRESETS, VIEW_PRESETS
+from fgssl.config.schema import ObjectiveConfig, PretrainConfig, flatten, nested, optional_settings
+from fgssl.config.values import coerce, interval, ranges, require_ranges, shown, type_hints
 from fgssl.errors import FgsslError, SettingError
 from fgssl.registry import OBJECTIVES
 
 MAX_RECIPE_BYTES = 1_000_000
 AS_BEGUN = "as it began"  # origin of what a resumed run keeps open, although a new one would fill it in
+# Settings that change how a run is carried out, not what it learns.
+FREE = (
+    "training.workers", "training.device", "training.save_every", "training.log_every", "training.evaluate",
+    "training.signals_every", "training.stall_limit",
+    "training.keep_states", "training.stop_on_collapse", "training.cache", "training.cache_budget", "training.compile",
+    "training.checkpoint_gradients",
+)  # fmt: skip
+# Settings that later versions brought, as a run without them goes on: it did so before they existed.
+BEFORE = {"backbone.batch_norm": "batch", "backbone.whitening": False, "optimizer.layer_decay": 1.0}
 
 # Settings of forms of the rationale that lost (recipes/RESULTS.md): files of earlier versions name them.
 RETIRED: dict[str, str | float | bool] = {
@@ -66,12 +74,9 @@ def load_config(
     Raises:
         FgsslError: unreadable recipe; SettingError: unknown key, value that cannot be, contradiction.
     """
-    given: dict[str, tuple[Any, str]] = {}
-    if recipe is not None:
-        given |= {k: (v, f"recipe {recipe.name}") for k, v in _read_recipe(recipe).items()}
-    given |= {k: (v, "flag") for k, v in (flags or {}).items() if v is not None}
-    given |= {k: (v, "--set") for k, v in map(_parse_set, sets)}
-    return _assemble(given)
+    told = {} if recipe is None else {k: (v, f"recipe {recipe.name}") for k, v in _read_recipe(recipe).items()}
+    told |= {k: (v, "flag") for k, v in (flags or {}).items() if v is not None}
+    return _assemble({**told, **{k: (v, "--set") for k, v in map(_parse_set, sets)}})
 
 
 def config_from_flat(flat: Mapping[str, Any], origin: str = "saved run") -> Resolved:
@@ -92,31 +97,29 @@ def _assemble(given: dict[str, tuple[Any, str]]) -> Resolved:
     hints = {**type_hints(PretrainConfig), **type_hints(settings, "objective.")}
     blank = PretrainConfig(objective=settings())
     defaults, within = flatten(blank), ranges(blank)
-    given = {k: value for k, value in given.items() if k not in RETIRED or not _was_default(k, value[0])}
-    for key in given:
-        if key not in defaults:
-            if key.startswith("objective.") and (owners := _owners(key.removeprefix("objective."))):
-                raise _no_such_setting(objective, [key], owners)
-            near = _nearest(key, defaults)
-            raise SettingError(f"unknown setting '{key}'", f"did you mean '{near}'?" if near else "see --dry-run")
+    for key, (value, _) in given.items():
+        kept = RETIRED.get(key)
+        if kept is None and key not in defaults:
+            raise _unknown(key, objective, defaults)
+        if kept is not None and value is not None and coerce(key, value, type(kept)) != kept:
+            remedy = f"leave it out: it is always {kept} (see recipes/RESULTS.md)"
+            raise SettingError(f"{key} {shown(value)} is no longer computed", remedy)
+    given = {key: value for key, value in given.items() if key in defaults}
     values = {k: (coerce(k, v, hints[k], within.get(k)), origin) for k, (v, origin) in given.items()}
+    profile: dict[str, Any] = {}  # (read by `chosen`)
 
     def chosen(key: str) -> Any:
         return values.get(key, (profile.get(key, defaults[key]), ""))[0]
 
-    profile: dict[str, Any] = {}  # (read by `chosen`)
     source = chosen("data.source")
     profile = dict(DATA_PROFILES.get(source, {}))
     if chosen("backbone.name") != DEMO_PROFILE["backbone.name"]:
         profile.pop("backbone.output_stride", None)  # not every backbone offers one
-    layers = []
     for section, presets in (("views", VIEW_PRESETS), ("rationale", RATIONALE_PRESETS)):
         preset = chosen(f"{section}.preset")
-        layers.append(({f"{section}.{k}": v for k, v in presets[preset].items()}, f"preset {preset}"))
-    layers.append((profile, f"{source} default"))
-    for layer, origin in layers:
-        for key, value in layer.items():
-            values.setdefault(key, (value, origin))
+        origin = f"preset {preset}"
+        values = {**{f"{section}.{k}": (v, origin) for k, v in presets[preset].items()}, **values}
+    values = {**{k: (v, f"{source} default") for k, v in profile.items()}, **values}
     flat = {k: values.get(k, (v, "default")) for k, v in defaults.items()}
     config = build({k: v for k, (v, _) in flat.items()})
     require_ranges(config)
@@ -124,34 +127,22 @@ def _assemble(given: dict[str, tuple[Any, str]]) -> Resolved:
     return Resolved(config, {k: origin for k, (_, origin) in flat.items()})
 
 
-def _was_default(key: str, value: Any) -> bool:
-    """Whether a retired setting has the one value that fgssl still computes; raises where not."""
-    kept = RETIRED[key]
-    if value is None or coerce(key, value, type(kept)) == kept:
-        return True
-    raise SettingError(
-        f"{key} {shown(value)} is no longer computed", f"leave it out: it is always {kept} (see recipes/RESULTS.md)"
-    )
-
-
-def _nearest(key: str, known: Mapping[str, Any]) -> str | None:
-    """The known setting meant by a key: of that name in another section, else the most alike."""
+def _unknown(key: str, objective: str, known: Mapping[str, Any]) -> SettingError:
+    """Names what has the setting: another objective, or another section, or nothing but one that is much alike."""
     name = key.rpartition(".")[2]
+    if key.startswith("objective.") and (found := _no_such_setting(objective, key.removeprefix("objective."))):
+        return found
     elsewhere = [other for other in known if other.rpartition(".")[2] == name]
-    return next(iter(difflib.get_close_matches(key, elsewhere or known, n=1, cutoff=0.0 if elsewhere else 0.5)), None)
+    near = difflib.get_close_matches(key, elsewhere or known, n=1, cutoff=0.0 if elsewhere else 0.5)
+    return SettingError(f"unknown setting '{key}'", f"did you mean '{near[0]}'?" if near else "see --dry-run")
 
 
 def build(flat: Mapping[str, Any]) -> PretrainConfig:
     """A config from a complete flat mapping."""
-    hints = get_type_hints(PretrainConfig)
-    sections = {}
-    for item in fields(PretrainConfig):
-        start = f"{item.name}."
-        values = {k[len(start) :]: v for k, v in flat.items() if k.startswith(start)}
-        section = hints[item.name]
-        if not values.keys() <= section.__dataclass_fields__.keys():  # an objective's own settings
-            section = OBJECTIVES[values["name"]].settings
-        sections[item.name] = section(**values)
+    sections, hints = nested(flat), get_type_hints(PretrainConfig)
+    for name, values in sections.items():
+        own = values.keys() <= hints[name].__dataclass_fields__.keys()  # or an objective's own settings
+        sections[name] = (hints[name] if own else OBJECTIVES[values["name"]].settings)(**values)
     return PretrainConfig(**sections)
 
 
@@ -160,20 +151,17 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise FgsslError(f"recipe '{path}' is larger than 1 MB", "is it a recipe?")
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise FgsslError(f"recipe '{path}' does not exist", "give the path of a YAML file") from error
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a zero byte in the path
-        reason = getattr(error, "strerror", None) or error
-        raise FgsslError(f"cannot read recipe '{path}': {reason}", "give the path of a YAML file") from error
+        problem = f"cannot read recipe '{path}': {getattr(error, 'strerror', None) or error}"
+        problem = f"recipe '{path}' does not exist" if isinstance(error, FileNotFoundError) else problem
+        raise FgsslError(problem, "give the path of a YAML file") from error
     tree = _parse_yaml(text, f"recipe '{path}'", "mend it")
     if not isinstance(tree, dict):
         raise SettingError(f"recipe '{path}' holds no settings", "write sections such as 'training:' with keys below")
-    flat: dict[str, Any] = {}
     for section, values in tree.items():
         if not isinstance(values, dict):
             raise SettingError(f"recipe '{path}': '{section}' is not a section", "write 'section:' with keys below it")
-        flat |= {f"{section}.{key}": value for key, value in values.items()}
-    return flat
+    return {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}
 
 
 def _parse_set(pair: str) -> tuple[str, Any]:
@@ -194,54 +182,94 @@ def _parse_yaml(text: str, name: str, remedy: str) -> Any:
 
 
 def _reject_contradictions(config: PretrainConfig) -> None:
-    if interval(config.training.save_every) is None:
-        asked = shown(config.training.save_every)
-        raise SettingError(f"training.save_every cannot be {asked}", "give steps (200) or time (90s, 10m, 2h)")
-    limit = interval(config.training.stall_limit)
+    training, freeze, objective, plain = config.training, config.backbone.freeze, config.objective, ObjectiveConfig()
+    if interval(training.save_every) is None:
+        problem = f"training.save_every cannot be {shown(training.save_every)}"
+        raise SettingError(problem, "give steps (200) or time (90s, 10m, 2h)")
+    limit = interval(training.stall_limit)
     if limit is None or limit.seconds is None:
-        raise SettingError(
-            f"training.stall_limit cannot be {shown(config.training.stall_limit)}", "give a time (90s, 15m)"
-        )
+        problem = f"training.stall_limit cannot be {shown(training.stall_limit)}"
+        raise SettingError(problem, "give a time (90s, 15m)")
     for name in ("crop", "blur_sigma"):
         least, most = getattr(config.views, f"{name}_min"), getattr(config.views, f"{name}_max")
         if least > most:
             raise SettingError(f"views.{name}_min {least} is above views.{name}_max {most}", "swap them")
-    _reject_foreign_settings(config.objective)
-    queue, batch = config.objective.queue_size, config.training.batch_size
+    asked = [key for key in optional_settings() if getattr(objective, key) != getattr(plain, key)]
+    foreign = [key for key in asked if key not in OBJECTIVES[objective.name].uses]
+    if foreign and (refused := _no_such_setting(objective.name, *foreign)):
+        raise refused
+    queue, batch = objective.queue_size, training.batch_size
     if queue is not None and batch is not None and queue < batch:
-        raise SettingError(
-            f"objective.queue_size {queue} is smaller than --batch-size {batch}",
-            "make the queue at least one batch long, or leave it out",
-        )
+        problem = f"objective.queue_size {queue} is smaller than --batch-size {batch}"
+        raise SettingError(problem, "make the queue at least one batch long, or leave it out")
     if config.backbone.init is not None and config.backbone.pretrained:
         raise SettingError("--pretrained and --init are both given", "choose one")
-    freeze = config.backbone.freeze
-    if freeze not in ("none", "backbone") and not re.fullmatch("[1-9][0-9]{0,3}", freeze):
+    if not re.fullmatch("none|backbone|[1-9][0-9]{0,3}", freeze):
         raise SettingError(f"--freeze cannot be {shown(freeze)}", "choose none, backbone, or a number of layer groups")
-    if freeze == "backbone" and config.training.checkpoint_gradients:
+    if freeze == "backbone" and training.checkpoint_gradients:
         raise SettingError("--freeze backbone leaves --checkpoint-gradients nothing to save", "leave one out")
     if freeze == "backbone" and config.optimizer.layer_decay not in (None, 1.0):
         raise SettingError("--freeze backbone leaves optimizer.layer_decay nothing to slow down", "choose one")
 
 
-def _reject_foreign_settings(config: ObjectiveConfig) -> None:
-    """Settings that the chosen objective does not have."""
-    plain = ObjectiveConfig()
-    asked = [key for key in optional_settings() if getattr(config, key) != getattr(plain, key)]
-    foreign = [key for key in asked if key not in OBJECTIVES[config.name].uses]
-    if foreign:
-        raise _no_such_setting(config.name, [f"objective.{key}" for key in foreign], _owners(foreign[0]))
-
-
-def _owners(key: str) -> list[str]:
-    """The objectives that have a setting."""
-    shared = key in ObjectiveConfig.__dataclass_fields__
+def _no_such_setting(objective: str, *keys: str) -> SettingError | None:
+    """Which objectives have what this one lacks; None where none has."""
+    shared = keys[0] in ObjectiveConfig.__dataclass_fields__
     has = {name: item.uses if shared else item.settings.__dataclass_fields__ for name, item in OBJECTIVES.items()}
-    return [name for name, settings in has.items() if key in settings]
+    owners = [name for name, settings in has.items() if keys[0] in settings]
+    problem = f"the objective {objective} has no {', '.join(f'objective.{key}' for key in keys)}"
+    return SettingError(problem, f"leave it out, or use --objective {' or '.join(owners)}") if owners else None
 
 
-def _no_such_setting(objective: str, keys: Sequence[str], owners: Sequence[str]) -> SettingError:
-    return SettingError(
-        f"the objective {objective} has no {', '.join(keys)}",
-        f"leave it out, or use --objective {' or '.join(owners)}",
-    )
+# ---- a resumed run
+
+
+class Change(NamedTuple):
+    """One setting asked for with another value than the run has."""
+
+    key: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        before, after = (f"{v:g}" if isinstance(v, float) else "-" if v is None else v for v in self[1:])
+        return f"{self.key} {before} -> {after}"
+
+
+def as_begun(saved: Resolved) -> Resolved:
+    """A run saved before a setting existed goes on as it then did: one rate, no drop path, BatchNorm of the batch."""
+    missing = {key: value for key, value in BEFORE.items() if saved.origins[key] == "default"}
+    kept = {*missing, *(["backbone.drop_path"] if "optimizer.layer_decay" in missing else [])}
+    flat = {**flatten(saved.config), **missing}
+    return Resolved(config_from_flat(flat).config, {**saved.origins, **dict.fromkeys(kept, AS_BEGUN)})
+
+
+def changed(saved: Resolved, asked: Resolved) -> list[Change]:
+    """The settings that somebody gave, by recipe, flag, --set or a preset so given, and that the run has otherwise."""
+    before, after = flatten(saved.config), flatten(asked.config)
+    given = {key for key, origin in asked.origins.items() if origin in ("flag", "--set") or origin.startswith("recipe")}
+    for section, presets in (("views", VIEW_PRESETS), ("rationale", RATIONALE_PRESETS)):
+        if f"{section}.preset" in given:
+            given |= {f"{section}.{key}" for values in presets.values() for key in values}
+    return [
+        Change(key, before[key], value)
+        for key, value in after.items()
+        if key in given and value is not None and not _same(key, before[key], value)
+    ]
+
+
+def with_changes(saved: Resolved, changes: Sequence[Change], *, allow: bool, run: str) -> Resolved:
+    """The saved settings with the changes; FgsslError names those that make it another run, unless `allow`."""
+    refused = [str(change) for change in changes if change.key not in FREE]
+    if refused and not allow:
+        remedy = "leave them out, start a new run, or go on with them by --allow-changes"
+        raise FgsslError(f"'{run}' was begun with other settings: {', '.join(refused)}", remedy)
+    origins = {**saved.origins, **{change.key: "changed by --resume" for change in changes}}
+    flat = {**flatten(saved.config), **{change.key: change.after for change in changes}}
+    return Resolved(config_from_flat(flat).config, origins)
+
+
+def _same(key: str, before: Any, after: Any) -> bool:
+    if key in ("data.source", "backbone.init") and before != after:  # remembered by their absolute path
+        return bool(before == os.path.abspath(os.path.expanduser(after)))
+    return bool(before == after or (key == "training.mixed_precision" and after == "auto"))

@@ -1,12 +1,12 @@
 """Every knob of a pretraining run, as frozen dataclasses. No torch here, so that `--help` stays quick.
 
-`None` in a field means "derived from the data and the machine when the run is planned"; `fgssl pretrain --dry-run`
-shows what each such value became and why. How recipes, flags and `--set` are merged is in `fgssl.config.resolve`.
+`None` in a field means "derived when the run is planned": `fgssl pretrain --dry-run` shows what it became and why.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -20,7 +20,6 @@ class Range(NamedTuple):
     above: float | None = None
 
     def holds(self, number: float) -> bool:
-        """Whether it is such a number."""
         low = (self.least is None or number >= self.least) and (self.above is None or number > self.above)
         return low and (self.most is None or number <= self.most)
 
@@ -89,16 +88,12 @@ class BackboneConfig:
 
     name: str = knob("resnet50", "any timm model")
     pretrained: bool | None = knob(None, "start from timm's pretrained weights (default: on)")
-    init: str | None = knob(
-        None, "start from a run, an encoder or weights file, a timm folder, name or tag, hf-hub:OWNER/MODEL"
-    )
+    init: str | None = knob(None, "start from a run, encoder, weights file, timm folder, name, tag, hf-hub:OWNER/MODEL")
     freeze: str = knob("none", "what keeps its weights: none, backbone, or the first N layer groups (1 = the stem)")
     batch_norm: Literal["batch", "rest"] | None = knob(
         None, "BatchNorm normalises by the batch, or by the statistics it came with (default: rest on trained weights)"
     )
-    whitening: bool | None = knob(
-        None, "damp what changes in the features when only the view does (default: on trained weights)"
-    )
+    whitening: bool | None = knob(None, "damp what differs between views in the features (default: on trained weights)")
     cached_views: int = knob(1, "with a frozen backbone: pairs of views an image whose maps are kept", Range(1, 1_000))
     image_size: int | None = knob(None, "side of the square input (default: the model's own)", Range(8, 4_096))
     output_stride: int | None = knob(None, "stride of a CNN for a finer map (8 or 16, where supported)", Range(1, 64))
@@ -107,10 +102,7 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The self-supervised objective, and what several have; an objective's own settings are declared in its file.
-
-    What the chosen one has no use for stays as it is here, and is refused where it was asked for (its `uses`).
-    """
+    """The objective, and what several have (its `uses`); an objective's own settings are declared in its file."""
 
     name: str = knob("mocov2", "self-supervised objective: mocov2, byol, simsiam, simclr, or one of a plugin")
     plugin: str | None = knob(None, "the package or file that it came from (filled in; never loaded by this name)")
@@ -120,9 +112,7 @@ class ObjectiveConfig:
     temperature: float | None = knob(None, "temperature of mocov2 and simclr (default: 0.1 from scratch)", POSITIVE)
     momentum: float | None = knob(None, "momentum of the key encoder (default: averages a fifth of the run)", SHARE)
     momentum_end: float | None = knob(None, "momentum at the end, risen by half a cosine (default: byol 1)", SHARE)
-    queue_size: int | None = knob(
-        None, "mocov2's number of stored keys (default: half an epoch; one batch from scratch)", Range(1, 1_000_000)
-    )
+    queue_size: int | None = knob(None, "keys mocov2 keeps (default: half an epoch; scratch: a batch)", Range(1, 10**6))
     batch_negatives: bool | None = knob(
         None, "mocov2's negatives hold the keys of the same batch, too (default: from scratch; MoCo: older keys alone)"
     )
@@ -183,22 +173,14 @@ class TrainingConfig:
     seed: int = knob(0, "seed of everything random", Range(0, 2**63 - 1))
     workers: int | None = knob(None, "loader processes per process (default: by machine)", Range(0, 1_000))
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = knob("auto", "autocast precision")
-    accumulate: int = knob(
-        1, "parts a batch is worked through in, to save memory; BatchNorm sees one part at a time", Range(1, 65_536)
-    )
+    accumulate: int = knob(1, "parts that a batch is split into to save memory, for BatchNorm, too", Range(1, 65_536))
     checkpoint_gradients: bool = knob(False, "compute the backbone's activations twice instead of keeping them")
     compile: bool = knob(False, "compile the backbone by torch.compile: minutes at first, then faster steps on a GPU")
-    cache: str = knob(
-        "auto", "decoded pictures: auto (kept where they fit the disk, as JPEG above the budget), off, or a folder"
-    )
-    cache_budget: float | None = knob(
-        None, "gigabytes a split's cache may take (default: a quarter of the free disk)", NOT_NEGATIVE
-    )
+    cache: str = knob("auto", "decoded pictures: auto (kept where they fit, as JPEG above the budget), off, a folder")
+    cache_budget: float | None = knob(None, "gigabytes a cache takes (default: a quarter of free disk)", NOT_NEGATIVE)
     device: str | None = knob(None, "where to compute: cpu, cuda, cuda:1, mps (default: the best at hand)")
     save_every: str = knob("10m", "between saved states: steps (200) or time (90s, 10m, 2h)")
-    stall_limit: str = knob(
-        "15m", "end a run of several processes when none of them got on for so long (90s, 15m, 2h; 0s: never)"
-    )
+    stall_limit: str = knob("15m", "end a run of several processes when none got on for so long (90s, 2h; 0s: never)")
     stop_on_collapse: bool = knob(False, "stop when the features collapse, instead of only warning")
     keep_states: bool = knob(False, "keep the resume states of a finished run")
     log_every: int = knob(10, "steps between lines of metrics.jsonl", STEPS)
@@ -221,23 +203,18 @@ class PretrainConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """A config as flat `section.key` -> value."""
+def flatten(config: Any) -> dict[str, Any]:
+    """A config as flat `section.key` -> value; one of its sections as key -> value."""
     flat: dict[str, Any] = {}
-    for item in fields(config):
-        value = getattr(config, item.name)
-        name = f"{prefix}{item.name}"
-        flat.update(flatten(value, f"{name}.") if is_dataclass(value) else {name: value})
+    for name, value in asdict(config).items():
+        flat |= {f"{name}.{key}": own for key, own in value.items()} if isinstance(value, dict) else {name: value}
     return flat
 
 
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Flat `section.key` -> value as nested dicts (what YAML and JSON files hold)."""
     tree: dict[str, Any] = {}
     for name, value in flat.items():
-        *sections, key = name.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[key] = value
+        section, _, key = name.partition(".")
+        tree.setdefault(section, {})[key] = value
     return tree

@@ -1,13 +1,11 @@
 """The encoder file: backbone, rationale, heads, sample of keys, config and data source in one safetensors.
 
-    RUN/encoder.safetensors   what probe, retrieve, embed and visualize read; works alone, copied anywhere
-    RUN/timm/                 the backbone alone, for timm.create_model("local-dir:RUN/timm", pretrained=True)
-
-Of encoder files only safetensors are read, never pickles; the settings are JSON in the metadata.
+Works alone, copied anywhere. Never a pickle; the settings are JSON in the metadata.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -26,7 +24,7 @@ from fgssl.backbones import Backbone, build_backbone, open_weights, origin_of, r
 from fgssl.backbones.names import LOCAL_PREFIX
 from fgssl.backbones.weights import reject_not_finite
 from fgssl.config.resolve import config_from_flat
-from fgssl.config.schema import PretrainConfig, flatten
+from fgssl.config.schema import flatten
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
 from fgssl.objectives import OBJECTIVES
@@ -42,13 +40,9 @@ Module = TypeVar("Module", bound=nn.Module | None)
 
 def save_encoder(path: Path, encoder: Encoder) -> None:
     """Write one self-contained encoder file, atomically."""
-    metadata = {
-        "format": FORMAT,
-        "fgssl": __version__,
-        "timm": timm.__version__,
-        "backbone": encoder.backbone.description(),
-        "config": None if encoder.config is None else flatten(encoder.config),
-    }
+    config = None if encoder.config is None else flatten(encoder.config)
+    metadata = {"format": FORMAT, "fgssl": __version__, "timm": timm.__version__}
+    metadata |= {"backbone": encoder.backbone.description(), "config": config}
     tensors: dict[str, Tensor] = {} if encoder.keys is None else {"keys": encoder.keys}
     for name in ("backbone", "rationale", "projector", "predictor", "whitening"):
         module = encoder.backbone.model if name == "backbone" else getattr(encoder, name)
@@ -71,8 +65,7 @@ def load_encoder(checkpoint: str, *, backbone: str | None = None, image_size: in
         image_size: Side in pixels of the pictures that such weights take; None for what they were trained at.
 
     Raises:
-        FgsslError: nothing there, cut off, of a newer version, numbers that are not finite, or an architecture that
-            nothing tells.
+        FgsslError: nothing there, cut off, of a newer version, not finite, or of an architecture that nothing tells.
     """
     path = encoder_path(checkpoint)
     found = None if path is None else _read(path)
@@ -86,49 +79,41 @@ def load_encoder(checkpoint: str, *, backbone: str | None = None, image_size: in
         rebuilt = rebuild_backbone(metadata["backbone"], _part(tensors, "backbone"))
         encoder = Encoder(rebuilt, config=config, keys=tensors.get("keys"))
         if config is not None:
-            _attach_head(encoder, config, tensors)
+            made, told = OBJECTIVES[config.objective.name], config.objective
+            head, channels, keys = config.rationale, rebuilt.channels, encoder.keys
+            if head.enabled:
+                encoder.rationale = _filled(lambda: RationaleHead(channels, head), _part(tensors, "rationale"))
+            encoder.projector = _filled(lambda: made.build_projector(channels, told), _part(tensors, "projector"))
+            encoder.predictor = _filled(lambda: made.build_predictor(told), _part(tensors, "predictor"))
+            if keys is not None and (keys.shape[1:] != (told.projector_dim,) or not keys.is_floating_point()):
+                raise ValueError(f"keys of shape {tuple(keys.shape)}")
         if whitening := _part(tensors, "whitening"):
             encoder.whitening = _filled(lambda: nn.Linear(rebuilt.channels, rebuilt.channels), whitening)
     except FgsslError as error:
         raise FgsslError(f"'{path}': {error.problem}", error.remedy) from error
     except Exception as error:  # what a file says can fail anywhere in timm
-        reason = (str(error) or "?").splitlines()[0][:200]
-        raise FgsslError(
-            f"'{path}' is damaged: {type(error).__name__} {reason}", "use another copy, or train again"
-        ) from error
+        problem = f"'{path}' is damaged: {type(error).__name__} {(str(error) or '?').splitlines()[0][:200]}"
+        raise FgsslError(problem, "use another copy, or train again") from error
     return encoder.eval()
 
 
 def _weights(checkpoint: str, backbone: str | None, image_size: int | None) -> Backbone:
-    """A backbone with weights that another tool wrote or published."""
-    source = checkpoint.removeprefix(TIMM_PREFIX)
-    named = checkpoint.startswith(NAMES) and not source.startswith(LOCAL_PREFIX)
-    if named:
-        return _published(source, image_size)
-    if origin_of(source) is not None:
-        return open_weights(source, image_size=image_size)
-    if backbone is None:
-        raise FgsslError(
-            f"'{checkpoint}' was not written by fgssl pretrain and does not tell its architecture",
-            "name it with --backbone (fgssl backbones lists all)",
-        )
-    return open_weights(source, name=backbone, image_size=image_size)
-
-
-def _published(name: str, image_size: int | None) -> Backbone:
-    """A backbone with its published weights; where they cannot be had, a remedy that is not training's."""
+    """A backbone with weights that another tool wrote or published; the remedies are not those of training."""
+    source, local = checkpoint.removeprefix(TIMM_PREFIX), f"as {TIMM_PREFIX}local-dir:FOLDER"
     try:
-        return build_backbone(name, pretrained=True, image_size=image_size)
+        if checkpoint.startswith(NAMES) and not source.startswith(LOCAL_PREFIX):
+            return build_backbone(source, pretrained=True, image_size=image_size)
     except WeightsOffline as error:
-        raise FgsslError(
-            error.problem,
-            "run once with a network (or HF_ENDPOINT set to a mirror), which keeps them, or give a folder "
-            f"with timm's config.json and model.safetensors as {TIMM_PREFIX}local-dir:FOLDER",
-        ) from error
+        network = "run once with a network (or HF_ENDPOINT set to a mirror), which keeps them"
+        folder = f"a folder with timm's config.json and model.safetensors {local}"
+        raise FgsslError(error.problem, f"{network}, or give {folder}") from error
     except WeightsError as error:
-        raise FgsslError(
-            error.problem, f"choose another model, or a whole folder of timm's as {TIMM_PREFIX}local-dir:FOLDER"
-        ) from error
+        raise FgsslError(error.problem, f"choose another model, or a whole folder of timm's {local}") from error
+    told = origin_of(source) is not None
+    if not told and backbone is None:
+        problem = f"'{checkpoint}' was not written by fgssl pretrain and does not tell its architecture"
+        raise FgsslError(problem, "name it with --backbone (fgssl backbones lists all)")
+    return open_weights(source, name=None if told else backbone, image_size=image_size)
 
 
 def identity(encoder: Encoder) -> str:
@@ -145,21 +130,19 @@ def identity(encoder: Encoder) -> str:
 def own_source(checkpoint: str) -> str | None:
     """The data source in the config.yaml that a run of this user has left beside its encoder; None without one."""
     path = encoder_path(checkpoint)
-    if path is None:
-        return None
-    try:
-        return str(yaml.safe_load((path.parent / CONFIG_FILE).read_text(encoding="utf-8"))["data"]["source"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
-        return None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
+        if path is not None:
+            return str(yaml.safe_load((path.parent / CONFIG_FILE).read_text(encoding="utf-8"))["data"]["source"])
+    return None
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """Settings and tensors of an encoder file; None for safetensors of another tool."""
-    remedy = f"give an {ENCODER_FILE} written by fgssl pretrain"
     try:
         with path.open("rb") as file:
-            start = file.read(16)
-        if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+            pickled = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        if pickled:
+            remedy = f"give an {ENCODER_FILE} written by fgssl pretrain"
             raise FgsslError(f"'{path}' is a pickle (.pth), which fgssl does not open", remedy)
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("fgssl")
@@ -178,18 +161,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
 
 def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
-
-
-def _attach_head(encoder: Encoder, config: PretrainConfig, tensors: dict[str, Tensor]) -> None:
-    channels, objective = encoder.backbone.channels, config.objective
-    if config.rationale.enabled:
-        encoder.rationale = _filled(lambda: RationaleHead(channels, config.rationale), _part(tensors, "rationale"))
-    made = OBJECTIVES[objective.name]
-    encoder.projector = _filled(lambda: made.build_projector(channels, objective), _part(tensors, "projector"))
-    encoder.predictor = _filled(lambda: made.build_predictor(objective), _part(tensors, "predictor"))
-    keys, width = encoder.keys, objective.projector_dim
-    if keys is not None and (keys.ndim != 2 or keys.shape[1] != width or not keys.is_floating_point()):
-        raise ValueError(f"keys of shape {tuple(keys.shape)}")
 
 
 def _filled(build: Callable[[], Module], weights: dict[str, Tensor]) -> Module:

@@ -1,9 +1,8 @@
-"""One training process a run folder: two would mix their states and their metrics.
+"""One training process a run folder: RUN/run.lock is locked by the kernel for as long as the process lives.
 
-RUN/run.lock is locked by the kernel for as long as the process lives, so that what a killed process leaves blocks
-nobody. Where no such lock reaches other machines, the file itself speaks: it names host and process and is touched
-every few seconds; whoever finds another host's watches whether it still is. filelock has the first (FileLock, which
-names no owner) and the second (SoftFileLease, which no kernel ends) apart and not together: hence our own.
+Where no such lock reaches other machines, the file names host and process and is touched every few seconds; whoever
+finds another host's watches whether it still is. filelock has the first (FileLock, which names no owner) and the second
+(SoftFileLease, which no kernel ends) apart and not together: hence our own.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fgssl.errors import FgsslError
-from fgssl.runtime.files import make_folder, not_writable
+from fgssl.runtime.files import make_folder, not_writable, refuse_file
 
 try:
     import fcntl
@@ -35,17 +34,13 @@ _FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
 
 @contextlib.contextmanager
 def hold_run(output: Path, *, note: Callable[[str], None] = lambda text: None) -> Iterator[None]:
-    """Keep other processes out of a run folder, which is made where it is missing, inside the block.
+    """Keep other processes out of a run folder, made where it is missing; FgsslError names one that is there already.
 
     `note` is told when another host's lock has to be watched for a while.
-
-    Raises:
-        FgsslError: another process trains there, or the folder cannot be written.
     """
     path, done = output / LOCK_FILE, threading.Event()
     try:
-        if output.exists() and not output.is_dir():
-            raise FgsslError(f"output '{output}' is a file", "choose a folder with --output")
+        refuse_file(output, option="--output")
         make_folder(output)
         handle = _locked(path, note)
     except OSError as error:
@@ -89,11 +84,10 @@ def _locked(path: Path, note: Callable[[str], None]) -> int:
 
 def _lock(handle: int, path: Path) -> bool:
     """Whether the kernel gave the lock; False where it has none to give. Record locks: forked loaders inherit none."""
-    if fcntl is None:
-        return False
     try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
+        if fcntl is not None:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return fcntl is not None
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise _held_by(path, _owner(handle)) from error
@@ -109,11 +103,8 @@ def _born(pid: int) -> str | None:
 
 
 def _owner(handle: int) -> dict[str, Any]:
-    """Who wrote the lock; empty where nobody did, or was killed while writing.
-
-    Through the handle: closing another one of the same file would give the kernel's lock back.
-    """
-    try:
+    """Who wrote the lock; empty where nobody did, or was killed while writing."""
+    try:  # through the handle: closing another one of the same file would give the kernel's lock back
         owner = json.loads(os.pread(handle, 4096, 0))
         return owner if isinstance(owner, dict) and isinstance(owner.get("pid"), int) else {}
     except (OSError, ValueError):
@@ -123,9 +114,7 @@ def _owner(handle: int) -> dict[str, Any]:
 def _alive(owner: dict[str, Any], path: Path, *, kernel: bool, note: Callable[[str], None]) -> bool:
     """Whether the named owner still trains: asked of the kernel on its own host, of its beats from another one."""
     if owner.get("host") == socket.gethostname():
-        if kernel or owner["pid"] == os.getpid():
-            return False
-        born = _born(owner["pid"])
+        born = None if kernel or owner["pid"] == os.getpid() else _born(owner["pid"])
         return born is not None and born == owner.get("born")
     note(f"the run was last trained on {owner.get('host')}: watching for {SILENT_SECONDS:.0f} s whether it still is")
     seen, until = path.stat().st_mtime_ns, time.monotonic() + SILENT_SECONDS

@@ -1,7 +1,6 @@
-"""The resume state of a run: written whole, checked by a checksum, the previous one kept.
+"""The resume state of a run: written whole, the previous one kept.
 
-RUN/resume/000001234.pt       what is needed to go on after step 1234 (torch's weights-only format)
-RUN/resume/000001234.sha256   its checksum, written after it: a state without a matching one was cut off
+RUN/resume/000001234.pt is after step 1234; its checksum is written later: a state without a matching one was cut off.
 """
 
 from __future__ import annotations
@@ -45,34 +44,29 @@ def save_state(run: Path, step: int, state: dict[str, Any]) -> None:
     states = _states(folder)
     # a state after this step is a damaged one that the run was resumed from before
     kept = [state for state in states if state.stem <= path.stem][-STATES_KEPT:]
-    for old in set(states) - set(kept):
-        old.unlink(missing_ok=True)
-        old.with_suffix(".sha256").unlink(missing_ok=True)
-    for pattern in (f"{TEMPORARY}*", ".[0-9]*.pt.*"):  # of a process killed while it wrote, by the names now and then
-        for temporary in folder.glob(pattern):
-            temporary.unlink(missing_ok=True)
+    old = [state.with_suffix(suffix) for state in set(states) - set(kept) for suffix in (".pt", ".sha256")]
+    cut_off = (f"{TEMPORARY}*", ".[0-9]*.pt.*")  # of a process killed while it wrote, by the names now and then
+    for file in (*old, *(file for pattern in cut_off for file in folder.glob(pattern))):
+        file.unlink(missing_ok=True)
 
 
 def load_state(run: Path) -> Loaded | None:
     """The newest undamaged state, or None where none was saved yet. Raises FgsslError where all are damaged."""
-    paths = _states(run / "resume")[::-1]
-    warnings: list[str] = []
-    for path in paths:
-        checksum = path.with_suffix(".sha256")
+    warnings = list[str]()
+    for path in reversed(_states(run / "resume")):
         try:
-            if checksum.read_text().strip() != _digest(path):
+            if path.with_suffix(".sha256").read_text().strip() != _digest(path):
                 raise ValueError("checksum differs")
             state = torch.load(path, map_location="cpu", weights_only=True)
             return Loaded(state, int(path.stem), tuple(warnings))
         except Exception as error:  # on damaged bytes torch's reader raises nearly anything
             warnings.append(f"state {path.name} is damaged ({error}): using the one before")
-    if paths:
+    if warnings:
         raise FgsslError(f"every saved state in '{run}/resume' is damaged", "start the run again with --overwrite")
     return None
 
 
 def _states(folder: Path) -> list[Path]:
-    """The state files, oldest first; not the temporary ones, whose names begin with a dot."""
     return sorted(folder.glob("[0-9]*.pt"))
 
 
@@ -94,14 +88,10 @@ def remove_states(run: Path) -> None:
 
 def random_state() -> dict[str, Any]:
     """Of this process: torch, CUDA, numpy and Python, in types the weights-only loader takes."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    version, internal, gauss = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
-        "python": [version, list(internal), gauss],
-    }
+    name, keys, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    numpy = [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest]
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": numpy, "python": random.getstate()}
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
@@ -109,8 +99,8 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
 
@@ -118,6 +108,6 @@ def restore_random_state(state: dict[str, Any]) -> None:
 def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
+        for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()

@@ -1,28 +1,32 @@
-"""What is said and written of the steps: metrics.jsonl, the progress line, warnings and the label-free signals."""
+"""What is said, written and kept of the steps: metrics.jsonl, progress, warnings, signals, and a step gone wrong."""
 
 from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fgssl.config.schema import filled
-from fgssl.data.feed import view_pairs
+from fgssl.data.feed import StepSampler, view_pairs
+from fgssl.errors import FgsslError, TrainingFault
 from fgssl.evaluation.label_free import signals_of
 from fgssl.evaluation.metrics import effective_rank, relative_std
 from fgssl.objectives.base import gather, is_distributed
 from fgssl.runs.folder import METRICS_FILE
+from fgssl.runtime.files import atomic_path, write_text
 from fgssl.runtime.machine import available_cores, peak_memory
 from fgssl.runtime.reporting import StepReport
-from fgssl.training.collapse import Watch
-from fgssl.training.loading_time import IN_PROCESS, LONG_WAIT, Waiting, remedies
-from fgssl.training.model import FAULT_REMEDY, NotFinite, StepOutput, require_finite
+from fgssl.training.diagnosis import IN_PROCESS, LONG_WAIT, Waiting, Watch, remedies
+from fgssl.training.feed import StepFeed
+from fgssl.training.model import FAULT_REMEDY, StepOutput, require_finite
 from fgssl.training.plan import SIGNAL_IMAGES
 from fgssl.training.setup import Setup
-from fgssl.training.step_feed import StepFeed
 
 
 class LogWindow:
@@ -35,7 +39,6 @@ class LogWindow:
         self.seconds = self.waited = 0.0
 
     def add(self, step: int, output: StepOutput, *, seconds: float, waited: float) -> None:
-        """Remember a step without waiting for the device."""
         self.steps.append(step)
         scalars = [output.loss, output.fit, output.target_entropy, output.positive_similarity]
         self._rows.append(torch.stack([value.float() for value in scalars]))
@@ -44,12 +47,11 @@ class LogWindow:
         self.waited += waited
 
     def state(self) -> dict[str, Any]:
-        """For a saved run: its next line of metrics must be the mean over the same steps as without a stop."""
+        """The means over the processes, for a saved run; every process takes part."""
         rows = self._all_rows().mean(1).cpu() if self._rows else None
         return {"steps": self.steps, "rows": rows, "seconds": self.seconds, "waited": self.waited}
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
-        """Undo of `state`."""
         self.steps, self.seconds, self.waited = list(state["steps"]), state["seconds"], state["waited"]
         self._rows = [] if state["rows"] is None else list(state["rows"].to(device))
 
@@ -58,30 +60,21 @@ class LogWindow:
         rows = torch.stack(self._rows)
         return gather(rows).reshape(len(rows), -1, rows.shape[1])
 
-    def require_finite(self) -> None:
-        """Raises NotFinite naming the first step whose loss or fit is not finite in any process."""
-        if self._rows:
-            bad = (~torch.isfinite(self._all_rows()[:, :, :2]).all(2)).nonzero().tolist()
-            if bad:
-                step, process = self.steps[bad[0][0]], bad[0][1]
-                where = f" in process {process}" if is_distributed() else ""
-                raise NotFinite(f"the loss is not finite since step {step}{where}", FAULT_REMEDY, step=step)
+    def first_fault(self) -> tuple[int, int] | None:
+        """The first step whose loss or fit is not finite in any process, and which process that is."""
+        bad = (~torch.isfinite(self._all_rows()[:, :, :2]).all(2)).nonzero().tolist() if self._rows else []
+        return (self.steps[bad[0][0]], bad[0][1]) if bad else None
 
     def means(self) -> dict[str, float]:
         """Means over the window, and what the last batch's features tell of a collapse."""
-        loss, fit, entropy, similarity = self._all_rows().mean(1).mean(0).tolist()
+        names = ("loss", "fit", "target_entropy", "positive_similarity")
+        means = dict(zip(names, self._all_rows().mean(1).mean(0).tolist(), strict=True))
         assert self._features is not None
         features = gather(self._features).cpu()
         times = self._rows[0].new_tensor([[self.waited, max(self.seconds, 1e-9)]])
-        return {
-            "loss": loss,
-            "fit": fit,
-            "target_entropy": entropy,
-            "positive_similarity": similarity,
-            "effective_rank": effective_rank(features),
-            "feature_std": relative_std(features),
-            "wait_share": float(torch.div(*gather(times).unbind(1)).max()),  # of the process that waits longest
-        }
+        waited = float(torch.div(*gather(times).unbind(1)).max())  # of the process that waits longest
+        spread = {"effective_rank": effective_rank(features), "feature_std": relative_std(features)}
+        return {**means, **spread, "wait_share": waited}
 
 
 class StepLog:
@@ -99,68 +92,51 @@ class StepLog:
         self._pairs: Tensor | None = None  # views for the signals, drawn when they are first due
 
     def state(self) -> dict[str, Any]:
-        """What a saved run must know of the log; every process takes part."""
         memory = {**self.watch.state(), "waiting_said": sorted(self.waiting.said)}
         return {"window": self.window.state(), "last_means": self.last_means, "watch": memory}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Undo of `state`; what an older one lacks stays as in a new run."""
         self.window.restore(state["window"], self.plan.device)
-        self.last_means = state["last_means"]
-        memory = state.get("watch", {})
+        self.last_means, memory = state["last_means"], state.get("watch", {})
         self.watch.restore(memory)
         self.waiting.said = set(memory.get("waiting_said", ()))
 
     def warn_of(self, *warnings: str) -> None:
         """Said by the main process, for all came to the same judgement; empty ones are not."""
-        for warning in filter(None, warnings):
-            if self.setup.is_main:
-                self.setup.reporter.warn(warning)
+        for warning in filter(None, warnings if self.setup.is_main else ()):
+            self.setup.reporter.warn(warning)
 
     def write(self, step: int, seconds: float, first: int) -> None:
-        """Log the window that ends with `step`, `seconds` after this process began at `first`; begin the next.
-
-        Raises NotFinite for a loss, TrainingFault for a collapse that shall stop the run.
-        """
+        """Log the window that ends with `step`, `seconds` after this process began at `first`; begin the next."""
+        self.require_finite()
         window = self.window
-        window.require_finite()
         means = window.means()  # over all processes: each must ask, and each comes to the same judgement
         steps, share = len(window.steps), means["wait_share"]
         self.warn_of(*self.watch.look(step, means, chance=self.setup.model.objective.chance_level()))
         self.warn_of(self.waiting.look(step - first, steps=steps, seconds=window.seconds, share=share))
         if self.setup.is_main:
-            signals = self._signals(step)
-            self.last_means = {**means, **signals}
-            self._write_line(self._report(step, seconds / (step - first), means), means, signals)
+            self._write_line(step, seconds / (step - first), means)
         self.window = LogWindow()
 
-    def _report(self, step: int, step_seconds: float, means: dict[str, float]) -> StepReport:
-        plan, window, fits = self.plan, self.window, self.plan.config.rationale.enabled
-        images = len(window.steps) * filled(plan.config.training.batch_size)
-        return StepReport(
+    def _write_line(self, step: int, step_seconds: float, means: dict[str, float]) -> None:
+        signals = self._signals(step)
+        self.last_means = {**means, **signals}
+        plan, fits = self.plan, self.plan.config.rationale.enabled
+        images = len(self.window.steps) * filled(plan.config.training.batch_size)
+        told: dict[str, Any] = {**means, **({} if fits else {"fit": None, "target_entropy": None})}
+        similarity = told.pop("positive_similarity")
+        report = StepReport(
             epoch=(step - 1) // plan.steps_per_epoch + 1,
             epochs=-(-plan.total_steps // plan.steps_per_epoch),
             step=step,
             total_steps=plan.total_steps,
-            loss=means["loss"],
             chance=self.setup.model.objective.chance_level(),
-            fit=means["fit"] if fits else None,
-            target_entropy=means["target_entropy"] if fits else None,
-            effective_rank=means["effective_rank"],
-            feature_std=means["feature_std"],
-            images_per_second=images / max(window.seconds, 1e-9),
-            wait_share=means["wait_share"],
+            images_per_second=images / max(self.window.seconds, 1e-9),
             seconds_left=step_seconds * (plan.total_steps - step),
+            **told,
         )
-
-    def _write_line(self, report: StepReport, means: dict[str, float], signals: dict[str, float]) -> None:
-        row = {
-            **report._asdict(),
-            "positive_similarity": means["positive_similarity"],
-            "lr": self.setup.rate(),
-            "peak_memory_gb": peak_memory(self.plan.device),
-            **signals,
-        }
+        row = {**report._asdict(), "positive_similarity": similarity, "lr": self.setup.rate()}
+        row |= {"peak_memory_gb": peak_memory(plan.device), **signals}
         with (self.setup.output / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.setup.reporter.step(report)
@@ -172,8 +148,7 @@ class StepLog:
         if not every or not (last or step // every > (step - len(self.window.steps)) // every):
             return {}
         require_finite(model, step)
-        if self._pairs is None:
-            self._pairs = view_pairs(self.setup.views, SIGNAL_IMAGES)
+        self._pairs = view_pairs(self.setup.views, SIGNAL_IMAGES) if self._pairs is None else self._pairs
         images = self._pairs.shape[1]
         if images < 2:
             return {}
@@ -181,3 +156,32 @@ class StepLog:
             found = signals_of(model.encoder, self._pairs)
         self.setup.reporter.note(f"step {step}: {images} training images in two views: {found.in_words()}")
         return {f"sample_{name}": value for name, value in found._asdict().items()}
+
+    def require_finite(self) -> None:
+        """Raises TrainingFault for a loss that is not finite, with the place where the images of its step are kept."""
+        fault = self.window.first_fault()
+        if fault is None:
+            return
+        step, process = fault
+        problem = f"the loss is not finite since step {step}" + (f" in process {process}" if is_distributed() else "")
+        if not self.setup.is_main:
+            raise TrainingFault(problem, FAULT_REMEDY)
+        try:
+            kept = f"its images: {self._save_images(step, problem)}"
+        except (OSError, FgsslError, SafetensorError) as error:  # a full disk must not hide what went wrong first
+            kept = f"its images could not be kept: {error}"
+        raise TrainingFault(f"{problem} ({kept})", FAULT_REMEDY)
+
+    def _save_images(self, step: int, problem: str) -> Path:
+        """RUN/fault/step-N.json with the names of the images of a step, and step-N.safetensors with their two views."""
+        plan, views = self.plan, self.setup.views
+        batch_size = filled(plan.config.training.batch_size)
+        sampler = StepSampler(len(plan.train), batch_size, seed=views.seed, start=step - 1, stop=step)
+        batch = views.__getitems__(next(iter(sampler)))  # they depend on seed, epoch and image alone
+        path = self.setup.output / "fault" / f"step-{step:09d}.json"
+        with atomic_path(path.with_suffix(".safetensors")) as temporary:
+            save_file({"views": batch.views_on(torch.device("cpu")).contiguous(), "index": batch.index}, temporary)
+        names = [plan.train.identifier(int(index)) for index in batch.index]
+        facts = {"step": step, "problem": problem, "lr": self.setup.rate(), "images": names}
+        write_text(path, json.dumps(facts, indent=2, ensure_ascii=True) + "\n")
+        return path

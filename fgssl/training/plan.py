@@ -1,7 +1,12 @@
-"""From a config to a run that can start: data opened, backbone built, every derived value filled in and explained."""
+"""From a config to a run that can start: data opened, backbone built, every derived value filled in and explained.
+
+From scratch AdamW and a sharp temperature learn faster; a trained CNN takes the paper's SGD; a trained transformer
+AdamW at low rates with warm-up and stochastic depth, as is usual (Bao et al. 2021, He et al. 2022).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping
@@ -10,9 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fgssl import backbones
 from fgssl.backbones import Backbone, InitialWeights
-from fgssl.config.defaults import Draft, RunFacts, derive_objective
-from fgssl.config.resolve import Resolved, build
+from fgssl.config.defaults import Draft, Recommended, RunFacts, derive_objective
+from fgssl.config.resolve import AS_BEGUN, Resolved, build
 from fgssl.config.schema import DataConfig, PretrainConfig, flatten
 from fgssl.data import PRESETS, default_split, load_images, no_split
 from fgssl.data.cache.map_store import entry_bytes
@@ -20,13 +26,14 @@ from fgssl.data.images import ImageSet
 from fgssl.errors import FgsslError
 from fgssl.objectives import OBJECTIVES
 from fgssl.runtime.machine import automatic_workers, feeds_itself, resolve_device, resolve_precision
-from fgssl.training.initialization import derive_optimizer, start_backbone, starts_trained
-from fgssl.training.memory_need import check_memory, memory_needs
+from fgssl.training.diagnosis import check_memory, memory_needs
 
 BATCH_SIZES = (128, 64, 32)  # the paper's, and less where that leaves too few steps
 SIGNAL_IMAGES = 256  # of the training split, the same all through a run
 SIGNAL_SHARE = 0.01  # of a run's work
 STEPS_PER_EPOCH = 46  # what the paper has on CUB
+DROP_PATH, LAYER_DECAY = 0.1, 0.75
+FROM_DEFAULTS = ("default", "demo default")  # origins of values that nobody asked for
 
 
 class Plan(NamedTuple):
@@ -45,14 +52,14 @@ class Plan(NamedTuple):
 
     def warnings(self) -> list[str]:
         """Lines that should be read before the run starts."""
+        backbone, training = self.backbone, self.config.training
         lines = [] if self.initial is None else self.initial.describe()
-        if self.backbone.frozen and not starts_trained(flatten(self.config)):
+        if backbone.frozen and not starts_trained(flatten(self.config)):
             lines.append("the frozen backbone has random weights: only the heads will learn (--pretrained or --init)")
-        training = self.config.training
-        if training.mixed_precision == "bf16" and not self.backbone.good_in_bf16:
-            lines.append(f"{self.backbone.name} is not known to be good in bf16: compare with --mixed-precision no")
-        if training.compile and not self.backbone.good_compiled and not self.backbone.frozen:
-            lines.append(f"{self.backbone.name} is not known to be good with --compile: compare with a run without")
+        if training.mixed_precision == "bf16" and not backbone.good_in_bf16:
+            lines.append(f"{backbone.name} is not known to be good in bf16: compare with --mixed-precision no")
+        if training.compile and not backbone.good_compiled and not backbone.frozen:
+            lines.append(f"{backbone.name} is not known to be good with --compile: compare with a run without")
         return lines
 
     def facts(self) -> dict[str, Any]:
@@ -82,16 +89,13 @@ class Splits(NamedTuple):
 
 
 def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True, splits: Splits | None = None) -> Plan:
-    """Open the data, build the backbone and derive what was left open.
+    """Open the data, build the backbone and derive what was left open. Raises FgsslError for what the run would meet.
 
     Args:
         resolved: From `load_config`.
         world: Number of processes.
         load_weights: Give the backbone its initial weights; not where a saved state is about to replace them.
         splits: Images in place of those of the config's source, such as a part of its training split.
-
-    Raises:
-        FgsslError: for anything the run would stumble over.
     """
     draft = Draft(flatten(resolved.config), resolved.origins)
     device = resolve_device(draft["training.device"])
@@ -110,49 +114,47 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True, 
     derive_optimizer(draft, backbone)
     if backbone.frozen:
         draft.derive("training.signals_every", total_steps, "a frozen backbone's never change")
-    _derive_signals(draft, len(train))
+    # two forward passes of the sample, as seldom as keeps them within their share, at a line of the log
+    log_every, forwards = draft["training.log_every"], OBJECTIVES[draft["objective.name"]].step_forwards
+    steps = 2 * min(SIGNAL_IMAGES, len(train)) / (forwards * draft["training.batch_size"])
+    every = -(-math.ceil(steps / SIGNAL_SHARE) // log_every) * log_every
+    reason = f"{100 * SIGNAL_SHARE:g} % of the run's work; also after the last step"
+    draft.derive("training.signals_every", every, reason)
     draft.derive("training.device", str(device), "best at hand")
     draft.values["training.device"] = str(device)  # in full, where `auto` was asked for
     unless = "; none once the cache is built" if feeds_itself(device) else ""
     draft.derive("training.workers", automatic_workers(device, world), f"cores of this machine{unless}")
-    _derive_precision(draft, backbone, device)
+    asked = draft["training.mixed_precision"]
+    precision, reason = resolve_precision(asked, device)
+    if asked == "auto":  # bf16 where the machine gains by it and the backbone is known good in it
+        if precision == "bf16" and not backbone.good_in_bf16:
+            precision, reason = "no", f"{backbone.name} is not known to be good in bf16"
+        draft.decide("training.mixed_precision", precision, reason)
     config = build(draft.values)
     needs = memory_needs(config, channels=backbone.channels, map_size=backbone.map_size, images=len(train), world=world)
     check_memory(needs, draft.values, device)
     return Plan(config, draft.origins, train, test, backbone, device, steps_per_epoch, total_steps, initial, needs)
 
 
-def _derive_precision(draft: Draft, backbone: Backbone, device: torch.device) -> None:
-    """bf16 where the machine gains by it and the backbone is known good in it; asked for, it is as asked."""
-    asked = draft["training.mixed_precision"]
-    precision, reason = resolve_precision(asked, device)
-    if asked != "auto":
-        return
-    if precision == "bf16" and not backbone.good_in_bf16:
-        precision, reason = "no", f"{backbone.name} is not known to be good in bf16"
-    draft.decide("training.mixed_precision", precision, reason)
-
-
-def _open_splits(data: DataConfig, draft: Draft) -> tuple[ImageSet, ImageSet | None]:
+def _open_splits(data: DataConfig, draft: Draft) -> Splits:
     train_split, test_split = default_split(data, "train"), default_split(data, "test")
     if train_split is None:
         raise no_split(data, "training", option="--set data.train_split=...")
     train = load_images(data, train_split)
     if len(train) < 2:
-        raise FgsslError(
-            f"'{data.source}' holds one image in its split {train_split}", "self-supervised training needs at least 2"
-        )
+        problem = f"'{data.source}' holds one image in its split {train_split}"
+        raise FgsslError(problem, "self-supervised training needs at least 2")
     draft.derive("data.train_split", train_split, "the source's own")
-    if test_split is not None:
-        draft.derive("data.test_split", test_split, "the source's own")
-    return train, None if test_split is None else load_images(data, test_split)
+    if test_split is None:
+        return Splits(train, None)
+    draft.derive("data.test_split", test_split, "the source's own")
+    return Splits(train, load_images(data, test_split))
 
 
 def derived_batch(images: int, *, parts: int = 1) -> tuple[int, str]:
     """The batch for a number of images, a multiple of `parts`, and why: 128, 64 or 32, the largest for a long epoch.
 
-    For fewer images the size above 16 and up to 32 that leaves the fewest of them out of an epoch; all images where
-    they are fewer than that. Two images a part where the parts are too many for any of these.
+    For fewer images the size above 16 and up to 32 that leaves the fewest out; at most all, at least two a part.
     """
     for batch in BATCH_SIZES:
         if images // batch >= STEPS_PER_EPOCH and batch >= 2 * parts:
@@ -168,41 +170,95 @@ def derived_batch(images: int, *, parts: int = 1) -> tuple[int, str]:
 
 
 def _fit_batch(draft: Draft, images: int, world: int) -> None:
-    batch, accumulate = draft["training.batch_size"], draft["training.accumulate"]
-    if batch is None:
-        if accumulate > 1 and 2 * world * accumulate > images:
-            raise FgsslError(
-                f"--accumulate {accumulate} makes more parts than the data ({images} images) have pairs for",
-                f"use at most {images // (2 * world)}",
-            )
-        batch, why = derived_batch(images, parts=world * accumulate)
-        draft.derive("training.batch_size", batch, why)
+    accumulate = draft["training.accumulate"]
+    parts = world * accumulate
+    if draft["training.batch_size"] is None:
+        if accumulate > 1 and 2 * parts > images:
+            problem = f"--accumulate {accumulate} makes more parts than the data ({images} images) have pairs for"
+            raise FgsslError(problem, f"use at most {images // (2 * world)}")
+        draft.decide("training.batch_size", *derived_batch(images, parts=parts))
+    batch = draft["training.batch_size"]
     if batch > images:
         raise FgsslError(f"--batch-size {batch} is larger than the data ({images} images)", f"use at most {images}")
-    parts = world * accumulate
-    if accumulate > 1 and (batch % parts or batch // parts < 2):
-        raise FgsslError(
-            f"--batch-size {batch} cannot be divided into {accumulate} parts by --accumulate",
-            f"use a multiple of {parts}, at least {2 * parts}",
-        )
-    if batch % world or batch // world < 2:
-        raise FgsslError(
-            f"--batch-size {batch} cannot be shared by {world} processes",
-            f"use a multiple of {world}, at least {2 * world}",
-        )
-
-
-def _derive_signals(draft: Draft, images: int) -> None:
-    """Two forward passes of the sample, as seldom as keeps them within their share, at a line of the log."""
-    forwards = OBJECTIVES[draft["objective.name"]].step_forwards
-    steps = 2 * min(SIGNAL_IMAGES, images) / (forwards * draft["training.batch_size"])
-    log_every = draft["training.log_every"]
-    every = -(-math.ceil(steps / SIGNAL_SHARE) // log_every) * log_every
-    reason = f"{100 * SIGNAL_SHARE:g} % of the run's work; also after the last step"
-    draft.derive("training.signals_every", every, reason)
+    divided = f"divided into {accumulate} parts by --accumulate"
+    for count, what in ((parts if accumulate > 1 else 1, divided), (world, f"shared by {world} processes")):
+        if batch % count or batch // count < 2:
+            remedy = f"use a multiple of {count}, at least {2 * count}"
+            raise FgsslError(f"--batch-size {batch} cannot be {what}", remedy)
 
 
 def describe(plan: Plan) -> dict[str, dict[str, Any]]:
     """Each `section.key` with its value and origin, for --dry-run and the run's summary."""
     flat = flatten(plan.config)
     return {key: {"value": value, "origin": plan.origins.get(key, "default")} for key, value in flat.items()}
+
+
+# ---- how a run starts
+
+
+def starts_trained(values: Draft | Mapping[str, Any]) -> bool:
+    """Whether the backbone starts from weights that have learned something."""
+    return bool(values["backbone.pretrained"] or values["backbone.init"])
+
+
+def start_backbone(draft: Draft, *, load_weights: bool) -> tuple[Backbone, InitialWeights | None]:
+    """The backbone as the run starts with it, and what --init brought; what the start decides is filled in."""
+    init, freeze, told = draft["backbone.init"], draft["backbone.freeze"], draft.origins.get
+    draft.derive("backbone.pretrained", init is None, "timm's weights unless told otherwise")
+    if init is not None and told("backbone.name") in FROM_DEFAULTS:  # the one that the weights belong to
+        file, origin = backbones.weights_file(init), backbones.origin_of(init)
+        if origin is None and file is not None:  # not a bare tag of the default backbone
+            raise backbones.unknown_origin(init)
+        if origin is not None:
+            draft.decide("backbone.name", origin.architecture, "from --init")
+            if told("backbone.image_size") in FROM_DEFAULTS and origin.image_size is not None:
+                draft.decide("backbone.image_size", origin.image_size, "from --init")
+    name, options = draft["backbone.name"], {key: draft[f"backbone.{key}"] for key in ("image_size", "output_stride")}
+    started = starts_trained(draft)
+    may_drop = draft["backbone.drop_path"] is None and told("backbone.drop_path") != AS_BEGUN and freeze != "backbone"
+    if may_drop and started and backbones.survey_backbone(name, **options).transformer:
+        with contextlib.suppress(FgsslError):  # not every transformer offers it
+            backbones.survey_backbone(name, drop_path=DROP_PATH, **options)
+            draft.derive("backbone.drop_path", DROP_PATH, "usual for a trained transformer")
+    pretrained, drop_path = draft["backbone.pretrained"] and load_weights, draft["backbone.drop_path"]
+    backbone = backbones.build_backbone(name, pretrained=pretrained, drop_path=drop_path, **options)
+    initial = backbones.load_initial_weights(backbone, init) if init is not None and load_weights else None
+    draft.derive("backbone.image_size", backbone.image_size, "the model's own size")
+    draft.derive("backbone.output_stride", None, "the model's own")
+    if freeze != "none":
+        backbones.freeze_backbone(backbone, None if freeze == "backbone" else int(freeze))
+    reason = "the statistics that trained weights came with" if started else "no statistics to keep yet"
+    draft.derive("backbone.batch_norm", "rest" if started else "batch", reason)
+    draft.derive("backbone.whitening", started, "helps trained weights" if started else "for trained weights")
+    if draft["backbone.batch_norm"] == "rest":
+        backbones.rest_batch_norm(backbone)
+    return backbone, initial
+
+
+def derive_optimizer(draft: Draft, backbone: Backbone) -> None:
+    """Optimiser, rates, decay and warm-up that suit the start; of the objective's paper, else MoCo v2's or BYOL's."""
+    started, frozen, usual = starts_trained(draft), backbone.frozen, "usual for a trained transformer"
+    fine_tuned = started and backbone.transformer and not frozen
+    own: Recommended = OBJECTIVES[draft["objective.name"]].paper
+    if started and not frozen and not fine_tuned:
+        draft.derive("optimizer.name", own.name, "paper")
+    reason = "only the heads train" if frozen else usual if fine_tuned else "learns faster from scratch"
+    draft.derive("optimizer.name", "adamw", reason)
+    name, batch, epochs, warmup = draft["optimizer.name"], draft["training.batch_size"], draft["training.epochs"], 0.0
+    if name == "adamw":
+        rate = 1e-4 if started and not frozen else 1e-3
+        draft.derive("optimizer.lr", rate, "usual for adamw, less on trained weights")
+        draft.derive("optimizer.weight_decay", 0.05, "usual for adamw")
+    else:
+        paper: Recommended = own if own.name == name else OBJECTIVES["byol" if name == "lars" else "mocov2"].paper
+        warmup, scratch = paper.warmup, name == "sgd" and not started
+        rate, why = (4 * paper.lr, "four times the paper's, from scratch") if scratch else (paper.lr, "paper")
+        draft.derive("optimizer.lr", rate * batch / paper.batch, f"{rate:g} x batch / {paper.batch} ({why})")
+        draft.derive("optimizer.weight_decay", paper.weight_decay, "paper")
+    if fine_tuned:
+        draft.derive("optimizer.layer_decay", LAYER_DECAY, usual)
+        reason = "a tenth of the run, at most 5 epochs, for a trained transformer"
+        draft.derive("optimizer.warmup_epochs", min(5.0, epochs / 10), reason)
+    draft.derive("optimizer.layer_decay", 1.0, "all layers at one rate")
+    reason = "paper: a tenth of the run, at most 10 epochs" if warmup else "paper"
+    draft.derive("optimizer.warmup_epochs", min(10.0, warmup * epochs), reason)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,53 +54,42 @@ def run_pools(encoder: Encoder) -> tuple[Pool, ...]:
 
 def retrieval_rows(plan: Plan, encoder: Encoder, name: str, reporter: Reporter) -> list[dict[str, Any]]:
     """Leave-one-out retrieval in the test split, one row a pooling; none where there is no labelled test split."""
-    if plan.test is None or plan.test.labels is None:
-        return []
-    return _rows(_embed(plan, plan.test, encoder, f"embedding ({name})", reporter), name)
+    labelled = plan.test is not None and plan.test.labels is not None
+    return _rows(_embed(plan, encoder, name, reporter), name) if labelled else []
 
 
-def _embed(plan: Plan, images: ImageSet, encoder: Encoder, title: str, reporter: Reporter) -> dict[Pool, Embeddings]:
-    return embed(
-        encoder,
-        images,
-        pools=run_pools(encoder),
-        device=plan.device,
-        cache=plan.config.training.cache,
-        progress=lambda done, total: reporter.progress(title, done, total),
-        decoding=lambda done, total: reporter.progress(f"decoding {images.split}", done, total),
-    )
+def _embed(plan: Plan, encoder: Encoder, name: str, reporter: Reporter) -> dict[Pool, Embeddings]:
+    images = plan.train if plan.test is None else plan.test
+    progress = functools.partial(reporter.progress, f"embedding ({name})")
+    decoding = functools.partial(reporter.progress, f"decoding {images.split}")
+    where: dict[str, Any] = {"device": plan.device, "cache": plan.config.training.cache}
+    return embed(encoder, images, pools=run_pools(encoder), progress=progress, decoding=decoding, **where)
 
 
 def _rows(found: dict[Pool, Embeddings], name: str) -> list[dict[str, Any]]:
+    """Of the retrieval table; none without labels, or where every class has one image: nothing to retrieve."""
     rows = []
     for pool, embeddings in found.items():
-        assert embeddings.labels is not None
-        try:
-            metrics = evaluate_retrieval(embeddings.features, embeddings.labels).to_dict()
-        except FgsslError:  # every class has one image: nothing to retrieve
-            return []
-        rows.append({"encoder": name, "pool": pool, **metrics})
+        if embeddings.labels is not None:
+            with contextlib.suppress(FgsslError):
+                metrics = evaluate_retrieval(embeddings.features, embeddings.labels).to_dict()
+                rows.append({"encoder": name, "pool": pool, **metrics})
     return rows
 
 
 def finish_run(setup: Setup, progress: dict[str, Any], last: dict[str, float]) -> RunResult:
-    """Write timm/, overview.png and summary.json of the last epoch's weights; nothing is selected on the test split.
-
-    The resume states go last: until then a killed process can be resumed, and afterwards nothing needs them. `progress`
-    is the loop's, `last` the means of the last logged steps.
-    """
+    """Write timm/, overview.png and summary.json of the last epoch's weights; nothing is selected on the test split."""
     plan, encoder, output, reporter = setup.plan, setup.model.encoder, setup.output, setup.reporter
     encoder.eval()
     save_timm(encoder.backbone, output / "timm", head=encoder.whitening)
     rows, faults = list(progress["initial_rows"]), list(progress["faults"].values())
     if plan.config.training.evaluate:
-        images = plan.test if plan.test is not None else plan.train
+        images, found = plan.train if plan.test is None else plan.test, dict[Pool, Embeddings]()
         try:
-            found = _embed(plan, images, encoder, "embedding (trained)", reporter)
+            found = _embed(plan, encoder, "trained", reporter)
         except FgsslError as error:  # pictures went away while it trained: the encoder is saved, its table is not all
             reporter.warn(f"no retrieval of the trained encoder and no overview: {error.problem}")
-            found = {}
-        rows += _rows(found, "trained") if plan.test is not None and images.labels is not None else []
+        rows += _rows(found, "trained") if plan.test is not None else []
         for fault in found["gap"].faults if found else ():
             if fault.reason not in faults:
                 reporter.warn(f"left out: {fault.reason}")
@@ -120,7 +111,7 @@ def finish_run(setup: Setup, progress: dict[str, Any], last: dict[str, float]) -
         "versions": versions(),
     }
     write_text(output / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
-    if not plan.config.training.keep_states:
+    if not plan.config.training.keep_states:  # last: until then a killed process can be resumed
         remove_states(output)
     return RunResult(output, summary, rows)
 
@@ -141,15 +132,11 @@ def save_view_pairs(output: Path, plan: Plan, views: ViewDataset) -> None:
     """views.png: a few training images and two views of each, as the first epoch draws them."""
     pairs, names = [], []
     for index in epoch_order(len(plan.train), plan.config.training.seed, 0).tolist():
-        try:
+        with contextlib.suppress(UnreadableImage):
             pixels = views.pixels[index]
-        except UnreadableImage:
-            continue
-        first, second = (
-            Image.fromarray(view[0].permute(1, 2, 0).numpy()) for view in views.make([pixels], [Key(0, index)])
-        )
-        pairs.append((Image.fromarray(np.array(pixels)), first, second))
-        names.append(_name(plan.train, index))
+            made = views.make([pixels], [Key(0, index)])[:, 0].permute(0, 2, 3, 1).numpy()
+            pairs.append((Image.fromarray(np.array(pixels)), Image.fromarray(made[0]), Image.fromarray(made[1])))
+            names.append(_name(plan.train, index))
         if len(pairs) == VIEW_PAIRS:
             break
     title = f"Two random views of a training image ({plan.config.views.preset})"
@@ -158,39 +145,26 @@ def save_view_pairs(output: Path, plan: Plan, views: ViewDataset) -> None:
 
 def draw_overview(encoder: Encoder, images: ImageSet, embeddings: Embeddings) -> Image.Image | None:
     """A few images evenly spread over the split, their maps, and their nearest neighbours in it."""
-    total = len(embeddings.identifiers)
+    total, index = len(embeddings.identifiers), embeddings.positions.tolist()
     if total < 2:
         return None
-    index = embeddings.positions.tolist()
     asked = np.unique(np.linspace(0, total - 1, OVERVIEW_ROWS + 2)[1:-1].round().astype(int)).tolist()
-    pictures = {query: picture for query in asked if (picture := _still_there(images, index[query])) is not None}
-    if not pictures:
-        return None
-    queries, features = list(pictures), embeddings.features
-    top = min(OVERVIEW_NEIGHBOURS, total - 1)
-    indices = search(features[queries], features, top=top + 1).indices.tolist()
-    rows = []
-    for place, (query, maps) in enumerate(zip(queries, explain(encoder, list(pictures.values())), strict=True)):
-        neighbours = [
-            Neighbour(
-                shown(encoder, picture, size=224),
-                _name(images, index[i]),
-                None if embeddings.labels is None else bool(embeddings.labels[i] == embeddings.labels[query]),
-            )
-            for i in [i for i in indices[place] if i != query][:top]
-            if (picture := _still_there(images, index[i])) is not None
-        ]
-        picture = shown(encoder, pictures[query], size=224)
-        rows.append(QueryRow(picture, _name(images, index[query]), neighbours, maps.rationale, maps.gradcam))
-    title = f"{encoder.backbone.name} on {images.source} [{images.split}]"
-    return overview_sheet(rows, title=title)
-
-
-def _still_there(images: ImageSet, index: int) -> Image.Image | None:
-    """A picture that was embedded from the cache; its file may be gone, or be no picture, hours later."""
-    with contextlib.suppress(UnreadableImage):
-        return images.load(index)
-    return None
+    features, top = embeddings.features, min(OVERVIEW_NEIGHBOURS, total - 1)
+    nearest = search(features[asked], features, top=top + 1).indices.tolist()
+    found = {query: [i for i in row if i != query][:top] for query, row in zip(asked, nearest, strict=True)}
+    pictures: dict[int, Image.Image] = {}
+    for i in {*asked, *itertools.chain(*found.values())}:
+        with contextlib.suppress(UnreadableImage):  # embedded from the cache; its file may be gone, hours later
+            pictures[i] = images.load(index[i])
+    queries, rows = [query for query in asked if query in pictures], []
+    for query, own in zip(queries, explain(encoder, [pictures[query] for query in queries]), strict=True):
+        neighbours = []
+        for i in (i for i in found[query] if i in pictures):
+            agrees = None if embeddings.labels is None else bool(embeddings.labels[i] == embeddings.labels[query])
+            neighbours.append(Neighbour(shown(encoder, pictures[i], size=224), _name(images, index[i]), agrees))
+        view, name = shown(encoder, pictures[query], size=224), _name(images, index[query])
+        rows.append(QueryRow(view, name, neighbours, own.rationale, own.gradcam))
+    return overview_sheet(rows, title=f"{encoder.backbone.name} on {images.source} [{images.split}]") if rows else None
 
 
 def _name(images: ImageSet, index: int) -> str:

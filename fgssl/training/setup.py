@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -24,8 +25,7 @@ from fgssl.evaluation.embed import reject_unreadable
 from fgssl.runtime.hang import HangDetector
 from fgssl.runtime.machine import available_cores, keep_freed_memory
 from fgssl.runtime.reporting import Reporter
-from fgssl.training.model import PretrainModel
-from fgssl.training.optimizer import build_optimizer
+from fgssl.training.model import Build, PretrainModel, build_optimizer
 from fgssl.training.plan import Plan
 
 START_SECONDS = 300.0  # for all processes to be there and answer
@@ -35,28 +35,20 @@ SHRINK = 1.3  # short side of the decoded training pictures, relative to the vie
 
 @dataclass(frozen=True)
 class Setup:
-    """Of one process; loop, feed and log share it.
-
-    Attributes:
-        output: The run folder.
-        wrapped: The model as distributed training calls it.
-        views: The training split.
-        detector: Told where this process is.
-    """
+    """Of one process; loop, feed and log share it."""
 
     plan: Plan
-    output: Path
+    output: Path  # the run folder
     accelerator: Accelerator
     reporter: Reporter
-    detector: HangDetector
-    views: ViewDataset
+    detector: HangDetector  # told where this process is
+    views: ViewDataset  # the training split
     model: PretrainModel
-    wrapped: torch.nn.Module
+    wrapped: torch.nn.Module  # the model as distributed training calls it
     optimizer: torch.optim.Optimizer
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes and speaks for all."""
         return bool(self.accelerator.is_main_process)
 
     def rate(self) -> float:
@@ -64,25 +56,17 @@ class Setup:
         return float(max(group["lr"] for group in self.optimizer.param_groups))
 
 
-def set_up(
-    plan: Plan, output: Path, reporter: Reporter, detector: HangDetector, build: Callable[[Plan], PretrainModel]
-) -> Setup:
+def set_up(plan: Plan, output: Path, reporter: Reporter, detector: HangDetector, build: Build) -> Setup:
     """Meet the other processes, decode the pictures and build the model on its device."""
+    seed, size, on_device = plan.config.training.seed, plan.backbone.image_size, plan.device.type == "cuda"
     if plan.device.type == "cpu":
         keep_freed_memory()
     with time_limit(reporter):
         accelerator = _accelerator(plan)
-        check_processes(plan, accelerator)
+        _check_processes(plan, accelerator)
     pixels = _training_pixels(plan, accelerator, reporter, detector)
-    training = plan.config.training
-    views = ViewDataset(
-        pixels,
-        plan.config.views,
-        size=plan.backbone.image_size,
-        seed=training.seed,
-        on_device=plan.device.type == "cuda",
-    )
-    torch.manual_seed(training.seed)
+    views = ViewDataset(pixels, plan.config.views, size=size, seed=seed, on_device=on_device)
+    torch.manual_seed(seed)
     model = build(plan).to(plan.device)
     optimizer = build_optimizer(model, plan.config.optimizer, plan.device, backbone=plan.backbone)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -95,80 +79,60 @@ def check_faults(faults: dict[int, str], plan: Plan) -> None:
 
 
 def _accelerator(plan: Plan) -> Accelerator:
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    alone, on_cpu = int(os.environ.get("WORLD_SIZE", "1")) == 1, plan.device.type == "cpu"
     # accelerate remembers the first device and precision of a process and refuses others
     AcceleratorState._reset_state(reset_partial_state=alone)
-    os.environ["ACCELERATE_USE_CPU"] = "true" if plan.device.type == "cpu" else "false"
+    os.environ["ACCELERATE_USE_CPU"] = "true" if on_cpu else "false"
     if plan.device.type == "cuda" and alone:
         torch.cuda.set_device(plan.device)
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(plan.device)
-    return Accelerator(
-        mixed_precision=plan.config.training.mixed_precision,
-        cpu=plan.device.type == "cpu",
-        # the key encoder and the queue are kept equal by the objective itself
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            # others wait while the first decodes or evaluates, which may take hours; who dies or hangs is noticed
-            # otherwise (`fgssl.runtime.launch`, `fgssl.runtime.hang`)
-            InitProcessGroupKwargs(timeout=timedelta(days=2)),
-        ],
-    )
+    # the key encoder and the queue are kept equal by the objective itself; others wait while the first decodes or
+    # evaluates, which may take hours: who dies or hangs is noticed otherwise (`fgssl.runtime.launch`, `.hang`)
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=timedelta(2))]
+    return Accelerator(mixed_precision=plan.config.training.mixed_precision, cpu=on_cpu, kwargs_handlers=handlers)
 
 
 def _training_pixels(plan: Plan, accelerator: Accelerator, reporter: Reporter, detector: HangDetector) -> PixelStore:
     """Decode the training split once; the first process builds the cache, the others open it."""
-    training, is_main = plan.config.training, accelerator.is_main_process
+    training, is_main, told = plan.config.training, accelerator.is_main_process, reporter.progress
+    workers, shrunk = available_cores() if training.workers else 0, Shrunk(round(plan.backbone.image_size * SHRINK))
+    open_them = functools.partial(open_pixels, plan.train, shrunk, cache=training.cache, budget=training.cache_budget)
     if not is_main:
         detector.at("opening the decoded pictures")
     with accelerator.main_process_first():
-        pixels = open_pixels(
-            plan.train,
-            Shrunk(round(plan.backbone.image_size * SHRINK)),
-            cache=training.cache,
-            budget=training.cache_budget,
-            workers=available_cores() if training.workers else 0,
-            progress=lambda done, total: reporter.progress("decoding", done, total),
-        )
+        pixels = open_them(workers=workers, progress=functools.partial(told, "decoding"))
     if is_main:
         detector.at("opening the decoded pictures")
     check_faults(pixels.faults, plan)
     if pixels.encoded and is_main:
-        reporter.note(
-            "the decoded pictures exceed the cache's budget: kept as JPEG (quality 95), decoded at each reading"
-        )
+        kept = "kept as JPEG (quality 95), decoded at each reading"
+        reporter.note(f"the decoded pictures exceed the cache's budget: {kept}")
     return pixels
 
 
 @contextlib.contextmanager
 def time_limit(reporter: Reporter, seconds: float | None = None) -> Iterator[None]:
     """End this process with one line where the block, which may hang inside a collective, takes too long."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield
-        return
+    rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
     limit = seconds or float(os.environ.get("FGSSL_START_SECONDS", START_SECONDS))
 
     def give_up() -> None:
-        reporter.fatal(
-            f"process {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']}: the others did not answer in {limit:g} s",
-            "check that all are started and reach MASTER_ADDR:MASTER_PORT; FGSSL_START_SECONDS waits longer",
-        )
+        remedy = "check that all are started and reach MASTER_ADDR:MASTER_PORT; FGSSL_START_SECONDS waits longer"
+        reporter.fatal(f"process {rank} of {world}: the others did not answer in {limit:g} s", remedy)
         os._exit(1)
 
     timer = threading.Timer(limit, give_up)
     timer.daemon = True
-    timer.start()
+    if int(world) > 1:
+        timer.start()
     try:
         yield
     finally:
         timer.cancel()
 
 
-def check_processes(plan: Plan, accelerator: Accelerator) -> None:
-    """Let every process speak once, and compare what each is about to do.
-
-    Raises:
-        FgsslError: a collective gives a wrong sum, or a process has other settings or images.
-    """
+def _check_processes(plan: Plan, accelerator: Accelerator) -> None:
+    """Let every process speak once; FgsslError for a wrong sum, or one that has other settings or images."""
     count = accelerator.num_processes
     if count == 1:
         return
@@ -181,7 +145,5 @@ def check_processes(plan: Plan, accelerator: Accelerator) -> None:
     for number, account in enumerate(accounts):
         for key, value in accounts[0].items():
             if key not in OWN and account[key] != value:
-                raise FgsslError(
-                    f"process {number} on {hosts[number]} has {key} {account[key]}, process 0 has {value}",
-                    "start all with the same command and the same images",
-                )
+                problem = f"process {number} on {hosts[number]} has {key} {account[key]}, process 0 has {value}"
+                raise FgsslError(problem, "start all with the same command and the same images")

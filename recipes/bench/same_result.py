@@ -34,8 +34,7 @@ from fgssl.evaluation.embed import embed, evaluation_view
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 from fgssl.runs.encoder_file import load_encoder
 from fgssl.runs.folder import METRICS_FILE
-from fgssl.training.model import build_model, fit_weight
-from fgssl.training.optimizer import build_optimizer, learning_rate, set_rate
+from fgssl.training.model import build_model, build_optimizer, fit_weight, learning_rate, set_rate
 from fgssl.training.plan import Plan, make_plan
 from fgssl.training.pretrain import pretrain
 

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fgssl.config.presets import DEMO_PROFILE, RATIONALE_PRESETS, VIEW_PRESETS
+from fgssl.config.defaults import DEMO_PROFILE, RATIONALE_PRESETS, VIEW_PRESETS
 from fgssl.config.resolve import MAX_RECIPE_BYTES, build, config_from_flat, load_config
 from fgssl.config.schema import PretrainConfig, flatten, nested
 from fgssl.config.values import ranges, type_hints

@@ -14,7 +14,7 @@ import pytest
 from documents import DOCS, EVERYTHING, PAGES, RECIPES, ROOT, VERBS, check
 
 import fgssl
-from fgssl.config.presets import RATIONALE_PRESETS, VIEW_PRESETS
+from fgssl.config.defaults import RATIONALE_PRESETS, VIEW_PRESETS
 from fgssl.config.resolve import load_config
 from fgssl.config.schema import RationaleConfig, flatten
 from fgssl.data.sources.presets import PRESETS

@@ -26,7 +26,7 @@ from fgssl.objectives.methods.simclr import SimCLR, nt_xent
 from fgssl.objectives.methods.simsiam import SimSiam, negative_cosine
 from fgssl.objectives.momentum import update_momentum
 from fgssl.runs.encoder_file import load_encoder
-from fgssl.training.optimizer import build_optimizer
+from fgssl.training.model import build_optimizer
 from fgssl.training.plan import make_plan
 
 OTHERS = ("byol", "simsiam", "simclr")

@@ -10,7 +10,7 @@ from tiny_moco import build as build_moco
 from tiny_moco import step as moco_step
 from torch import Tensor, nn
 
-from fgssl.config.presets import RATIONALE_PRESETS
+from fgssl.config.defaults import RATIONALE_PRESETS
 from fgssl.config.resolve import RETIRED, config_from_flat, load_config
 from fgssl.config.schema import flatten
 from fgssl.encoder import Encoder

@@ -22,7 +22,7 @@ from fgssl.data.cache.map_store import MapStore, entry_bytes, rounded
 from fgssl.data.feed import StepSampler
 from fgssl.errors import FgsslError
 from fgssl.runtime.reporting import Reporter
-from fgssl.training.frozen_maps import FrozenSampler
+from fgssl.training.feed import FrozenSampler
 from fgssl.training.plan import Plan, make_plan
 from fgssl.training.pretrain import build_trainer
 

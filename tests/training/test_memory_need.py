@@ -14,7 +14,7 @@ from tiny_trainer import tiny_trainer
 
 from fgssl.config.resolve import load_config
 from fgssl.errors import FgsslError
-from fgssl.training.memory_need import check_memory, largest_settings, memory_needs
+from fgssl.training.diagnosis import check_memory, largest_settings, memory_needs
 from fgssl.training.plan import make_plan
 
 
@@ -37,7 +37,7 @@ def test_needs_are_counted_as_the_modules_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("setting", ["rationale.projections=4096", "objective.projector_dim=16384"])
 def test_a_setting_that_the_memory_does_not_hold_is_refused_by_name_in_the_dry_run(setting: str) -> None:
     key, _, value = setting.partition("=")
-    with mock.patch("fgssl.training.memory_need.free_memory", lambda _device: 10_000_000):
+    with mock.patch("fgssl.training.diagnosis.free_memory", lambda _device: 10_000_000):
         error = fgssl("pretrain", "--data", photos(), *TINY, "--set", setting, "--dry-run").error()
     assert f"{key} {value} takes" in error and f"make {key} smaller" in error
 
@@ -63,13 +63,13 @@ def test_the_largest_is_to_blame_and_what_fits_is_not_refused(monkeypatch: pytes
     )
     total = sum(plan.needs.values())
     for free, refused in ((total - 1, True), (total, False), (None, False)):
-        monkeypatch.setattr("fgssl.training.memory_need.free_memory", lambda _device, free=free: free)
+        monkeypatch.setattr("fgssl.training.diagnosis.free_memory", lambda _device, free=free: free)
         if refused:
             with pytest.raises(FgsslError, match=r"cpu has .* GB free; make"):
                 check_memory(plan.needs, {key: 1 for key in plan.needs}, plan.device)
         else:
             check_memory(plan.needs, {}, plan.device)
-    monkeypatch.setattr("fgssl.training.memory_need.free_memory", lambda _device: 10_000_000_000)
+    monkeypatch.setattr("fgssl.training.diagnosis.free_memory", lambda _device: 10_000_000_000)
     assert largest_settings({"a": 5e9, "b": 1e8, "c": 2e9}, plan.device) == "a (5.0 GB), c (2.0 GB)"
 
 

@@ -26,8 +26,7 @@ from fgssl.config.schema import flatten
 from fgssl.runs.encoder_file import load_encoder
 from fgssl.runs.folder import write_config
 from fgssl.training.log import LogWindow
-from fgssl.training.model import StepOutput
-from fgssl.training.optimizer import learning_rate
+from fgssl.training.model import StepOutput, learning_rate
 from fgssl.training.plan import make_plan
 
 FILES = {"config.yaml", "encoder.safetensors", "metrics.jsonl", "overview.png", "summary.json", "views.png"}

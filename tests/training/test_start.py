@@ -25,7 +25,7 @@ from fgssl.backbones import Backbone, build_backbone, origin_of, save_timm
 from fgssl.config.resolve import load_config
 from fgssl.config.schema import OptimizerConfig
 from fgssl.runtime.reporting import Reporter
-from fgssl.training.optimizer import build_optimizer, learning_rate, parameter_groups, set_rate
+from fgssl.training.model import build_optimizer, learning_rate, parameter_groups, set_rate
 from fgssl.training.plan import derived_batch, make_plan
 from fgssl.training.pretrain import build_trainer
 

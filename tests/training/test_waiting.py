@@ -17,8 +17,8 @@ from stopping import after_step
 
 from fgssl.config.schema import TrainingConfig
 from fgssl.data.cache.pixels import PixelStore, Shrunk
-from fgssl.training.loading_time import Waiting, remedies
-from fgssl.training.step_feed import StepFeed
+from fgssl.training.diagnosis import Waiting, remedies
+from fgssl.training.feed import StepFeed
 
 
 def told(shares: list[float], *, steps: int = 10, first: int = 0, **options: Any) -> list[str]:
@@ -106,8 +106,8 @@ def test_a_starved_run_says_so_and_its_saves_do_not_count(tmp_path: Path) -> Non
 
     options = ("--max-steps", "30", "--epochs", "30", "--cache", "off", "--no-rationale")
     short = (
-        mock.patch("fgssl.training.loading_time.SETTLED_STEPS", 4),
-        mock.patch("fgssl.training.loading_time.WINDOW_STEPS", 4),
+        mock.patch("fgssl.training.diagnosis.SETTLED_STEPS", 4),
+        mock.patch("fgssl.training.diagnosis.WINDOW_STEPS", 4),
     )
     with short[0], short[1], mock.patch.object(StepFeed, "batches", slowly):
         starved = fgssl("pretrain", "--data", photos(), *TINY, *options, "--output", tmp_path / "starved")

@@ -21,7 +21,7 @@ from fgssl.config.schema import OptimizerConfig
 from fgssl.errors import TrainingFault
 from fgssl.runs.resume_state import load_state, save_state
 from fgssl.runtime.machine import is_out_of_memory, largest_batch
-from fgssl.training.collapse import CHANCE_STEPS, Watch, absurd_rate
+from fgssl.training.diagnosis import CHANCE_STEPS, Watch, absurd_rate
 from fgssl.training.log import LogWindow
 
 ROOT = Path(__file__).parents[2]
@@ -153,14 +153,14 @@ def test_nothing_fits_and_other_errors_are_not_memory() -> None:
 LIMITED = """
 import resource, sys
 from fgssl.cli import main
-from fgssl.training.loop import Trainer
-batches = Trainer.batches
+from fgssl.training.feed import StepFeed
+batches = StepFeed.batches
 def limited(self, start):
     found = batches(self, start)
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 700_000_000, -1))
     return found
-Trainer.batches = limited
+StepFeed.batches = limited
 main()
 """
 
@@ -253,7 +253,7 @@ def test_what_went_wrong_is_told_even_where_its_images_cannot_be_kept(tmp_path: 
     def add(self, number, output, **times):  # type: ignore[no-untyped-def]
         original(self, number, output._replace(loss=output.loss * (torch.nan if number >= 3 else 1)), **times)
 
-    full = mock.patch("fgssl.training.failed_step.save_file", side_effect=OSError(28, "No space left on device"))
+    full = mock.patch("fgssl.training.log.save_file", side_effect=OSError(28, "No space left on device"))
     with full, mock.patch.object(LogWindow, "add", add):
         error = fgssl("pretrain", "--data", photos(), *TINY, "--output", tmp_path / "run").error()
     assert "not finite since step 3" in error and "No space left" in error and "lower --lr" in error

@@ -19,7 +19,7 @@ from scipy import stats
 from torchvision import transforms as v1
 from torchvision.transforms.v2 import functional as tv
 
-from fgssl.config.presets import VIEW_PRESETS
+from fgssl.config.defaults import VIEW_PRESETS
 from fgssl.config.resolve import load_config
 from fgssl.config.schema import ViewsConfig
 from fgssl.views import DRAWS as NUMBERS

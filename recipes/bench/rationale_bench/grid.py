@@ -11,8 +11,7 @@ from typing import Any
 
 import yaml
 
-from fgssl.config.resolve import Resolved, load_config
-from fgssl.config.resumed import FREE
+from fgssl.config.resolve import FREE, Resolved, load_config
 from fgssl.config.schema import RationaleConfig, flatten
 from fgssl.errors import FgsslError
 from rationale_bench.controls import TRAIN_POOLS
