@@ -22,7 +22,7 @@ from fgssl.data.cache.pixels import PixelStore
 from fgssl.data.feed import Key, ViewDataset
 from fgssl.encoder import Encoder, evaluated
 from fgssl.errors import UnreadableImage
-from fgssl.rationale import pool_places
+from fgssl.rationale import pool_stages
 from fgssl.views import EvaluationView
 
 PICTURES = 5000  # more do not change a scatter of a few thousand channels
@@ -42,7 +42,8 @@ def whiten(encoder: Encoder, pixels: PixelStore, *, seed: int, progress: Callabl
     Computes on the encoder's device, in eval mode, and leaves it in its mode. The pictures are decoded somewhat larger
     than the views; `progress` is told (done, total) of them.
     """
-    size = encoder.backbone.image_size
+    size, config = encoder.backbone.image_size, encoder.config
+    stages = 1 if config is None else config.backbone.stages or 1
     crops = ViewDataset(pixels, CROPS, size=size, seed=seed)
     whole = EvaluationView(size, encoder.backbone.crop_pct, encoder.backbone.interpolation)
     rows = np.unique(np.linspace(0, len(pixels) - 1, min(PICTURES, len(pixels))).astype(np.int64))
@@ -52,8 +53,8 @@ def whiten(encoder: Encoder, pixels: PixelStore, *, seed: int, progress: Callabl
             batch = list(_views(pixels, crops, whole, rows[start : start + BATCH].tolist()))
             if batch:
                 views = torch.stack(batch, 1).to(encoder.device)  # (V, N, 3, S, S)
-                pooled = [pool_places(encoder.backbone(encoder.normalize(view))).cpu() for view in views]
-                parts.append(torch.stack(pooled))
+                maps = (encoder.backbone.forward_stages(encoder.normalize(view), stages) for view in views)
+                parts.append(torch.stack([pool_stages(found).cpu() for found in maps]))
             progress(min(start + BATCH, len(rows)), len(rows))
     found = torch.cat(parts, 1) if parts else torch.empty(1, 0, 0)
     if found.shape[1] < 2:
@@ -77,17 +78,17 @@ def _views(pixels: PixelStore, crops: ViewDataset, whole: EvaluationView, rows: 
 def fit_whitening(views: Tensor) -> nn.Linear:
     """The inverse root of what changes with the view and between nearest neighbours, about the mean of the first view.
 
-    Of pooled features (V, N, C) of 2 or more views of 2 or more pictures, the evaluation view first; on the CPU.
+    Takes (V, N, D) pooled features of V views (2 or more) of N pictures (2 or more), not normalised, the evaluation
+    view first; makes a layer (D -> D) without a gradient, on the CPU. Of all roots it is the triangular one: they
+    differ by a rotation, which no similarity sees, and this one takes seconds where the symmetric takes minutes.
     """
-    views = views.double()
-    apart = (views - views.mean(0)).flatten(0, 1)  # (V N, C) of the mean over a picture's views
-    mean, of_views = views[0].mean(0), _unit(apart.T @ apart / len(apart))
+    mean, averaged = views[0].mean(0), views.mean(0)
+    within = sum((_scatter(view - averaged) for view in views), torch.zeros(()))
+    of_views = _unit(within)
     weight = _inverse_root(of_views)
     for _ in range(ROUNDS):
-        averaged = functional.normalize((views - mean) @ weight, dim=2).mean(0)
-        pairs = mutual_neighbours(functional.normalize(averaged, dim=1), NEIGHBOURS)
-        difference = views[0][pairs[:, 0]] - views[0][pairs[:, 1]]
-        weight = _inverse_root(of_views + _unit(difference.T @ difference))
+        pairs = mutual_neighbours(functional.normalize((averaged - mean) @ weight.T, dim=1), NEIGHBOURS)
+        weight = _inverse_root(of_views + _unit(_scatter(views[0][pairs[:, 0]] - views[0][pairs[:, 1]])))
     layer = nn.Linear(*weight.shape).requires_grad_(False)
     layer.load_state_dict({"weight": weight, "bias": -(weight @ mean)})
     return layer
@@ -104,6 +105,12 @@ def mutual_neighbours(features: Tensor, count: int) -> Tensor:
     return (near & near.T).triu().nonzero()
 
 
+def _scatter(differences: Tensor) -> Tensor:
+    """(N, D) -> (D, D): sum of their outer products."""
+    product: Tensor = differences.T @ differences
+    return product
+
+
 def _unit(scatter: Tensor) -> Tensor:
     """Scaled to a mean eigenvalue of 1; a scatter of nothing stays nothing."""
     mean: Tensor = scatter.trace() / len(scatter)
@@ -111,7 +118,8 @@ def _unit(scatter: Tensor) -> Tensor:
 
 
 def _inverse_root(scatter: Tensor) -> Tensor:
-    """(S / mean eigenvalue + SHRINKAGE I)^(-1/2), symmetric."""
-    values, vectors = torch.linalg.eigh(_unit(scatter))
-    root: Tensor = (vectors * (values.clamp(min=0) + SHRINKAGE).rsqrt()) @ vectors.T
-    return root
+    """W, lower triangular, with W^T W = (S / mean eigenvalue + SHRINKAGE I)^(-1)."""
+    identity = torch.eye(len(scatter), dtype=torch.float64)
+    root = torch.linalg.cholesky(_unit(scatter).double() + SHRINKAGE * identity)
+    inverse: Tensor = torch.linalg.solve_triangular(root, identity, upper=False)
+    return inverse.to(scatter.dtype)

@@ -21,6 +21,7 @@ from fgssl.rationale import (
     cut_windows,
     gradcam,
     pool_places,
+    pool_stages,
     window_centres,
     window_share,
 )
@@ -97,20 +98,30 @@ class Encoder(nn.Module):
             problem = f"the encoder {self.backbone.name} has no class token beside its map to pool with"
             raise FgsslError(problem, "use --pool gap")
 
-    def pool(self, feature_map: Tensor, pool: Pool) -> Tensor:
-        """(N, C, H, W) -> (N, C) l2-normalised; concat: (N, 2C), gap beside rationale, each of equal weight."""
+    @property
+    def stages(self) -> int:
+        """Of how many of the backbone's stages the maps are pooled: without whitening the last alone."""
+        return 1 if self.config is None or self.whitening is None else self.config.backbone.stages or 1
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """(N, 3, S, S) uint8 -> the last map (N, C, H, W), and those of earlier stages that are pooled beside it."""
+        images = self.normalize(images)
+        return self.backbone.forward_stages(images, self.stages) if self.stages > 1 else [self.backbone(images)]
+
+    def pool(self, maps: Sequence[Tensor], pool: Pool) -> Tensor:
+        """`maps` -> (N, D) l2-normalised as `pool_stages` has them; concat: (N, 2D), gap beside rationale, alike."""
         if pool in ("cls", "zoom"):
             raise ValueError(f"{pool} takes more than the map: use forward or embeddings")
-        parts = [] if pool == "rationale" else [self._finished(pool_places(feature_map))]
+        parts = [] if pool == "rationale" else [self._finished(pool_stages(maps))]
         if pool != "gap":
-            parts.append(self._weighted(feature_map))
+            parts.append(self._weighted(maps))
         return torch.cat(parts, 1).div(len(parts) ** 0.5)
 
-    def _weighted(self, feature_map: Tensor) -> Tensor:
-        return self._finished(pool_places(feature_map, self.attention(feature_map), pool=self._branch().config.pool))
+    def _weighted(self, maps: Sequence[Tensor]) -> Tensor:
+        return self._finished(pool_stages(maps, self.attention(maps[0]), pool=self._branch().config.pool))
 
     def _finished(self, pooled: Tensor) -> Tensor:
-        """(N, C) of any length -> (N, C) whitened, where the encoder is, and l2-normalised."""
+        """(N, D) of any length -> (N, D) whitened, where the encoder is, and l2-normalised."""
         return functional.normalize(pooled if self.whitening is None else self.whitening(pooled), dim=1)
 
     def objective_pool(self, feature_map: Tensor) -> Tensor:
@@ -128,7 +139,7 @@ class Encoder(nn.Module):
         return project(feature_map, self.projector, self.objective_pool if pooled else None, predictor)
 
     def forward(self, images: Tensor, pool: Pool = "gap") -> Tensor:
-        """(N, 3, S, S) uint8, S being `view_size(pool)` -> (N, D) l2-normalised: C long, concat 2C, zoom 2C or 3C."""
+        """(N, 3, S, S) uint8, S being `view_size(pool)` -> (N, D) l2-normalised; concat 2D, zoom 2D or 3D."""
         return self.embeddings(images, (pool,))[pool]
 
     def embeddings(self, images: Tensor, pools: Sequence[Pool]) -> dict[Pool, Tensor]:
@@ -137,14 +148,14 @@ class Encoder(nn.Module):
             if len(set(pools)) > 1:
                 raise ValueError(f"zoom takes pictures of another size than {', '.join(pools)}")
             return {"zoom": self._zoomed(images)}
-        images, found = self.normalize(images), dict[Pool, Tensor]()
-        if "cls" in pools:
-            self.require("cls")
-            feature_map, token = self.backbone.forward_with_token(images)
-            found["cls"] = functional.normalize(token.float(), dim=1)
-        else:
-            feature_map = self.backbone(images)
-        return {pool: found[pool] if pool in found else self.pool(feature_map, pool) for pool in pools}
+        if "cls" not in pools:
+            maps = self.maps(images)
+            return {pool: self.pool(maps, pool) for pool in pools}
+        self.require("cls")
+        feature_map, token = self.backbone.forward_with_token(self.normalize(images))
+        maps = [feature_map] if self.stages == 1 else self.maps(images)
+        whole: dict[Pool, Tensor] = {pool: self.pool(maps, pool) for pool in pools if pool != "cls"}
+        return {**whole, "cls": functional.normalize(token.float(), dim=1)}
 
     def _zoomed(self, images: Tensor) -> Tensor:
         """(N, 3, Z, Z) uint8 -> gap of the whole picture and of its window, with its rationale at half their weight."""
@@ -152,12 +163,12 @@ class Encoder(nn.Module):
         if images.shape[-1] != self.view_size("zoom"):
             raise ValueError(f"zoom takes pictures of {self.view_size('zoom')} pixels, not {images.shape[-1]}")
         whole = functional.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
-        feature_map = self.backbone(self.normalize(whole))
-        parts = [self._finished(pool_places(feature_map))]
+        maps = self.maps(whole)
+        parts = [self._finished(pool_stages(maps))]
         if self.rationale is not None:
-            parts.append(RATIONALE_WEIGHT * self._weighted(feature_map))
-        window = self.backbone(self.normalize(cut_windows(images, self.window_centres(feature_map), size)))
-        parts.append(self._finished(pool_places(window)))
+            parts.append(RATIONALE_WEIGHT * self._weighted(maps))
+        window = self.maps(cut_windows(images, self.window_centres(maps[0]), size))
+        parts.append(self._finished(pool_stages(window)))
         return functional.normalize(torch.cat(parts, 1), dim=1)
 
     def window_centres(self, feature_map: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Visual Recognition Problems", CVPR 2023. A training step and a picture at test t
     fit_rationale    its map made to agree with GradCAM's                            (section 3.2)
     attention_map    the branch's map as weights of the places, without a loss       (section 3.3)
     pool_places      the embedding: the places of the feature map, weighted          (section 3.3)
+    pool_stages      the same with the maps of earlier stages beside it              (ours)
     window_centres   where a picture is looked at again, enlarged                    (ours)
 
 Two rules hold for every option of `RationaleConfig`: the gradient in GradCAM is a constant (first order only), and at
@@ -21,6 +22,7 @@ is none, it stays in the middle. It is cut between pixels, so that rounding neve
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -168,6 +170,27 @@ def pool_places(feature_map: Tensor, attention: Tensor | None = None, *, pool: s
     powered = (weights * (flat / peak).clamp(min=0).pow(GEM_EXPONENT)).sum(2)
     root = torch.where(powered > 0, powered.clamp(min=1e-30).pow(1 / GEM_EXPONENT), 0.0)
     return peak[:, :, 0] * root
+
+
+def pool_stages(maps: Sequence[Tensor], attention: Tensor | None = None, *, pool: str = "mean") -> Tensor:
+    """`pool_places` of the last map, then mean and deviation of each earlier one: (N, C + 2 * sum of theirs) float32.
+
+    The maps are the last one, (N, C, H, W), and earlier ones, whose places get the weight (N, H, W) of where they lie.
+    """
+    pooled = [pool_places(maps[0], attention, pool=pool)]
+    for earlier in maps[1:]:
+        weights = None if attention is None else _spread(attention, earlier)
+        mean = pool_places(earlier, weights)
+        # about the mean: the difference of two squares would lose what small deviations are
+        deviation = pool_places((earlier.float() - mean[:, :, None, None]).square(), weights).clamp(min=0).sqrt()
+        pooled += [mean, deviation]
+    return torch.cat(pooled, 1)
+
+
+def _spread(attention: Tensor, feature_map: Tensor) -> Tensor:
+    """(N, H, W) weights of a coarse map's places, over the places of a finer one, summing to 1 again."""
+    finer = functional.interpolate(attention[:, None].float(), feature_map.shape[2:], mode="bilinear")[:, 0]
+    return finer / finer.sum((1, 2), keepdim=True).clamp(min=EPSILON)
 
 
 def window_share(views: ViewsConfig) -> float:

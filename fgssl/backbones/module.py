@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgssl.backbones.plan import BackbonePlan, read_map, read_map_and_token
 from fgssl.backbones.products import use_products
+from fgssl.backbones.stages import Stages, earlier_stages, read_stages
 from fgssl.errors import FgsslError
 
 # levit and its kin keep biases computed in eval mode: stale after new weights, and part of an old graph
@@ -93,6 +95,25 @@ class Backbone(nn.Module):
             raise ValueError(f"{self.name} has no class token")
         feature_map, token = read_map_and_token(self.model, self._prepare(images), self.plan.route)
         return MapAndToken(self._finished(feature_map), token)
+
+    def forward_stages(self, images: Tensor, count: int) -> list[Tensor]:
+        """The last feature map and those of the stages before it, `count` in all, each (N, C, h, w), in one pass."""
+        stages = self.earlier.first(count - 1) if count > 1 else Stages()
+        return [
+            self._finished(found) for found in read_stages(self.model, self._prepare(images), self.plan.route, stages)
+        ]
+
+    @functools.cached_property
+    def earlier(self) -> Stages:
+        """The stages before the last map that can be read beside it; found by a trial of one image."""
+        parameter, training = next(self.model.parameters()), self.training
+        picture = torch.linspace(-1, 1, 3 * self.image_size**2).view(1, 3, self.image_size, -1)
+        self.eval()
+        found = earlier_stages(
+            self.model, self._prepare(picture.to(parameter.device, parameter.dtype)), self.plan.route
+        )
+        self.train(training)
+        return found
 
     def checkpoint_gradients(self) -> None:
         """Keep few activations for the backward pass and compute the others again; FgsslError where not offered."""

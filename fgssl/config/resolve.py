@@ -31,7 +31,12 @@ FREE = (
     "training.checkpoint_gradients",
 )  # fmt: skip
 # Settings that later versions brought, as a run without them goes on: it did so before they existed.
-BEFORE = {"backbone.batch_norm": "batch", "backbone.whitening": False, "optimizer.layer_decay": 1.0}
+BEFORE = {
+    "backbone.batch_norm": "batch",
+    "backbone.whitening": False,
+    "backbone.stages": 1,
+    "optimizer.layer_decay": 1.0,
+}
 
 # Settings of forms of the rationale that lost (recipes/RESULTS.md): files of earlier versions name them.
 RETIRED: dict[str, str | float | bool] = {

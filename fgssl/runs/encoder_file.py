@@ -88,7 +88,9 @@ def load_encoder(checkpoint: str, *, backbone: str | None = None, image_size: in
             if keys is not None and (keys.shape[1:] != (told.projector_dim,) or not keys.is_floating_point()):
                 raise ValueError(f"keys of shape {tuple(keys.shape)}")
         if whitening := _part(tensors, "whitening"):
-            encoder.whitening = _filled(lambda: nn.Linear(rebuilt.channels, rebuilt.channels), whitening)
+            stages = 1 if config is None else config.backbone.stages or 1
+            width = rebuilt.channels + 2 * sum(rebuilt.earlier.channels[: stages - 1])
+            encoder.whitening = _filled(lambda: nn.Linear(width, width), whitening)
     except FgsslError as error:
         raise FgsslError(f"'{path}': {error.problem}", error.remedy) from error
     except Exception as error:  # what a file says can fail anywhere in timm

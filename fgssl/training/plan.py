@@ -230,6 +230,7 @@ def start_backbone(draft: Draft, *, load_weights: bool) -> tuple[Backbone, Initi
     reason = "the statistics that trained weights came with" if started else "no statistics to keep yet"
     draft.derive("backbone.batch_norm", "rest" if started else "batch", reason)
     draft.derive("backbone.whitening", started, "helps trained weights" if started else "for trained weights")
+    _derive_stages(draft, backbone)
     if draft["backbone.batch_norm"] == "rest":
         backbones.rest_batch_norm(backbone)
     return backbone, initial
@@ -262,3 +263,16 @@ def derive_optimizer(draft: Draft, backbone: Backbone) -> None:
     draft.derive("optimizer.layer_decay", 1.0, "all layers at one rate")
     reason = "paper: a tenth of the run, at most 10 epochs" if warmup else "paper"
     draft.derive("optimizer.warmup_epochs", min(10.0, warmup * epochs), reason)
+
+
+def _derive_stages(draft: Draft, backbone: Backbone) -> None:
+    asked = draft["backbone.stages"] or 1
+    if not draft["backbone.whitening"]:
+        if asked > 1:
+            problem = f"backbone.stages {asked} without backbone.whitening"
+            raise FgsslError(problem, "turn whitening on, or leave the stages out")
+        return
+    offered = 1 + len(backbone.earlier.places)
+    if asked > offered:
+        raise FgsslError(f"backbone.stages {asked}: {backbone.name} hands out {offered}", f"use 1 to {offered}")
+    draft.derive("backbone.stages", offered, "earlier stages tell what the last has lost")

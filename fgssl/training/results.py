@@ -81,7 +81,7 @@ def finish_run(setup: Setup, progress: dict[str, Any], last: dict[str, float]) -
     """Write timm/, overview.png and summary.json of the last epoch's weights; nothing is selected on the test split."""
     plan, encoder, output, reporter = setup.plan, setup.model.encoder, setup.output, setup.reporter
     encoder.eval()
-    save_timm(encoder.backbone, output / "timm", head=encoder.whitening)
+    save_timm(encoder.backbone, output / "timm", head=encoder.whitening if encoder.stages == 1 else None)
     rows, faults = list(progress["initial_rows"]), list(progress["faults"].values())
     if plan.config.training.evaluate:
         images, found = plan.train if plan.test is None else plan.test, dict[Pool, Embeddings]()

@@ -42,9 +42,9 @@ def test_every_pooling_of_the_map_is_whitened_and_of_unit_length(memory_images: 
     feature_map = torch.rand(3, encoder.backbone.channels, 4, 4)
     gap = functional.normalize(encoder.whitening(pool_places(feature_map)), dim=1)
     weighted = functional.normalize(encoder.whitening(pool_places(feature_map, encoder.attention(feature_map))), dim=1)
-    assert torch.allclose(encoder.pool(feature_map, "gap"), gap, atol=1e-6)
-    assert torch.allclose(encoder.pool(feature_map, "rationale"), weighted, atol=1e-6)
-    assert torch.allclose(encoder.pool(feature_map, "concat"), torch.cat([gap, weighted], 1) / 2**0.5, atol=1e-6)
+    assert torch.allclose(encoder.pool([feature_map], "gap"), gap, atol=1e-6)
+    assert torch.allclose(encoder.pool([feature_map], "rationale"), weighted, atol=1e-6)
+    assert torch.allclose(encoder.pool([feature_map], "concat"), torch.cat([gap, weighted], 1) / 2**0.5, atol=1e-6)
     zoomed = encoder(torch.randint(0, 256, (2, 3, *[encoder.view_size("zoom")] * 2), dtype=torch.uint8), "zoom")
     assert torch.allclose(zoomed.norm(dim=1), torch.ones(2), atol=1e-5)
 

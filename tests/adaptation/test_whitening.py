@@ -24,7 +24,7 @@ def test_mutual_neighbours_are_those_of_scikit_learn() -> None:
 
 
 def test_the_scatter_of_views_and_neighbours_becomes_what_the_shrinkage_says() -> None:
-    """W S W = I - SHRINKAGE W W for the mean of both scatters, computed here by loops."""
+    """W S W^T = I - SHRINKAGE W W^T for the mean of both scatters, computed here by loops."""
     views = random(4, 30, 5) * torch.tensor([3.0, 1.0, 0.3, 2.0, 1.0], dtype=torch.float64)
     whitening = fit_whitening(views)
     weight = whitening.weight.double()
@@ -38,14 +38,14 @@ def test_the_scatter_of_views_and_neighbours_becomes_what_the_shrinkage_says() -
     for _ in range(2):
         values, vectors = torch.linalg.eigh(both / (both.trace() / 5))
         root = vectors @ torch.diag((values + SHRINKAGE) ** -0.5) @ vectors.T
-        averaged = torch.nn.functional.normalize((views - views[0].mean(0)) @ root, dim=2).sum(0)
+        averaged = (views.mean(0) - views[0].mean(0)) @ root
         between = np.zeros((5, 5))
         for one, other in mutual_neighbours(torch.nn.functional.normalize(averaged, dim=1), 3).tolist():
             difference = (views[0, one] - views[0, other]).numpy()
             between += np.outer(difference, difference)
         both = first + torch.from_numpy(between / np.trace(between) * 5)
     both = both / (both.trace() / 5)
-    identity = weight @ both @ weight + SHRINKAGE * weight @ weight
+    identity = weight @ both @ weight.T + SHRINKAGE * weight @ weight.T
     assert torch.allclose(identity, torch.eye(5, dtype=torch.float64), atol=1e-5)
     assert torch.allclose(whitening(views[0].float()).mean(0), torch.zeros(5), atol=1e-5)
 

@@ -19,6 +19,7 @@ from fgssl.rationale import (
     gradcam,
     normalize_map,
     pool_places,
+    pool_stages,
     rationale_loss,
     target_distribution,
 )
@@ -496,3 +497,37 @@ def test_generalised_mean_is_the_explicit_formula_and_has_a_gradient_at_zero(wei
 
 def test_pooling_zeros_gives_zeros_not_nan():
     assert torch.equal(attention_pool(torch.zeros(2, C, H, W)), torch.zeros(2, C))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_stages_are_pooled_as_a_loop_pools_them(weighted: bool) -> None:
+    """Mean of the last map; of each earlier one mean and deviation; places weighted as the coarse cell they lie in."""
+    maps = [randn(2, 3, 2, 2), randn(2, 4, 2, 2), randn(2, 5, 1, 1)]
+    attention = torch.softmax(randn(2, 4), 1).view(2, 2, 2) if weighted else None
+    found = pool_stages(maps, attention)
+    for picture in range(2):
+        expected = []
+        for place, features in enumerate(maps):
+            cells = features[picture].flatten(1)
+            weights = [1 / cells.shape[1]] * cells.shape[1]
+            if attention is not None and cells.shape[1] == 4:
+                weights = attention[picture].flatten().tolist()
+            means = [sum(w * float(v) for w, v in zip(weights, row, strict=True)) for row in cells]
+            expected += means
+            if place:
+                squares = [
+                    sum(w * (float(v) - mean) ** 2 for w, v in zip(weights, row, strict=True))
+                    for row, mean in zip(cells, means, strict=True)
+                ]
+                expected += [square**0.5 for square in squares]
+        assert torch.allclose(found[picture], torch.tensor(expected), atol=1e-5)
+
+
+def test_a_coarse_map_weighs_the_places_of_a_finer_one() -> None:
+    """All weight in one corner: what is pooled of the finer map lies there, and weights sum to one (a map of ones)."""
+    attention = torch.zeros(1, 2, 2)
+    attention[0, 0, 0] = 1
+    finer = torch.zeros(1, 2, 8, 8)
+    finer[0, 0, :4, :4], finer[0, 1] = 1, 1
+    pooled = pool_stages([randn(1, 3, 2, 2), finer], attention)[0, 3:5]
+    assert pooled[0] > 0.7 and abs(float(pooled[1]) - 1) < 1e-6

@@ -97,8 +97,8 @@ def test_the_encoder_pools_as_its_config_says():
         head = trained_head(config)
         encoder = Encoder(_Map(), head)  # type: ignore[arg-type]
         expected = attention_pool(features, attention_map(head, features), pool=config.pool)
-        assert torch.equal(encoder.pool(features, "rationale"), expected)
-        concat = encoder.pool(features, "concat")
+        assert torch.equal(encoder.pool([features], "rationale"), expected)
+        concat = encoder.pool([features], "concat")
         assert torch.allclose(concat, torch.cat([attention_pool(features), expected], 1) / 2**0.5)
 
 

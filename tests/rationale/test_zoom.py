@@ -336,7 +336,7 @@ def test_progress_counts_images_of_each_pass(encoder: Encoder, memory_images: Ca
 
 def test_zoom_is_refused_where_there_are_only_maps_or_other_pictures(encoder: Encoder) -> None:
     with pytest.raises(ValueError, match="zoom takes more than the map"):
-        encoder.pool(randn(1, C, 2, 2), "zoom")
+        encoder.pool([randn(1, C, 2, 2)], "zoom")
     with pytest.raises(ValueError, match="zoom takes pictures of another size than gap, zoom"):
         encoder.embeddings(levels(1, LARGE), ("gap", "zoom"))
 

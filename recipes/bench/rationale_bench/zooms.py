@@ -37,23 +37,19 @@ def _seen(encoder: Encoder, images: Tensor) -> dict[str, Tensor]:
     """Features of what is seen in the whole picture and in windows of it, each (N, C) of unit length."""
     size = encoder.backbone.image_size
 
-    def feature_map(pictures: Tensor) -> Tensor:
-        found: Tensor = encoder.backbone(encoder.normalize(pictures))
-        return found
-
     def resized(side: int) -> Tensor:
         return functional.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
 
-    whole = feature_map(resized(size))
-    middle = window_centres(torch.ones_like(whole[:, 0]), size / encoder.view_size("zoom"))
+    whole = encoder.maps(resized(size))
+    middle = window_centres(torch.ones_like(whole[0][:, 0]), size / encoder.view_size("zoom"))
     seen = {"gap": encoder.pool(whole, "gap")}
-    seen["middle"] = encoder.pool(feature_map(cut_windows(images, middle, size)), "gap")
+    seen["middle"] = encoder.pool(encoder.maps(cut_windows(images, middle, size)), "gap")
     if encoder.rationale is None:
         side = 8 * round(LARGER * size / 8)
-        seen["larger"] = encoder.pool(feature_map(resized(side)), "gap")
+        seen["larger"] = encoder.pool(encoder.maps(resized(side)), "gap")
     else:
         seen["rationale, whole weight"] = encoder.pool(whole, "rationale")
         seen["rationale"] = RATIONALE_WEIGHT * seen["rationale, whole weight"]
-        centres = encoder.window_centres(whole)
-        seen["window"] = encoder.pool(feature_map(cut_windows(images, centres, size)), "gap")
+        centres = encoder.window_centres(whole[0])
+        seen["window"] = encoder.pool(encoder.maps(cut_windows(images, centres, size)), "gap")
     return seen

@@ -1,0 +1,74 @@
+"""The maps of earlier stages, read in the same pass as the last.
+
+What ImageNet's classes have no use for is lost in the last stage; what tells one car from another is often still there
+a stage or two before. CNNs and hierarchical transformers count their stages themselves; of a row of equal blocks every
+quarter of the depth is one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fgssl.backbones.plan import MapRoute, read_map
+
+MOST = 3  # earlier stages: before them are edges and colours
+WIDEST = 4096  # numbers that an embedding may have in all
+
+
+class Stages(NamedTuple):
+    """The stages before the last map, nearest first: places among ``forward_intermediates``, and their channels."""
+
+    places: tuple[int, ...] = ()
+    channels: tuple[int, ...] = ()
+    last: int = 0  # place of the last map, where it is read there
+
+    def first(self, count: int) -> Stages:
+        """The nearest so many."""
+        return Stages(self.places[:count], self.channels[:count], self.last)
+
+
+@torch.no_grad()
+def earlier_stages(model: nn.Module, images: Tensor, route: MapRoute) -> Stages:
+    """Those that a model in eval mode hands out: at most `MOST`, and none where it has no such way.
+
+    With the mean over the last map, and mean and deviation over each of them, there are at most `WIDEST` numbers.
+    """
+    if not hasattr(model, "forward_intermediates"):
+        return Stages()
+    try:
+        last = read_map(model, images, route)
+        maps = model.forward_intermediates(  # type: ignore[operator]
+            images, output_fmt="NCHW", intermediates_only=True, norm=False
+        )
+        step = max(1, len(maps) // 4)
+        # what forward_features returns may be the last of them (resnet) or come after it (efficientnet)
+        after = 0 if maps[-1].shape == last.shape else step
+        places = [place for place in range(len(maps) - 1 - step + after, -1, -step) if maps[place].ndim == 4]
+        stages = Stages(tuple(places), tuple(maps[place].shape[1] for place in places), len(maps) - 1).first(MOST)
+        while last.shape[1] + 2 * sum(stages.channels) > WIDEST and stages.places:
+            stages = stages.first(len(stages.places) - 1)
+        same = torch.allclose(read_stages(model, images, route, stages)[0], last, atol=1e-4 * float(last.abs().max()))
+    except Exception:  # timm's models raise all kinds where they have no such way
+        return Stages()
+    return stages if same else Stages()
+
+
+def read_stages(model: nn.Module, images: Tensor, route: MapRoute, stages: Stages) -> list[Tensor]:
+    """The last map, as `read_map` reads it, and those of the stages, each (N, C, h, w), in one pass."""
+    if not stages.places:
+        return [read_map(model, images, route)]
+    intermediates = route.kind == "intermediates"
+    found = model.forward_intermediates(  # type: ignore[operator]
+        images,
+        indices=[*reversed(stages.places), *([stages.last] if intermediates else [])],
+        norm=intermediates and route.final_norm,
+        output_fmt="NCHW",
+        intermediates_only=intermediates,
+    )
+    if intermediates:
+        return list(reversed(found))
+    last, earlier = found
+    return [last.permute(0, 3, 1, 2) if route.kind == "nhwc" else last, *reversed(earlier)]
