@@ -18,21 +18,18 @@ by +), whose images are found by path."""
 _POOLS = "[gap, rationale, zoom and cls where it has them]"
 
 
+@options.takes({name: kind for name, kind in options.ENCODING.items() if name != "pool"}, before="seed")
 def compare(
     checkpoints: Annotated[list[str], Argument(metavar="CHECKPOINT", help=_CHECKPOINTS)],
     data: Annotated[Text, Option(help="Data source. [the one the first encoder was trained on]")] = None,
     split: options.Split = None,
     pool: Annotated[Text, Option(metavar="gap,rationale,...", callback=options.check_pools, help=_POOLS)] = None,
     k: Annotated[int, Option("--k", help="Neighbours that vote in knn.")] = 20,
-    backbone: options.Backbone = None,
-    image_size: options.ImageSize = None,
-    batch_size: options.Batch = None,
-    device: options.Device = None,
-    cache: options.Cache = None,
     seed: Annotated[int, Option(help="Seed of the probe's held-out slice and of the bootstrap.")] = 0,
     markdown: Annotated[bool, Option("--markdown", help="Print the tables as Markdown.")] = False,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
+    **encoding: Any,
 ) -> None:
     """Several encoders and poolings in one table. Retrieval, linear probe and nearest neighbours."""
     if json_output and markdown:
@@ -40,13 +37,10 @@ def compare(
     pools: Any = None if pool is None else tuple(dict.fromkeys(pool.split(",")))
     if len(set(checkpoints)) != len(checkpoints):
         raise BadParameter("one checkpoint is named twice", param_hint="CHECKPOINT")
-    options.check_data(data)
-    options.check_cache(cache)
+    options.check_paths(data=data, cache=encoding["cache"])
     from fgssl.evaluation.compare import compare as run
 
-    opening = {"backbone": backbone, "image_size": image_size, "device": device}
-    given = {"data": data, "batch_size": batch_size, "cache": cache, **opening}
-    with options.reported(quiet=quiet, **given) as asked:
+    with options.reported(quiet=quiet, data=data, **encoding) as asked:
         table = run(checkpoints, asked, split=split, pools=pools, k=k, seed=seed)
     if json_output:
         print_json(_document(table, seed))
@@ -79,13 +73,8 @@ def _print(table: ComparisonTable, seed: int, *, markdown: bool) -> None:
     if len(table.rows) > 1:
         cells: dict[str, list[str]] = {}
         for row, _, found in against_first(table.rows, seed=seed):
-            cells.setdefault(row.name, []).append(_difference(found))
+            difference = f"{found.difference:+.2f}{'*' if found.p < 0.05 else ''}"
+            cells.setdefault(row.name, [row.name]).append(f"{difference} ({found.low:+.2f} to {found.high:+.2f})")
         title = f"Against {table.rows[0].name}: points with 95 % interval, paired bootstrap; * beyond chance (p < 0.05)"
-        differences = [[name, *row] for name, row in cells.items()]
-        print_table(("encoder", *METRICS), differences, title=title, markdown=markdown)
+        print_table(("encoder", *METRICS), cells.values(), title=title, markdown=markdown)
     say(f"protocol: {table.protocol}")
-
-
-def _difference(found: Any) -> str:
-    star = "*" if found.p < 0.05 else ""
-    return f"{found.difference:+.2f}{star} ({found.low:+.2f} to {found.high:+.2f})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import time
@@ -22,8 +21,8 @@ from fgssl.runtime.text import json_text, shown
 
 err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
+pipe = Console(width=10_000, color_system=None)  # nobody looks at its width, so no cell may be cut off or folded
 PLAIN_SECONDS = 5.0  # between progress lines where there is no terminal
-WIDE = 10_000  # columns of a pipe: nobody looks, so no cell may be cut off or folded
 
 
 def process_rank() -> int:
@@ -47,7 +46,7 @@ def print_error(problem: str, remedy: str = "") -> None:
     tell(f"{problem}; {remedy}" if remedy else problem, kind="error", style="bold red")
 
 
-def echo(text: str) -> None:
+def _echo(text: str) -> None:
     """Lines of results that hold nothing foreign as it came."""
     if process_rank() == 0:
         sys.stdout.write(f"{text}\n")
@@ -55,14 +54,14 @@ def echo(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """A JSON document on stdout."""
-    echo(json_text(value))
+    _echo(json_text(value))
 
 
 def print_table(
     columns: Sequence[str],
     rows: Iterable[Sequence[Any]],
     *,
-    title: str | None = None,
+    title: str = "",
     text: Collection[int] = (0,),
     markdown: bool = False,
 ) -> None:
@@ -75,7 +74,7 @@ def print_table(
     if markdown:
         lines = [columns, ["---" if left else "---:" for left in texts], *cells]
         marked = [" | ".join(shown(word).replace("|", "\\|") for word in line) for line in lines]
-        echo("\n".join([f"**{shown(title or '')}**", "", *(f"| {line} |" for line in marked), ""]))
+        _echo("\n".join([f"**{shown(title)}**", "", *(f"| {line} |" for line in marked), ""]))
         return
     if title:  # not the table's own, which would wrap at the width of the table
         say(title, style="bold")
@@ -88,13 +87,9 @@ def print_table(
     if terminal and process_rank() == 0:
         out.print(table)
     elif not terminal:
-        echo("\n".join(line.rstrip() for line in _plain_lines(table)))
-
-
-def _plain_lines(table: Table) -> list[str]:
-    page = io.StringIO()
-    Console(file=page, width=WIDE, color_system=None).print(table)
-    return page.getvalue().splitlines()
+        with pipe.capture() as page:
+            pipe.print(table)
+        _echo("\n".join(line.rstrip() for line in page.get().splitlines()))
 
 
 def cell(value: Any) -> str:
@@ -104,29 +99,25 @@ def cell(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else shown(str(value))
 
 
-def duration(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """Seconds as 1:02:03 or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def step_line(report: StepReport) -> str:
+def _step_line(report: StepReport) -> str:
     """One line about a training run."""
-    parts = [
-        f"epoch {report.epoch}/{report.epochs}",
-        f"step {report.step}/{report.total_steps}",
-        f"loss {report.loss:.3f}" + ("" if report.chance is None else f" (chance {report.chance:.2f})"),
-    ]
+    chance = "" if report.chance is None else f" (chance {report.chance:.2f})"
+    rationale = ""
     if report.fit is not None and report.target_entropy is not None:
-        parts += [f"fit {report.fit:.4f}", f"target entropy {report.target_entropy:.3f}"]
-    parts += [
-        f"rank {report.effective_rank:.1f} std {report.feature_std:.2f}",
-        f"{report.images_per_second:.0f} images/s",
-        f"waiting {100 * report.wait_share:.0f} %",
-        f"{duration(report.seconds_left)} left",
-    ]
-    return "  ".join(parts)
+        rationale = f"fit {report.fit:.4f}  target entropy {report.target_entropy:.3f}  "
+    return (
+        f"epoch {report.epoch}/{report.epochs}  step {report.step}/{report.total_steps}  "
+        f"loss {report.loss:.3f}{chance}  {rationale}rank {report.effective_rank:.1f} std {report.feature_std:.2f}  "
+        f"{report.images_per_second:.0f} images/s  waiting {100 * report.wait_share:.0f} %  "
+        f"{_duration(report.seconds_left)} left"
+    )
 
 
 class PlainReporter(Reporter):
@@ -158,18 +149,27 @@ class PlainReporter(Reporter):
         if total is not None and done >= total:
             if self._spoke:  # or its last word would be that it is not done
                 self.note(f"{task}: {done}/{total}")
-            self._begun, self._spoke = None, False
+            self._begun = None
         elif self._due():
             self._spoke = True
-            left = duration((now - start) / (done - first) * (total - done)) if total and done > first else ""
+            left = _duration((now - start) / (done - first) * (total - done)) if total and done > first else ""
             self.note(f"{task}: {done}{f'/{total}' if total else ' so far'}{f', {left} left' if left else ''}")
 
     def step(self, report: StepReport) -> None:
         if self._due() or report.step == report.total_steps:
-            self.note(step_line(report))
+            self.note(_step_line(report))
 
     def planned(self, description: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        self.note(plan_line(description, facts))
+        settings = {key: item["value"] for key, item in description.items()}
+        height, width = facts["map_size"]
+        rationale = settings["rationale.preset"] if settings["rationale.enabled"] else "off"
+        start = "pretrained" if settings["backbone.pretrained"] else settings["backbone.init"] or "from scratch"
+        self.note(
+            f"{settings['backbone.name']} ({start}) on {settings['data.source']}: {facts['train_images']} images, "
+            f"{settings['backbone.image_size']} px, map {height}x{width}, {settings['objective.name']}, "
+            f"rationale {rationale}, {facts['total_steps']} steps of {settings['training.batch_size']}, "
+            f"{settings['training.device']}, precision {settings['training.mixed_precision']}"
+        )
 
     def close(self) -> None:
         """Nothing is left on the screen, and nothing more is heard."""
@@ -187,46 +187,40 @@ class _Bar(Progress):
     text = Text()
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        if self.text:
-            yield self.text
-        yield from super().get_renderables()
+        return [*([self.text] if self.text else []), *super().get_renderables()]
 
 
 class LiveReporter(PlainReporter):
-    """A bar for the task at hand, and the numbers above it while training, which wrap where the terminal is narrow."""
+    """A bar for the task at hand, and the numbers above it while training."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._bar = _Bar(
-            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=err, transient=True,
-        )  # fmt: skip
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+        self._bar = _Bar(*columns, TimeRemainingColumn(), console=err, transient=True)
         self._bar.start()
-        self._task: tuple[str, Any] | None = None
 
     def progress(self, task: str, done: int, total: int | None) -> None:
-        if self._task is None or self._task[0] != task:
+        if [known.description for known in self._bar.tasks] != [shown(task)]:
             self._drop()
-            self._task = (task, self._bar.add_task(shown(task), total=total))
-        self._bar.update(self._task[1], completed=done, total=total)
+            self._bar.add_task(shown(task), total=total)
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total)
         if total is not None and done >= total:
             self._drop()
 
     def step(self, report: StepReport) -> None:
-        self._bar.text = Text(step_line(report))
+        self._bar.text = Text(_step_line(report))
         self.progress("training", report.step, report.total_steps)
         if report.step == report.total_steps:
             self._bar.text = Text()
-            self.note(step_line(report))
+            self.note(_step_line(report))
 
     def close(self) -> None:
         super().close()
         self._bar.stop()
 
     def _drop(self) -> None:
-        if self._task is not None:
-            self._bar.remove_task(self._task[1])
-            self._task = None
+        for number in self._bar.task_ids:
+            self._bar.remove_task(number)
 
 
 @contextmanager
@@ -238,29 +232,10 @@ def reporting(*, quiet: bool = False, warn: bool = True) -> Iterator[PlainReport
     first = process_rank() == 0
     # FORCE_COLOR, as CI sets it, makes rich take a log for a terminal: colours are asked for there, no moving bar
     terminal = err.is_terminal and not err.is_dumb_terminal and (err.file.isatty() or "FORCE_COLOR" not in os.environ)
-    if first and not quiet and terminal:
-        reporter: PlainReporter = LiveReporter()
-    else:
-        reporter = PlainReporter(notes=first and not quiet, warnings=first or warn)
+    plain = PlainReporter(notes=first and not quiet, warnings=first or warn)
+    reporter = LiveReporter() if first and not quiet and terminal else plain
     listen(reporter)
     try:
         yield reporter
     finally:
         reporter.close()
-
-
-def plan_line(description: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """What is about to run, in one line."""
-
-    def value(key: str) -> Any:
-        return description[key]["value"]
-
-    height, width = facts["map_size"]
-    rationale = value("rationale.preset") if value("rationale.enabled") else "off"
-    start = "pretrained" if value("backbone.pretrained") else value("backbone.init") or "from scratch"
-    return (
-        f"{value('backbone.name')} ({start}) on {value('data.source')}: {facts['train_images']} images, "
-        f"{value('backbone.image_size')} px, map {height}x{width}, {value('objective.name')}, rationale {rationale}, "
-        f"{facts['total_steps']} steps of {value('training.batch_size')}, {value('training.device')}, "
-        f"precision {value('training.mixed_precision')}"
-    )

@@ -32,52 +32,40 @@ def check(
     quiet: options.Quiet = False,
 ) -> None:
     """Report what a data set holds. Counts, sizes, unreadable pictures, duplicates, leakage between splits."""
-    options.check_data(source)
+    options.check_paths(data=source)
     from fgssl.check import check_source
     from fgssl.config.resolve import load_config
 
     config = load_config(flags={"data.source": source, "backbone.image_size": image_size}, sets=sets or ()).config
     size = config.backbone.image_size or USUAL_SIZE
-    with reporting(quiet=quiet) as reporter:
-        report = check_source(
-            config.data, splits=tuple(split or ()), image_size=size, workers=workers, progress=reporter.progress
-        )
+    with reporting(quiet=quiet) as told:
+        report = check_source(config.data, splits=split or (), image_size=size, workers=workers, progress=told.progress)
     if json_output:
         print_json(report.to_dict())
     else:
         _print_report(report)
     if report.verdict == "unusable":
-        problem = next(finding.text for finding in report.findings)
-        raise FgsslError(f"{source} cannot be used: {problem}")
+        raise FgsslError(f"{source} cannot be used: {report.findings[0].text}")
 
 
 def _print_report(report: Report) -> None:
     columns = ("split", "pictures", "unreadable", "classes", "width", "height", "aspect", "modes", "formats")
     rows = [
         (
-            split.name, split.images, split.unreadable, split.classes, _range(split.width), _range(split.height),
+            split.name, split.images, split.unreadable, split.classes, *map(_range, (split.width, split.height)),
             " ".join(f"{value:.2f}" for value in split.aspect.values()), _counts(split.modes), _counts(split.formats),
         )
         for split in report.splits
     ]  # fmt: skip
     print_table(columns, rows, title=f"{report.source} (sizes: least, median, largest)")
     _print_classes(report)
-    _listing("unreadable", [f"{row['image']}: {row['reason']}" for row in report.unreadable])
-    _listing("passed over", report.passed_over)
-    start = f"{report.source.rstrip('/')}/"
-    signs = {"exact": "=", "near": "~"}
-    _listing("in two splits", [_group([x["image"], x["original"]], signs[x["kind"]], start) for x in report.leaks])
-    _listing(
-        "under two classes",
-        [
-            " = ".join(f"{x['image'].removeprefix(start)} ({x['class']})" for x in group)
-            for group in report.label_conflicts
-        ],
-    )
-    _listing("exact copies", [_group(group, "=", start) for group in report.exact_duplicates])
-    _listing(
-        "near copies", [_group(group, "~", start) for group in sorted(report.near_duplicates, key=len, reverse=True)]
-    )
+    for title, lines in _listings(report).items():
+        if lines:
+            say(f"{title} ({len(lines)}):")
+        for line in lines[:SHOWN]:
+            say(f"  {line}")
+        if len(lines) > SHOWN:
+            say(f"  ... and {len(lines) - SHOWN} more, in --json")
     say("")
     for finding in report.findings:
         say(f"{finding.level}: {finding.text}")
@@ -87,33 +75,34 @@ def _print_report(report: Report) -> None:
 def _print_classes(report: Report) -> None:
     """Every class where they are few, else the smallest and the largest."""
     names = sorted(report.classes, key=lambda name: sum(report.classes[name].values()), reverse=True)
-    if not names:
-        return
+    rows: list[tuple[Any, ...]] = [(name, *report.classes[name].values()) for name in names]
     half = SHOWN // 2
-    left_out = len(names) - 2 * half
-    shown = names if left_out <= half else [*names[:half], None, *names[-half:]]
-    rows: list[tuple[Any, ...]] = [
-        (f"... {left_out} between", *("" for _ in report.splits))
-        if name is None
-        else (name, *report.classes[name].values())
-        for name in shown
-    ]
-    print_table(("class", *(split.name for split in report.splits)), rows, title=f"{len(names)} classes, by size")
+    if len(names) > 3 * half:
+        rows[half:-half] = [(f"... {len(names) - 2 * half} between", *("" for _ in report.splits))]
+    if rows:
+        print_table(("class", *(split.name for split in report.splits)), rows, title=f"{len(names)} classes, by size")
 
 
-def _listing(title: str, lines: list[str]) -> None:
-    if lines:
-        say(f"{title} ({len(lines)}):")
-    for line in lines[:SHOWN]:
-        say(f"  {line}")
-    if len(lines) > SHOWN:
-        say(f"  ... and {len(lines) - SHOWN} more, in --json")
+def _listings(report: Report) -> dict[str, list[str]]:
+    """Title -> lines; pictures without the part of their paths that the user gave."""
 
+    def short(path: str) -> str:
+        return path.removeprefix(f"{report.source.rstrip('/')}/")
 
-def _group(names: list[str], sign: str, start: str) -> str:
-    """Pictures that are the same, without the part of their paths that the user gave."""
-    shown = f" {sign} ".join(name.removeprefix(start) for name in names[:4])
-    return f"{shown} ... ({len(names)} in all)" if len(names) > 4 else shown
+    def same(group: list[str], sign: str) -> str:
+        more = f" ... ({len(group)} in all)" if len(group) > 4 else ""
+        return f" {sign} ".join(map(short, group[:4])) + more
+
+    conflicts = ([f"{short(x['image'])} ({x['class']})" for x in group] for group in report.label_conflicts)
+    near = sorted(report.near_duplicates, key=len, reverse=True)
+    return {
+        "unreadable": [f"{row['image']}: {row['reason']}" for row in report.unreadable],
+        "passed over": report.passed_over,
+        "in two splits": [same([x["image"], x["original"]], "=~"[x["kind"] == "near"]) for x in report.leaks],
+        "under two classes": [" = ".join(group) for group in conflicts],
+        "exact copies": [same(group, "=") for group in report.exact_duplicates],
+        "near copies": [same(group, "~") for group in near],
+    }
 
 
 def _range(spread: dict[str, float]) -> str:
@@ -148,10 +137,6 @@ def cache(
         print_json({"folder": str(where), "cleared": clear, "bytes": total, "files": rows})
         return
     if files:
-        print_table(
-            ("kind", "file", "MB", "unused days"),
-            [(KINDS[f.kind][0], str(f.path.relative_to(where)), f.size / 1e6, f.age_days) for f in files],
-            text=(0, 1),
-        )
-    word = "freed" if clear else "in"
-    say(f"{word} {where}: {len(files)} files, {total / 1e6:.1f} MB")
+        cells = [(KINDS[f.kind][0], str(f.path.relative_to(where)), f.size / 1e6, f.age_days) for f in files]
+        print_table(("kind", "file", "MB", "unused days"), cells, text=(0, 1))
+    say(f"{'freed' if clear else 'in'} {where}: {len(files)} files, {total / 1e6:.1f} MB")

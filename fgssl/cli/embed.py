@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from typer import Option
 
 from fgssl.cli import options
 from fgssl.cli.console import print_json, print_table, reporting, say
-
-if TYPE_CHECKING:
-    from fgssl.data.images import ImageSet
-    from fgssl.evaluation.embed import Embeddings
-    from fgssl.evaluation.subject import Subject
 
 _OUTPUT = "File to write: features, labels, paths. [features.safetensors; with --stats none]"
 _STATS = """Print signals that need no labels: effective rank, uniformity, alignment, whether two views have the same
@@ -35,6 +30,7 @@ def embed(
     """Write the features of a split or folder to one file. A safetensors file."""
     options.check_paths(checkpoint, data, encoding["cache"])
     from fgssl.evaluation.feature_file import FEATURES, is_feature_file, save_features
+    from fgssl.evaluation.label_free import feature_stats, view_stats
     from fgssl.evaluation.subject import open_split, open_subject
     from fgssl.runs.encoder_file import identity
     from fgssl.runtime.files import check_output
@@ -50,7 +46,10 @@ def embed(
         images = open_split(subject.data, split, "test")
         found = subject.embed(images)
         subject.name_faults(found)
-        signals = _stats(subject, images, found) if stats else None
+        signals = None
+        if stats:
+            views = view_stats(subject.encoder, images, pool=subject.pool, batch_size=subject.batch_size)
+            signals = {**feature_stats(found.features), **views}
         if target is not None:
             save_features(
                 target, found, source=images.source, split=images.split, pool=subject.pool,
@@ -66,13 +65,6 @@ def embed(
         _print_stats(signals, f"{images.source} [{images.split}] by {checkpoint} ({subject.pool})")
     if target is not None:
         say(f"{target}: {count} x {width} features ({subject.pool})")
-
-
-def _stats(subject: Subject, images: ImageSet, found: Embeddings) -> dict[str, float]:
-    from fgssl.evaluation.label_free import feature_stats, view_stats
-
-    views = view_stats(subject.encoder, images, pool=subject.pool, batch_size=subject.batch_size)
-    return {**feature_stats(found.features), **views}
 
 
 def _file_stats(path: str, *, json_output: bool, quiet: bool) -> None:

@@ -5,9 +5,10 @@ Of paths only whether something is there is looked at, by the rules of those who
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import Parameter
+from inspect import signature as signature_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,18 +29,15 @@ Verb = Callable[..., None]
 Text = str | None
 
 
-def check_pools(text: str | None) -> str | None:
+def check_pools(text: str | None, *, most: int | None = None) -> str | None:
     """Names of poolings, joined by commas where a verb takes several; the first unknown one is a usage error."""
-    for name in () if text is None else text.split(","):
+    names = () if text is None else text.split(",")
+    if most is not None and len(names) > most:
+        raise BadParameter(f"'{text}': one pooling; fgssl compare takes several", param_hint="--pool")
+    for name in names:
         if name not in POOL_NAMES:
             raise BadParameter(f"'{name}': choose from {', '.join(POOL_NAMES)}", param_hint="--pool")
     return text
-
-
-def _one_pool(text: str | None) -> str | None:
-    if text is not None and "," in text:
-        raise BadParameter(f"'{text}': one pooling; fgssl compare takes several", param_hint="--pool")
-    return check_pools(text)
 
 
 _CHECKPOINT = """Run folder, encoder .safetensors, timm:NAME, hf-hub:NAME, timm's folder, or a state dict (.safetensors,
@@ -52,7 +50,9 @@ Device = Annotated[Text, Option(help="cpu, cuda, cuda:1, mps. [best at hand]")]
 Cache = Annotated[Text, Option(metavar="auto|off|PATH", help="Decoded pictures and galleries.")]
 _POOLS = """Features: gap (mean of the map), rationale (weighted by it), concat (both), zoom (gap, rationale and a
 closer look), cls (class token). [zoom with a rationale, else gap]"""
-Pool = Annotated[Text, Option(metavar="|".join(POOL_NAMES), callback=_one_pool, help=_POOLS)]
+Pool = Annotated[
+    Text, Option(metavar="|".join(POOL_NAMES), callback=lambda text: check_pools(text, most=1), help=_POOLS)
+]
 Backbone = Annotated[Text, Option(help="Architecture of a CHECKPOINT that does not tell it, such as a plain .pth.")]
 _SIZE = "Side in pixels for such weights, timm:NAME and hf-hub:NAME. [as they were trained]"
 ImageSize = Annotated[int | None, Option(help=_SIZE)]
@@ -64,30 +64,20 @@ _PLUGIN = "Run this Python file, which adds an objective, a data set or a metric
 Plugins = Annotated[list[Path] | None, Option("--plugin", metavar="FILE.py", help=_PLUGIN)]
 
 # how pictures become features: what `takes` gives the verbs that embed
-ENCODING: dict[str, Any] = {
-    "backbone": Backbone,
-    "image_size": ImageSize,
-    "pool": Pool,
-    "batch_size": Batch,
-    "device": Device,
-    "cache": Cache,
-}
+ENCODING: dict[str, Any] = {"backbone": Backbone, "image_size": ImageSize, "pool": Pool, "batch_size": Batch,
+                            "device": Device, "cache": Cache}  # fmt: skip
 
 
 def takes(options: Mapping[str, Any], *, before: str = "json_output") -> Callable[[Verb], Verb]:
     """A verb's `**keywords` as options of their own (name -> annotated type), None unless given, `before` another."""
 
     def expand(verb: Verb) -> Verb:
-        signature = inspect.signature(verb, eval_str=True)
+        signature = signature_of(verb, eval_str=True)
         named = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
-        more = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-            for name, kind in options.items()
-        ]
-        place = next(place for place, parameter in enumerate(named) if parameter.name == before)
-        verb.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[*named[:place], *more, *named[place:]]
-        )
+        place = [parameter.name for parameter in named].index(before)
+        more = (Parameter(key, Parameter.KEYWORD_ONLY, default=None, annotation=kind) for key, kind in options.items())
+        parameters = [*named[:place], *more, *named[place:]]
+        verb.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return verb
 
     return expand
@@ -110,16 +100,15 @@ def number_list(text: str, option: str, *, whole: bool) -> tuple[float, ...]:
 def repeat_flag(words: list[str], flag: str) -> list[str]:
     """`--query a b --top 3` as `--query a --query b --top 3`."""
     found: list[str] = []
-    taking = first = False
+    values = None  # how many the flag has had so far; None after another option
     for place, word in enumerate(words):
         if word == "--":
             return found + words[place:]
         if word.startswith("-") and word != "-":
-            taking = first = word == flag
-        elif taking and not first:
-            found.append(flag)
-        else:
-            first = False
+            values = 0 if word == flag else None
+        elif values is not None:
+            found += [flag] if values else []
+            values += 1
         found.append(word)
     return found
 
@@ -128,26 +117,22 @@ class QueryCommand(TyperCommand):
     """A command whose `--query` takes every word up to the next option; click's options take a fixed number."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parses the words with the flag before each of its values."""
         return super().parse_args(ctx, repeat_flag(args, QUERY_FLAG))
 
 
-def check_data(source: str | None) -> None:
-    """Refuses a data source that is no preset, path or hub id. Raises FgsslError."""
-    if source is not None:
+def check_paths(
+    checkpoint: str | None = None, data: str | None = None, cache: str | None = None, *, make: bool = True
+) -> None:
+    """Refuses what is not there: a checkpoint (or files of features joined by "+"), or a data source of no known kind.
+
+    Makes the cache folder, or only looks whether it could be made and written. Raises FgsslError.
+    """
+    if checkpoint is not None and not all(Path(part).is_file() for part in checkpoint.split("+")):
+        encoder_path(checkpoint)
+    if data is not None:
         from fgssl.data.sources.open import require_source
 
-        require_source(source)
-
-
-def check_checkpoint(checkpoint: str) -> None:
-    """Refuses a checkpoint, or files of features joined by "+", that is not there. Raises FgsslError."""
-    if not all(Path(part).is_file() for part in checkpoint.split("+")):
-        encoder_path(checkpoint)
-
-
-def check_cache(cache: str | None, *, make: bool = True) -> None:
-    """Makes the cache folder asked for, or looks whether it could be. Raises FgsslError where it cannot be written."""
+        require_source(data)
     if cache is not None and not cache.strip():
         raise SettingError("--cache names no folder", "use auto, off or a path")
     if cache not in (None, "auto", "off"):
@@ -158,19 +143,10 @@ def check_cache(cache: str | None, *, make: bool = True) -> None:
         check_folder(folder, option="--cache")
 
 
-def check_paths(checkpoint: str, data: str | None, cache: str | None) -> None:
-    """What the verbs that evaluate are given. Raises FgsslError."""
-    check_checkpoint(checkpoint)
-    check_data(data)
-    check_cache(cache)
-
-
 @contextmanager
 def reported(*, quiet: bool, **given: Any) -> Iterator[EvaluationOptions]:
     """The options that the user has given, with progress on the terminal until the block ends."""
     from fgssl.evaluation.subject import EvaluationOptions
 
     with reporting(quiet=quiet, warn=False) as reporter:
-        yield EvaluationOptions(
-            reporter=reporter, **{name: value for name, value in given.items() if value is not None}
-        )
+        yield EvaluationOptions(reporter=reporter, **{key: value for key, value in given.items() if value is not None})

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from typer import BadParameter, Option
@@ -16,13 +16,13 @@ from fgssl.cli import options
 from fgssl.cli.console import PlainReporter, print_error, print_json, print_table, process_rank, reporting, say
 from fgssl.config.defaults import DEMO_PROFILE
 from fgssl.config.schema import PretrainConfig
+from fgssl.config.values import type_hints
 from fgssl.errors import FgsslError
 from fgssl.runtime.files import derived_name
 from fgssl.runtime.launch import launch
 
 if TYPE_CHECKING:
     from fgssl.config.resolve import Resolved
-    from fgssl.training.plan import Plan
     from fgssl.training.results import RunResult
 
 RUNS = Path("runs")
@@ -38,7 +38,7 @@ SETTINGS = {
     for section, name in (key.split(".") for key in _KEYS.split())
 }
 METAVARS = {"data": "SOURCE", "backbone": "NAME", "init": "FILE|RUN|NAME", "freeze": "none|backbone|N",
-            "save_every": "N|TIME", "cache": "auto|off|PATH"}  # fmt: skip
+            "save_every": "N|TIME", "cache": "auto|off|PATH", "mixed_precision": "auto|no|bf16|fp16"}  # fmt: skip
 
 
 def _shown(value: Any) -> str:
@@ -52,14 +52,10 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _option(key: str, metavar: str | None) -> Any:
+def _option(key: str, hint: Any, metavar: str | None) -> Any:
     section, name = key.split(".")
-    owner = type(getattr(PretrainConfig(), section))
-    kind, knob = get_type_hints(owner)[name], owner.__dataclass_fields__[name]
-    if get_origin(kind) is not Literal and get_args(kind):  # or None
-        kind = next(part for part in get_args(kind) if part is not type(None))
-    if get_origin(kind) is Literal:
-        kind, metavar = str, "|".join(get_args(kind))
+    knob = getattr(PretrainConfig(), section).__dataclass_fields__[name]
+    kind = next((part for part in (hint, *get_args(hint)) if part in (bool, int, float)), str)
     text, _, default = knob.metadata["help"].partition(" (default: ")
     defaults = [default.removesuffix(")") or ("" if knob.default is None else _shown(knob.default))]
     defaults += [f"demo: {_shown(DEMO_PROFILE[key])}"] if key in DEMO_PROFILE else []
@@ -67,7 +63,10 @@ def _option(key: str, metavar: str | None) -> Any:
     return Annotated[kind | None, Option(metavar=metavar, help=f"{text[0].upper()}{text[1:]}.{told}")]
 
 
-@options.takes({name: _option(key, METAVARS.get(name)) for name, key in SETTINGS.items()}, before="recipe")
+_HINTS = type_hints(PretrainConfig)
+
+
+@options.takes({name: _option(key, _HINTS[key], METAVARS.get(name)) for name, key in SETTINGS.items()}, before="recipe")
 def pretrain(
     recipe: Annotated[Path | None, Option(help="YAML file of settings; flags win over it.")] = None,
     sets: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help=_SETS)] = None,
@@ -94,38 +93,33 @@ def pretrain(
     resolved, changes = load_config(recipe, flags=flags, sets=sets or ()), list[str]()
     if resume is not None:
         resolved, changes = _resumed(resume, resolved, allow=allow_changes)
-    options.check_data(resolved.config.data.source)
-    options.check_cache(settings["cache"], make=not dry_run)
+    options.check_paths(data=resolved.config.data.source, cache=settings["cache"], make=not dry_run)
     if dry_run:
         _dry_run(resolved, as_json=json_output, processes=processes or 1, quiet=quiet)
         return
     if output is not None and process_rank() == 0:
         check_output(output, overwrite=overwrite)
-    if processes is not None and processes > 1 and "RANK" not in os.environ:
-        _launch(processes)
+    if processes is not None and processes > 1 and "RANK" not in os.environ:  # this very command in each of them
+        end = launch([sys.executable, "-m", "fgssl", *sys.argv[1:]], processes)
+        if end.problem:
+            print_error(end.problem, "the saved state is whole: go on with --resume")
+        raise typer.Exit(end.code)
     with reporting(quiet=quiet) as reporter:
         if changes:
             reporter.note(f"changed for the rest of the run: {', '.join(changes)}")
-        result = _run(resolved, resume or output, reporter, resume is not None, overwrite, allow_changes)
+        again = resume is not None
+        result = _run(resolved, resume or output, reporter, overwrite=overwrite, resume=again, allow=allow_changes)
     if process_rank() == 0:
         _print_result(result, as_json=json_output)
 
 
-def default_output(source: str, backbone: str) -> Path:
+def _default_output(source: str, backbone: str) -> Path:
     """runs/DATA-BACKBONE, numbered where that is taken."""
     name = "".join(c if c.isalnum() or c in "._" else "-" for c in f"{Path(source).name}-{backbone}").strip("-.")
     path, number = RUNS / derived_name(name, ""), 2
     while path.exists() and (path.is_file() or any(path.iterdir())):
         path, number = RUNS / derived_name(name, f"-{number}"), number + 1
     return path
-
-
-def _launch(count: int) -> None:
-    """This very command in several processes; ends with their exit code."""
-    end = launch([sys.executable, "-m", "fgssl", *sys.argv[1:]], count)
-    if end.problem:
-        print_error(end.problem, "the saved state is whole: go on with --resume")
-    raise typer.Exit(end.code)
 
 
 def _resumed(run: Path, asked: Resolved, *, allow: bool) -> tuple[Resolved, list[str]]:
@@ -144,60 +138,48 @@ def _resumed(run: Path, asked: Resolved, *, allow: bool) -> tuple[Resolved, list
 
 
 def _run(
-    resolved: Resolved, folder: Path | None, reporter: PlainReporter, resume: bool, overwrite: bool, allow: bool
+    resolved: Resolved, folder: Path | None, reporter: PlainReporter, *, overwrite: bool, resume: bool, allow: bool
 ) -> RunResult:
-    """The run, behind a lock on its folder."""
+    """The run, behind a lock on its folder; a stop says how to go on."""
     from fgssl.runs.folder import METRICS_FILE, prepare_output, remove_run, write_config
     from fgssl.runs.lock import hold_run
     from fgssl.runs.resume_state import has_state
-    from fgssl.training.plan import make_plan
+    from fgssl.runtime.stopping import Interrupted
+    from fgssl.training.plan import describe, make_plan
+    from fgssl.training.pretrain import pretrain as train
     from fgssl.training.results import finished_result
 
     finished = finished_result(folder) if resume and folder is not None else None
     if finished is not None and finished.total_steps(resolved.config.training) <= finished.summary["steps"]:
         reporter.note(f"{folder} is finished: nothing is left to do; more --epochs (by --allow-changes) go on with it")
         return finished
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), process_rank()
+    first = process_rank() == 0
     saved = finished is not None or (resume and folder is not None and has_state(folder))
-    plan = make_plan(resolved, world=world, load_weights=not saved)
-    target = folder or default_output(resolved.config.data.source, plan.config.backbone.name)
+    plan = make_plan(resolved, world=int(os.environ.get("WORLD_SIZE", "1")), load_weights=not saved)
+    target = folder or _default_output(resolved.config.data.source, plan.config.backbone.name)
     for line in plan.warnings():
         reporter.warn(line)
-    with hold_run(target, note=reporter.note) if rank == 0 else nullcontext():
-        if rank == 0 and not resume:
+    with hold_run(target, note=reporter.note) if first else nullcontext():
+        if first and not resume:
             prepare_output(target, overwrite=overwrite)
             # at once: --resume needs it, whenever this process is killed
             write_config(target, plan.config, plan.origins)
+        reporter.planned(describe(plan), plan.facts())
+        reporter.note(f"run folder: {target}")
         try:
-            return _train(plan, target, reporter, resume=resume, allow=allow)
+            return train(plan, target, reporter=reporter, resume=resume, allow_changes=allow)
         except FgsslError:
-            if rank == 0 and not resume and not (target / METRICS_FILE).exists():  # before the steps: nothing to keep
+            if first and not resume and not (target / METRICS_FILE).exists():  # before the steps: nothing to keep
                 remove_run(target)
             raise
-
-
-def _train(plan: Plan, target: Path, reporter: PlainReporter, *, resume: bool, allow: bool) -> RunResult:
-    """The run itself; a stop says how to go on."""
-    from fgssl.runs.resume_state import has_state
-    from fgssl.runtime.stopping import Interrupted
-    from fgssl.training.plan import describe
-    from fgssl.training.pretrain import pretrain as train
-
-    first, go_on = process_rank() == 0, f"go on with: fgssl pretrain --resume {shlex.quote(str(target))}"
-    reporter.planned(describe(plan), plan.facts())
-    reporter.note(f"run folder: {target}")
-    try:
-        return train(plan, target, reporter=reporter, resume=resume, allow_changes=allow)
-    except Interrupted as stop:
-        reporter.close()
-        if first:
-            reporter.warn(f"{stop}; {go_on}")
-        sys.exit(128 + stop.signal_number)
-    except (KeyboardInterrupt, SystemExit):  # before or after the steps
-        reporter.close()
-        if first and has_state(target):
-            reporter.warn(f"stopped; {go_on}")
-        raise
+        except (Interrupted, KeyboardInterrupt, SystemExit) as stop:  # within the steps, before or after them
+            reporter.close()
+            said = str(stop) if isinstance(stop, Interrupted) else "stopped"
+            if first and (isinstance(stop, Interrupted) or has_state(target)):
+                reporter.warn(f"{said}; go on with: fgssl pretrain --resume {quote(str(target))}")
+            if isinstance(stop, Interrupted):
+                sys.exit(128 + stop.signal_number)
+            raise
 
 
 def _dry_run(resolved: Any, *, as_json: bool, processes: int, quiet: bool) -> None:
@@ -217,7 +199,7 @@ def _dry_run(resolved: Any, *, as_json: bool, processes: int, quiet: bool) -> No
         print_json({"settings": description, "facts": facts})
         return
     rows = [(key, _shown(item["value"]), item["origin"]) for key, item in description.items()]
-    print_table(["setting", "value", "from"], rows, text=(0, 1, 2))
+    print_table(["setting", "value", "from"], rows, text=range(3))
     print_table(["fact", "value"], [(k, _shown(v)) for k, v in facts.items()], text=(0, 1))
 
 
@@ -228,9 +210,8 @@ def _print_result(result: Any, *, as_json: bool) -> None:
         return
     if result.rows:
         columns = ("encoder", "pool", "rank1", "rank5", "mAP")
-        rows = [[row[c] for c in columns] for row in result.rows]
-        queries = result.rows[0]["queries"]
-        print_table(columns, rows, title=f"Leave-one-out retrieval, {queries} test images (percent)", text=(0, 1))
+        title = f"Leave-one-out retrieval, {result.rows[0]['queries']} test images (percent)"
+        print_table(columns, [[row[c] for c in columns] for row in result.rows], title=title, text=(0, 1))
     faults = result.summary.get("unreadable", [])
     if faults:
         say(f"{len(faults)} unreadable, replaced by others or left out:")

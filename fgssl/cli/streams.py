@@ -24,28 +24,25 @@ class LastingStream:
 
     def write(self, text: str) -> int:
         """As that of a text stream."""
-        try:
-            self._stream.write(text)
-        except (OSError, ValueError) as error:  # ValueError: closed by someone in this process
-            self._lose(error)
+        self._attempt(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
         """As that of a text stream."""
-        try:
-            self._stream.flush()
-        except (OSError, ValueError) as error:
-            self._lose(error)
+        self._attempt(self._stream.flush)
 
-    def _lose(self, error: Exception) -> None:
-        if isinstance(error, OSError) and error.errno != errno.EPIPE:
-            self.failure = error
-        try:  # what is still buffered must not fail once more when Python ends
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self._stream.fileno())
-            os.close(null)
-        except (OSError, ValueError):
-            self._stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    def _attempt(self, act: Any, *arguments: str) -> None:
+        try:
+            act(*arguments)
+        except (OSError, ValueError) as error:  # ValueError: closed by someone in this process
+            if isinstance(error, OSError) and error.errno != errno.EPIPE:
+                self.failure = error
+            try:  # what is still buffered must not fail once more when Python ends
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self._stream.fileno())
+                os.close(null)
+            except (OSError, ValueError):
+                self._stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

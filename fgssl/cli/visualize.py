@@ -32,7 +32,7 @@ def visualize(
 
     require_files(images)
     source = checkpoint or str(newest_run(RUNS))
-    options.check_checkpoint(source)
+    options.check_paths(source)
     target = output or Path(derived_name(images[0].stem, "-rationale.png"))
 
     from fgssl.drawing import PICTURE, save_png
