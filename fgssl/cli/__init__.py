@@ -23,7 +23,7 @@ from fgssl import __version__
 from fgssl.cli.backbones import backbones
 from fgssl.cli.compare import compare
 from fgssl.cli.console import print_error
-from fgssl.cli.data import cache, check, data_app
+from fgssl.cli.data import cache, check
 from fgssl.cli.embed import embed
 from fgssl.cli.options import Plugins, QueryCommand, takes
 from fgssl.cli.pretrain import pretrain
@@ -69,6 +69,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+data_app = typer.Typer(help="Look after data sets.", no_args_is_help=True, rich_markup_mode=None)
 for verb in (pretrain, probe, retrieve, compare, embed, visualize, backbones):
     app.command(cls=QueryCommand if verb is retrieve else None)(_shielded(verb))
 for data_verb in (check, cache):
@@ -100,12 +101,8 @@ def main() -> None:
     results = secure_streams()
     try:
         code = app(standalone_mode=False) or 0
-    except FgsslError as error:
-        if may_speak():
-            print_error(error.problem, error.remedy)
-        code = 2 if isinstance(error, SettingError) else 1
     except Exception as error:
-        code = _wrong_usage(error) if hasattr(error, "format_message") else _unexpected(error)
+        code = _told(error)
     results.flush()
     if results.failure is not None:
         print_error(f"the results could not be written: {results.failure.strerror}", "look at where stdout goes")
@@ -113,34 +110,32 @@ def main() -> None:
     sys.exit(code)
 
 
-def _wrong_usage(error: Any) -> int:
-    """As Typer tells it, with what was typed made safe to show."""
-    if not error.message.startswith("Usage:"):  # else it is the help of a group without a verb
-        error.message = shown(error.message)
-    error.show()
-    return int(error.exit_code)
-
-
 def _terminated(number: int, _frame: Any) -> None:
     """A stop outside the training steps, which catch signals themselves: temporary files go, as by Ctrl-C."""
     raise SystemExit(128 + number)
 
 
-def _unexpected(error: Exception) -> int:
-    """Stop signals and resource problems in one line; anything else is a bug, shown as one line unless debugging."""
-    signal_number = getattr(error, "signal_number", None)
-    if signal_number is not None:
+def _told(error: Any) -> int:
+    """The exit code of an error, told in one line; a bug is shown whole when debugging."""
+    if isinstance(error, FgsslError):
+        if may_speak():
+            print_error(error.problem, error.remedy)
+        return 2 if isinstance(error, SettingError) else 1
+    if hasattr(error, "format_message"):  # wrong usage: as Typer tells it, with what was typed made safe to show
+        if not error.message.startswith("Usage:"):  # else it is the help of a group without a verb
+            error.message = shown(error.message)
+        error.show()
+        return int(error.exit_code)
+    if hasattr(error, "signal_number"):
         print_error(str(error))
-        return 128 + int(signal_number)
+        return 128 + int(error.signal_number)
     if os.environ.get("FGSSL_DEBUG"):
         raise error
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(word in str(error) for word in _LOST):
         if SPOKEN not in os.environ:  # else the launching process knows which one, and says it
             print_error(f"lost another process of the run: {str(error).splitlines()[0]}", "go on with --resume")
-        return 1
-    if not may_speak():
-        return 1
-    print_error(*_misfortune(error))
+    elif may_speak():
+        print_error(*_misfortune(error))
     return 1
 
 

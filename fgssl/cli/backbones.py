@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
 from fgssl.cli import options
 from fgssl.cli.console import print_json, print_table, reporting, tell
 from fgssl.errors import FgsslError
-
-if TYPE_CHECKING:
-    from fgssl.backbones import BackboneRow
 
 MEASURED_AT_MOST = 24  # models, unless asked: each takes a second or so
 _MEASURE = f"Parameters, map and memory, about a second a model. [up to {MEASURED_AT_MOST} models]"
@@ -38,67 +35,56 @@ def backbones(
         remedy = f"did you mean {near}?" if near else "fgssl backbones without a pattern lists all"
         raise FgsslError(f"no backbone matches '{pattern}'", remedy)
     memory = free_memory(resolve_device(device))
+    measured = len(found) <= MEASURED_AT_MOST if measure is None else measure
     rows: list[dict[str, Any]] = []
     with reporting(quiet=quiet) as reporter:
-        if measure is None:
-            measure = len(found) <= MEASURED_AT_MOST
-            if not measure:
-                reporter.note(f"{len(found)} models: narrow the pattern or add --measure for maps and memory")
+        if measure is None and not measured:
+            reporter.note(f"{len(found)} models: narrow the pattern or add --measure for maps and memory")
         for done, row in enumerate(found, start=1):
-            rows.append(_row(row, image_size, batch_size, memory, measure=measure))
-            if measure:
+            known = {"name": row.name, "tags": list(row.tags), "own_size": row.image_size}
+            if measured:
+                known |= _measurements(row.name, image_size, batch_size, memory)
                 reporter.progress("measuring", done, len(found))
+            rows.append(known)
     if json_output:
         print_json({"batch_size": batch_size, "free_memory_bytes": memory, "backbones": rows})
-    elif measure:
+    elif measured:
         _print_measured(rows, batch_size, memory, quiet=quiet)
     else:
         table = [(row["name"], row["own_size"], _tags(row["tags"], TAGS_SHOWN)) for row in rows]
         print_table(("backbone", "own px", "weights"), table, text=(0, -1))
 
 
-def _row(
-    row: BackboneRow, image_size: int | None, batch_size: int, memory: int | None, *, measure: bool
-) -> dict[str, Any]:
-    """What is known of one model; JSON-able."""
+def _measurements(name: str, image_size: int | None, batch_size: int, memory: int) -> dict[str, Any]:
+    """What a trial run tells of one model, or why there is none; JSON-able."""
     from fgssl.backbones import batch_that_fits, survey_backbone, training_bytes
 
-    known: dict[str, Any] = {"name": row.name, "tags": list(row.tags), "own_size": row.image_size}
-    if not measure:
-        return known
-    known |= dict.fromkeys(("parameters", "image_size", "map", "training_bytes", "largest_batch", "class_token"))
     try:
-        plan = survey_backbone(row.name, image_size=image_size)
+        plan = survey_backbone(name, image_size=image_size)
     except FgsslError as error:
-        return known | {"problem": f"{error.problem}; {error.remedy}"}
-    return known | {
-        "parameters": plan.parameters,
-        "image_size": plan.image_size,
-        "map": [plan.channels, *plan.map_size],
-        "training_bytes": training_bytes(plan, batch_size),
-        "largest_batch": None if memory is None else batch_that_fits(plan, memory),
-        "class_token": plan.route.has_class_token,
-        "problem": None,
-    }
+        keys = ("parameters", "image_size", "map", "training_bytes", "largest_batch", "class_token")
+        return {**dict.fromkeys(keys), "problem": f"{error.problem}; {error.remedy}"}
+    return {
+        "parameters": plan.parameters, "image_size": plan.image_size, "map": [plan.channels, *plan.map_size],
+        "training_bytes": training_bytes(plan, batch_size), "largest_batch": batch_that_fits(plan, memory),
+        "class_token": plan.route.has_class_token, "problem": None,
+    }  # fmt: skip
 
 
-def _print_measured(rows: list[dict[str, Any]], batch_size: int, memory: int | None, *, quiet: bool) -> None:
+def _print_measured(rows: list[dict[str, Any]], batch_size: int, memory: int, *, quiet: bool) -> None:
     columns = ("backbone", "map", "own px", "px", "M params", f"GB at {batch_size}", "largest batch", "weights")
     table: list[tuple[Any, ...]] = []
     for row in rows:
-        if row["problem"] is not None:
-            table.append((row["name"], "-", row["own_size"], None, None, None, None, _tags(row["tags"])))
-            continue
-        shape, gigabytes = "x".join(map(str, row["map"])), row["training_bytes"] / 1e9
-        batch = "none" if row["largest_batch"] == 0 else row["largest_batch"]
-        millions = row["parameters"] / 1e6
-        cells = (row["name"], shape, row["own_size"], row["image_size"], millions, gigabytes, batch)
-        table.append((*cells, _tags(row["tags"])))
+        sizes: tuple[Any, ...] = (None,) * 4
+        if row["problem"] is None:
+            scaled = (row["parameters"] / 1e6, row["training_bytes"] / 1e9)
+            sizes = (row["image_size"], *scaled, row["largest_batch"] or "none")
+        shape = "x".join(map(str, row["map"] or "-"))
+        table.append((row["name"], shape, row["own_size"], *sizes, _tags(row["tags"])))
     print_table(columns, table, text=(0, 1, -1))
-    for row in rows:
-        if row["problem"] is not None:
-            tell(row["problem"])
-    if memory is not None and not quiet:
+    for problem in filter(None, (row["problem"] for row in rows)):
+        tell(problem)
+    if not quiet:
         fitting = sum((row["largest_batch"] or 0) >= batch_size for row in rows)
         share = f"{fitting} of {len(rows)} can be trained at batch {batch_size}"
         tell(f"{share} in the {memory / 1e9:.1f} GB free here (an estimate, in float32)")

@@ -42,10 +42,7 @@ def compare(
 
     with options.reported(quiet=quiet, data=data, **encoding) as asked:
         table = run(checkpoints, asked, split=split, pools=pools, k=k, seed=seed)
-    if json_output:
-        print_json(_document(table, seed))
-    else:
-        _print(table, seed, markdown=markdown)
+    print_json(_document(table, seed)) if json_output else _print(table, seed, markdown=markdown)
 
 
 def _document(table: ComparisonTable, seed: int) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from typer import Argument, Option
 
 from fgssl.cli import options
@@ -14,8 +13,6 @@ from fgssl.errors import FgsslError, SettingError
 
 if TYPE_CHECKING:
     from fgssl.check import Report
-
-data_app = typer.Typer(help="Look after data sets.", no_args_is_help=True, rich_markup_mode=None)
 
 USUAL_SIZE = 224  # what most models train at, where neither the user nor the source says
 SHOWN = 10  # rows of a listing; --json has all
@@ -40,10 +37,7 @@ def check(
     size = config.backbone.image_size or USUAL_SIZE
     with reporting(quiet=quiet) as told:
         report = check_source(config.data, splits=split or (), image_size=size, workers=workers, progress=told.progress)
-    if json_output:
-        print_json(report.to_dict())
-    else:
-        _print_report(report)
+    print_json(report.to_dict()) if json_output else _print_report(report)
     if report.verdict == "unusable":
         raise FgsslError(f"{source} cannot be used: {report.findings[0].text}")
 
@@ -52,13 +46,22 @@ def _print_report(report: Report) -> None:
     columns = ("split", "pictures", "unreadable", "classes", "width", "height", "aspect", "modes", "formats")
     rows = [
         (
-            split.name, split.images, split.unreadable, split.classes, *map(_range, (split.width, split.height)),
-            " ".join(f"{value:.2f}" for value in split.aspect.values()), _counts(split.modes), _counts(split.formats),
+            split.name, split.images, split.unreadable, split.classes,
+            *(" ".join(f"{value:g}" for value in spread.values()) for spread in (split.width, split.height)),
+            " ".join(f"{value:.2f}" for value in split.aspect.values()),
+            *(" ".join(f"{k}:{count}" for k, count in counts.items()) or "-" for counts in (split.modes, split.formats)),
         )
         for split in report.splits
     ]  # fmt: skip
     print_table(columns, rows, title=f"{report.source} (sizes: least, median, largest)")
-    _print_classes(report)
+    # every class where they are few, else the smallest and the largest
+    names = sorted(report.classes, key=lambda name: sum(report.classes[name].values()), reverse=True)
+    classes: list[tuple[Any, ...]] = [(name, *report.classes[name].values()) for name in names]
+    half = SHOWN // 2
+    if len(names) > 3 * half:
+        classes[half:-half] = [(f"... {len(names) - 2 * half} between", *("" for _ in report.splits))]
+    if names:
+        print_table(("class", *(each.name for each in report.splits)), classes, title=f"{len(names)} classes, by size")
     for title, lines in _listings(report).items():
         if lines:
             say(f"{title} ({len(lines)}):")
@@ -70,17 +73,6 @@ def _print_report(report: Report) -> None:
     for finding in report.findings:
         say(f"{finding.level}: {finding.text}")
     say(f"verdict: {report.verdict}")
-
-
-def _print_classes(report: Report) -> None:
-    """Every class where they are few, else the smallest and the largest."""
-    names = sorted(report.classes, key=lambda name: sum(report.classes[name].values()), reverse=True)
-    rows: list[tuple[Any, ...]] = [(name, *report.classes[name].values()) for name in names]
-    half = SHOWN // 2
-    if len(names) > 3 * half:
-        rows[half:-half] = [(f"... {len(names) - 2 * half} between", *("" for _ in report.splits))]
-    if rows:
-        print_table(("class", *(split.name for split in report.splits)), rows, title=f"{len(names)} classes, by size")
 
 
 def _listings(report: Report) -> dict[str, list[str]]:
@@ -103,14 +95,6 @@ def _listings(report: Report) -> dict[str, list[str]]:
         "exact copies": [same(group, "=") for group in report.exact_duplicates],
         "near copies": [same(group, "~") for group in near],
     }
-
-
-def _range(spread: dict[str, float]) -> str:
-    return " ".join(f"{value:g}" for value in spread.values())
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return " ".join(f"{name}:{count}" for name, count in counts.items()) or "-"
 
 
 def cache(

@@ -83,6 +83,11 @@ def takes(options: Mapping[str, Any], *, before: str = "json_output") -> Callabl
     return expand
 
 
+def flags(given: Mapping[str, Any]) -> list[str]:
+    """The flags of those keywords that were given."""
+    return [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+
+
 def number_list(text: str, option: str, *, whole: bool) -> tuple[float, ...]:
     """Numbers with commas between, each once: whole ones from 1, or shares up to 1. Raises BadParameter."""
     try:

@@ -82,7 +82,7 @@ def probe(
     if json_output:
         print_json(found)
         return
-    _print_few_shot(found) if protocol == "fewshot" else _print_linear(protocol, found)
+    _print_results(protocol, found)
     say(f"protocol: {found['protocol']}")
     if lists is not None:
         say(f"tables and lists: {lists}")
@@ -100,13 +100,10 @@ def _source(checkpoint: str, train: str | None, *, quiet: bool, **encoding: Any)
         with options.reported(quiet=quiet, **encoding) as given:
             yield open_subject(checkpoint, given)
         return
-    refused = [
-        f"--{name.replace('_', '-')}" for name, value in encoding.items() if value is not None and name != "data"
-    ]
-    if refused:
+    if refused := options.flags({**encoding, "data": None}):
         raise BadParameter("a file of features needs none", param_hint=" ".join(refused))
     with reporting(quiet=quiet, warn=False) as reporter:
-        yield FeatureTable(SEPARATOR.join([checkpoint, *([train] if train else [])]), reporter=reporter)
+        yield FeatureTable(SEPARATOR.join(filter(None, (checkpoint, train))), reporter=reporter)
 
 
 def _linear(
@@ -118,25 +115,10 @@ def _linear(
     report = run_probe(source, splits, asked)
     source.name_faults(report.train, report.test)
     head = {"checkpoint": checkpoint, "data": splits.test.source, "pool": source.pool, "seed": asked.seed}
-    document = {**head, **probe_document(report)}
-    document["output"] = None if output is None else str(output)
+    document = {**head, **probe_document(report), "output": None if output is None else str(output)}
     if output is not None:
         write_probe(output, document, report)
     return document
-
-
-def _print_linear(protocol: str, found: dict[str, Any]) -> None:
-    tries = max(share["tries"] for share in found["results"])
-    drawn = tries > 1
-    uncertainty = f"± sd of {tries} tries" if drawn else "95 %"
-    columns = ("pool", "share", "labels", "tries", "top1", uncertainty, "top5", "mean per class", "test images")
-    rows = [
-        [found["pool"], share["fraction"], share["labels"], share["tries"], share["top1"],
-         share["top1_spread"] if drawn else _interval(share), share["top5"], share["mean_per_class"],
-         found["test_images"]]
-        for share in found["results"]
-    ]  # fmt: skip
-    print_table(columns, rows, title=f"Probe ({protocol}) on {found['data']} (percent)")
 
 
 def _few_shot(
@@ -152,18 +134,23 @@ def _few_shot(
     ]  # fmt: skip
     more = "".join(f", {count}-shot alike" for count in shots[1:])
     return {
-        "data": images.source, "pool": source.pool, "seed": seed,
-        "top1": rows[0]["top1"], "top5": None,
+        "data": images.source, "pool": source.pool, "seed": seed, "top1": rows[0]["top1"], "top5": None,
         "protocol": f"{found[0].protocol}{more}, drawn from {images.split}",
         "labels": rows[0]["ways"] * rows[0]["shots"], "results": rows,
     }  # fmt: skip
 
 
-def _print_few_shot(found: dict[str, Any]) -> None:
-    rows = [[found["pool"], r["shots"], r["ways"], r["episodes"], r["top1"], _interval(r)] for r in found["results"]]
-    columns = ("pool", "shots", "ways", "episodes", "top1", "95 %")
-    print_table(columns, rows, title=f"Few-shot on {found['data']} (percent)")
-
-
-def _interval(row: dict[str, Any]) -> str:
-    return f"{cell(row['top1_low'])} to {cell(row['top1_high'])}"
+def _print_results(protocol: str, found: dict[str, Any]) -> None:
+    rows = [
+        {**row, "pool": found["pool"], "test images": found.get("test_images"),
+         "95 %": f"{cell(row['top1_low'])} to {cell(row['top1_high'])}"} for row in found["results"]
+    ]  # fmt: skip
+    columns = dict.fromkeys(("pool", "shots", "ways", "episodes", "top1", "95 %"))  # title -> key, where it differs
+    if protocol != "fewshot":
+        tries = max(row["tries"] for row in rows)
+        spread = {f"± sd of {tries} tries": "top1_spread"} if tries > 1 else {"95 %": None}
+        columns = {"pool": None, "share": "fraction", "labels": None, "tries": None, "top1": None, **spread,
+                   "top5": None, "mean per class": "mean_per_class", "test images": None}  # fmt: skip
+    name = "Few-shot" if protocol == "fewshot" else f"Probe ({protocol})"
+    cells = [[row[key or title] for title, key in columns.items()] for row in rows]
+    print_table(tuple(columns), cells, title=f"{name} on {found['data']} (percent)")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fgssl.evaluation.retrieval.scored import Scored
     from fgssl.evaluation.retrieval.search import Lookup
 
+_QUERY = "Find images like these instead of scoring; no labels needed."
 _METRICS = ("rank1", "rank5", "rank10", "mAP", "mAP_at_R", "r_precision")
 
 
@@ -25,12 +26,7 @@ def retrieve(
     query_split: Annotated[Text, Option("--query-split", "--split", help="Split of queries. [the test split]")] = None,
     gallery: Annotated[Text, Option(metavar="SOURCE", help="Search this data source or features.safetensors.")] = None,
     gallery_split: Annotated[Text, Option(help="Split to search. [all of --gallery; else leave-one-out]")] = None,
-    query: Annotated[
-        list[Path] | None,
-        Option(
-            options.QUERY_FLAG, metavar="IMAGE...", help="Find images like these instead of scoring; no labels needed."
-        ),
-    ] = None,
+    query: Annotated[list[Path] | None, Option(options.QUERY_FLAG, metavar="IMAGE...", help=_QUERY)] = None,
     top: Annotated[int, Option(help="Hits of each --query.")] = 10,
     output: Annotated[Path | None, Option("--output", "-o", help="Picture of queries and hits (.png, .jpg).")] = None,
     overwrite: options.Overwrite = False,
@@ -41,10 +37,10 @@ def retrieve(
     **encoding: Any,
 ) -> None:
     """Score nearest neighbours, or find images like --query. Scoring asks whether they share a class."""
-    if query:
-        _refuse({"--query-split": query_split, "--explain": explain or None}, "goes with scoring, not with --query")
-    else:
-        _refuse({"--output": output}, "draws the hits of --query; without it there are none")
+    if query and (refused := options.flags({"query_split": query_split, "explain": explain or None})):
+        raise BadParameter(f"{' and '.join(refused)} goes with scoring, not with --query")
+    if output and not query:
+        raise BadParameter("--output draws the hits of --query; without it there are none")
     from fgssl.data.decoding import require_files
     from fgssl.drawing import PICTURE, save_png
     from fgssl.runtime.files import check_output
@@ -67,9 +63,8 @@ def retrieve(
             if output is not None:
                 save_png(draw_lookup(found, title=f"{checkpoint} in {found.gallery}"), output)
         elif is_feature_file(checkpoint):
-            flags = {"query_split": query_split, "gallery_split": gallery_split, **given}
-            of_encoder = {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
-            _refuse(of_encoder, f"has no meaning for a file of features ('{checkpoint}')")
+            if refused := options.flags({"query_split": query_split, "gallery_split": gallery_split, **given}):
+                raise BadParameter(f"{' and '.join(refused)} has no meaning for a file of features ('{checkpoint}')")
             scored = score_files(checkpoint, gallery, asked)
         else:
             scored = score_encoder(checkpoint, Asked(query_split, gallery, gallery_split), asked)
@@ -77,12 +72,6 @@ def retrieve(
         _print_hits(found, checkpoint, output, json_output)
     else:
         _print_scores(scored, checkpoint, explain, json_output)
-
-
-def _refuse(flags: dict[str, Any], why: str) -> None:
-    given = [flag for flag, value in flags.items() if value is not None]
-    if given:
-        raise BadParameter(f"{' and '.join(given)} {why}")
 
 
 def _print_scores(scored: Scored, checkpoint: str, explain: bool, json_output: bool) -> None:
@@ -97,19 +86,14 @@ def _print_scores(scored: Scored, checkpoint: str, explain: bool, json_output: b
             "definitions": DEFINITIONS,
         })  # fmt: skip
         return
-    rows = []
-    for name in _METRICS:
-        row: list[Any] = [name]
-        for key in (name, f"macro_{name}"):
-            row += [metrics[key], f"{intervals[key].low:.2f} to {intervals[key].high:.2f}"]
-        rows.append(row)
+    spans = {name: f"{interval.low:.2f} to {interval.high:.2f}" for name, interval in intervals.items()}
+    rows = [[name, metrics[name], spans[name], metrics[f"macro_{name}"], spans[f"macro_{name}"]] for name in _METRICS]
     rows += [[name, value, None, None, None] for name, value in scored.added.items()]
     title = f"Retrieval on {scored.data}, {scored.protocol} (percent)"
     print_table(("", "mean", "95 % interval", "class mean", "95 % interval"), rows, title=title)
-    counts = [f"{scored.result.queries} queries", f"{scored.result.gallery} gallery images"]
-    counts += [f"{scored.result.lone_queries} lone queries left out"] if scored.result.lone_queries else []
-    counts += [] if scored.pool is None else [f"{scored.pool} pooling"]
-    say(", ".join(counts))
+    lone = f", {scored.result.lone_queries} lone queries left out" if scored.result.lone_queries else ""
+    pooling = "" if scored.pool is None else f", {scored.pool} pooling"
+    say(f"{scored.result.queries} queries, {scored.result.gallery} gallery images{lone}{pooling}")
     if explain:
         for name, meaning in DEFINITIONS.items():
             say(f"{name}: {meaning}")
@@ -120,9 +104,7 @@ def _print_hits(found: Lookup, checkpoint: str, output: Path | None, json_output
         print_json({
             "checkpoint": checkpoint, "gallery": found.gallery, "images": found.images, "pool": found.pool,
             "score": "cosine", "output": None if output is None else str(output),
-            "queries": [
-                {"query": result.name, "hits": [hit._asdict() for hit in result.hits]} for result in found.results
-            ],
+            "queries": [{"query": each.name, "hits": [hit._asdict() for hit in each.hits]} for each in found.results],
         })  # fmt: skip
         return
     for result in found.results:

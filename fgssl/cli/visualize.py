@@ -11,13 +11,13 @@ from fgssl.cli import options
 from fgssl.cli.console import print_json, reporting, say
 from fgssl.cli.pretrain import RUNS
 
+_OUTPUT = "PNG to write. [IMAGE-rationale.png in the current folder]"
+
 
 def visualize(
     images: Annotated[list[Path], Argument(metavar="IMAGE", help="Pictures to explain.", show_default=False)],
     checkpoint: Annotated[str | None, Option(help="Run folder or encoder file. [the newest run in runs/]")] = None,
-    output: Annotated[
-        Path | None, Option("--output", "-o", help="PNG to write. [IMAGE-rationale.png in the current folder]")
-    ] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help=_OUTPUT)] = None,
     overwrite: options.Overwrite = False,
     backbone: options.Backbone = None,
     image_size: options.ImageSize = None,
@@ -47,8 +47,6 @@ def visualize(
         encoder = load_encoder(source, backbone=backbone, image_size=image_size).to(resolve_device(device))
     sheet = draw(encoder, images, title=f"{encoder.backbone.name}, {source}")
     save_png(sheet, target)
-    if json_output:
-        print_json({"output": str(target), "checkpoint": source, "images": [str(path) for path in images],
-                    "map_size": list(encoder.backbone.map_size)})  # fmt: skip
-    else:
-        say(str(target))
+    document = {"output": str(target), "checkpoint": source, "images": [str(path) for path in images],
+                "map_size": list(encoder.backbone.map_size)}  # fmt: skip
+    print_json(document) if json_output else say(str(target))
