@@ -24,13 +24,11 @@ from fgssl.cli.backbones import backbones
 from fgssl.cli.compare import compare
 from fgssl.cli.console import print_error
 from fgssl.cli.data import cache, check
-from fgssl.cli.embed import embed
+from fgssl.cli.embed import embed, visualize
 from fgssl.cli.options import Plugins, QueryCommand, takes
 from fgssl.cli.pretrain import pretrain
 from fgssl.cli.probe import probe
 from fgssl.cli.retrieve import retrieve
-from fgssl.cli.streams import secure_streams
-from fgssl.cli.visualize import visualize
 from fgssl.errors import FgsslError, SettingError
 from fgssl.registry import load_plugin
 from fgssl.runtime.launch import SPOKEN, may_speak
@@ -90,6 +88,43 @@ def root(
     """Learn representations of fine-grained images without labels, and see what they look at."""
 
 
+class LastingStream:
+    """A text stream that never stops the work: closed, full, without a reader, or unable to encode a character.
+
+    What comes after the first failed write is dropped. `failure` is why; a reader that has gone is none.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        # a process may be started with a closed stream, which Python shows as None
+        self._stream: Any = open(os.devnull, "w", encoding="utf-8") if stream is None else stream  # noqa: SIM115
+        self.failure: OSError | None = None
+        if hasattr(self._stream, "reconfigure"):
+            self._stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        self._attempt(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, act: Any, *arguments: str) -> None:
+        try:
+            act(*arguments)
+        except (OSError, ValueError) as error:  # ValueError: closed by someone in this process
+            if isinstance(error, OSError) and error.errno != errno.EPIPE:
+                self.failure = error
+            try:  # what is still buffered must not fail once more when Python ends
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self._stream.fileno())
+                os.close(null)
+            except (OSError, ValueError):
+                self._stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def main() -> None:
     """Entry point: every known problem is one line on stderr."""
     if not os.environ.get("FGSSL_DEBUG"):
@@ -98,7 +133,12 @@ def main() -> None:
     if threading.current_thread() is threading.main_thread():
         for number in set(heeded_signals()) - {signal.SIGINT}:
             signal.signal(number, _terminated)
-    results = secure_streams()
+    # no file of ours may get the number of a closed stream, where libraries write their warnings
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        continue
+    os.close(number)
+    results = LastingStream(sys.stdout)
+    sys.stdout, sys.stderr = results, LastingStream(sys.stderr)
     try:
         code = app(standalone_mode=False) or 0
     except Exception as error:

@@ -10,6 +10,7 @@ from typer import Argument, Option
 from fgssl.cli import options
 from fgssl.cli.console import print_json, print_table, reporting, say
 from fgssl.errors import FgsslError, SettingError
+from fgssl.runtime.files import refuse_file
 
 if TYPE_CHECKING:
     from fgssl.check import Report
@@ -49,7 +50,7 @@ def _print_report(report: Report) -> None:
             split.name, split.images, split.unreadable, split.classes,
             *(" ".join(f"{value:g}" for value in spread.values()) for spread in (split.width, split.height)),
             " ".join(f"{value:.2f}" for value in split.aspect.values()),
-            *(" ".join(f"{k}:{count}" for k, count in counts.items()) or "-" for counts in (split.modes, split.formats)),
+            *(" ".join(f"{key}:{n}" for key, n in counts.items()) or "-" for counts in (split.modes, split.formats)),
         )
         for split in report.splits
     ]  # fmt: skip
@@ -106,7 +107,6 @@ def cache(
 ) -> None:
     """List or clear the cache. It holds decoded pictures and features; what is needed is made anew."""
     from fgssl.data.cache.folder import KINDS, cache_files, cache_folder, clear_cache
-    from fgssl.runtime.files import refuse_file
 
     if kind is not None and kind not in KINDS:
         raise SettingError(f"unknown --kind '{kind}'", f"choose one of {', '.join(KINDS)}")

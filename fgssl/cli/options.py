@@ -93,12 +93,11 @@ def number_list(text: str, option: str, *, whole: bool) -> tuple[float, ...]:
     try:
         values = tuple(map(float, text.split(",")))
     except ValueError:
-        raise BadParameter(f"'{text}' is not numbers with commas between", param_hint=option) from None
-    if len(set(values)) != len(values):
-        raise BadParameter(f"'{text}' names a number twice", param_hint=option)
-    if not all(value >= 1 and value.is_integer() if whole else 0 < value <= 1 for value in values):
-        rule = "a whole number from 1" if whole else "above 0 and at most 1 (0.2 for 20 %)"
-        raise BadParameter(f"'{text}': each is {rule}", param_hint=option)
+        values = ()
+    right = all(value >= 1 and value.is_integer() if whole else 0 < value <= 1 for value in values)
+    if not values or not right or len(set(values)) != len(values):
+        rule = "whole numbers from 1" if whole else "shares above 0 and at most 1 (0.2 for 20 %)"
+        raise BadParameter(f"'{text}' is not {rule}, each once, with commas between", param_hint=option)
     return values
 
 

@@ -141,9 +141,8 @@ def _run(
     resolved: Resolved, folder: Path | None, reporter: PlainReporter, *, overwrite: bool, resume: bool, allow: bool
 ) -> RunResult:
     """The run, behind a lock on its folder; a stop says how to go on."""
-    from fgssl.runs.folder import METRICS_FILE, prepare_output, remove_run, write_config
-    from fgssl.runs.lock import hold_run
-    from fgssl.runs.resume_state import has_state
+    from fgssl.runs import folder as run_folder
+    from fgssl.runs import lock, resume_state
     from fgssl.runtime.stopping import Interrupted
     from fgssl.training.plan import describe, make_plan
     from fgssl.training.pretrain import pretrain as train
@@ -154,28 +153,29 @@ def _run(
         reporter.note(f"{folder} is finished: nothing is left to do; more --epochs (by --allow-changes) go on with it")
         return finished
     first = process_rank() == 0
-    saved = finished is not None or (resume and folder is not None and has_state(folder))
+    saved = finished is not None or (resume and folder is not None and resume_state.has_state(folder))
     plan = make_plan(resolved, world=int(os.environ.get("WORLD_SIZE", "1")), load_weights=not saved)
     target = folder or _default_output(resolved.config.data.source, plan.config.backbone.name)
     for line in plan.warnings():
         reporter.warn(line)
-    with hold_run(target, note=reporter.note) if first else nullcontext():
+    with lock.hold_run(target, note=reporter.note) if first else nullcontext():
         if first and not resume:
-            prepare_output(target, overwrite=overwrite)
+            run_folder.prepare_output(target, overwrite=overwrite)
             # at once: --resume needs it, whenever this process is killed
-            write_config(target, plan.config, plan.origins)
+            run_folder.write_config(target, plan.config, plan.origins)
         reporter.planned(describe(plan), plan.facts())
         reporter.note(f"run folder: {target}")
         try:
             return train(plan, target, reporter=reporter, resume=resume, allow_changes=allow)
         except FgsslError:
-            if first and not resume and not (target / METRICS_FILE).exists():  # before the steps: nothing to keep
-                remove_run(target)
+            # before the steps: nothing to keep
+            if first and not resume and not (target / run_folder.METRICS_FILE).exists():
+                run_folder.remove_run(target)
             raise
         except (Interrupted, KeyboardInterrupt, SystemExit) as stop:  # within the steps, before or after them
             reporter.close()
             said = str(stop) if isinstance(stop, Interrupted) else "stopped"
-            if first and (isinstance(stop, Interrupted) or has_state(target)):
+            if first and (isinstance(stop, Interrupted) or resume_state.has_state(target)):
                 reporter.warn(f"{said}; go on with: fgssl pretrain --resume {quote(str(target))}")
             if isinstance(stop, Interrupted):
                 sys.exit(128 + stop.signal_number)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fgssl.evaluation.probing.run import ProbeOptions
     from fgssl.evaluation.subject import Subject
 
+    Source = Subject | FeatureTable
+
 PROTOCOLS = ("cached", "sgd", "knn", "fewshot")
 DEFAULT_LISTS = Path("probe-lists")
 _TRAIN = """features.safetensors to fit on, where CHECKPOINT is one to score on. [CHECKPOINT divided 80 to 20 by
@@ -61,29 +63,28 @@ def probe(
     options.check_paths(checkpoint, data, encoding["cache"])
     from fgssl.config.schema import DataConfig
     from fgssl.evaluation.feature_file import FeatureImages
-    from fgssl.evaluation.probing.files import check_probe_folder
-    from fgssl.evaluation.probing.run import ProbeOptions
+    from fgssl.evaluation.probing import files, run
     from fgssl.evaluation.probing.splits import file_splits, probe_splits
     from fgssl.evaluation.subject import Subject, open_split
 
-    asked = ProbeOptions(protocol, shares, tries, seed, epochs, k, temperature)
+    asked = run.ProbeOptions(protocol, shares, tries, seed, epochs, k, temperature)
     lists = output or (DEFAULT_LISTS if min(shares) < 1 else None)
     with _source(checkpoint, train, quiet=quiet, data=data, **encoding) as source:
         # the labelled images, where they do not come with the features
         where = source.data if isinstance(source, Subject) else DataConfig(source=data) if data else None
         if protocol == "fewshot":
             images = open_split(where, split, "test") if where else FeatureImages(source.files[0])
-            found = {"checkpoint": checkpoint, **_few_shot(source, images, shot_counts, ways or None, episodes, seed)}
+            drawing = {"ways": ways or None, "episodes": episodes, "seed": seed}
+            found = {"checkpoint": checkpoint, **_few_shot(source, images, shot_counts, **drawing)}
         else:
             if lists is not None:
-                check_probe_folder(lists, inputs=(*checkpoint.split("+"), train, data), overwrite=overwrite)
+                files.check_probe_folder(lists, inputs=(*checkpoint.split("+"), train, data), overwrite=overwrite)
             splits = probe_splits(where, split, seed=seed) if where else file_splits(source, train, seed=seed)
             found = _linear(source, splits, asked, lists, checkpoint)
     if json_output:
         print_json(found)
         return
     _print_results(protocol, found)
-    say(f"protocol: {found['protocol']}")
     if lists is not None:
         say(f"tables and lists: {lists}")
 
@@ -106,35 +107,30 @@ def _source(checkpoint: str, train: str | None, *, quiet: bool, **encoding: Any)
         yield FeatureTable(SEPARATOR.join(filter(None, (checkpoint, train))), reporter=reporter)
 
 
-def _linear(
-    source: Subject | FeatureTable, splits: Any, asked: ProbeOptions, output: Path | None, checkpoint: str
-) -> dict[str, Any]:
-    from fgssl.evaluation.probing.files import probe_document, write_probe
-    from fgssl.evaluation.probing.run import run_probe
+def _linear(source: Source, splits: Any, asked: ProbeOptions, output: Path | None, checkpoint: str) -> dict[str, Any]:
+    from fgssl.evaluation.probing import files, run
 
-    report = run_probe(source, splits, asked)
+    report = run.run_probe(source, splits, asked)
     source.name_faults(report.train, report.test)
     head = {"checkpoint": checkpoint, "data": splits.test.source, "pool": source.pool, "seed": asked.seed}
-    document = {**head, **probe_document(report), "output": None if output is None else str(output)}
+    document = {**head, **files.probe_document(report), "output": None if output is None else str(output)}
     if output is not None:
-        write_probe(output, document, report)
+        files.write_probe(output, document, report)
     return document
 
 
-def _few_shot(
-    source: Subject | FeatureTable, images: ImageSet, shots: tuple[int, ...], ways: int | None, episodes: int, seed: int
-) -> dict[str, Any]:
+def _few_shot(source: Source, images: ImageSet, shots: tuple[int, ...], **drawing: Any) -> dict[str, Any]:
     from fgssl.evaluation.probing.run import run_few_shot
 
-    found = run_few_shot(source, images, shots=shots, ways=ways, episodes=episodes, seed=seed)
+    found = run_few_shot(source, images, shots=shots, **drawing)
     rows = [
-        {"shots": count, "ways": result.ways, "episodes": episodes, "top1": result.accuracy.value,
+        {"shots": count, "ways": result.ways, "episodes": drawing["episodes"], "top1": result.accuracy.value,
          "top1_low": result.accuracy.low, "top1_high": result.accuracy.high, "skipped_classes": result.skipped}
         for count, result in zip(shots, found, strict=True)
     ]  # fmt: skip
     more = "".join(f", {count}-shot alike" for count in shots[1:])
     return {
-        "data": images.source, "pool": source.pool, "seed": seed, "top1": rows[0]["top1"], "top5": None,
+        "data": images.source, "pool": source.pool, "seed": drawing["seed"], "top1": rows[0]["top1"], "top5": None,
         "protocol": f"{found[0].protocol}{more}, drawn from {images.split}",
         "labels": rows[0]["ways"] * rows[0]["shots"], "results": rows,
     }  # fmt: skip
@@ -154,3 +150,4 @@ def _print_results(protocol: str, found: dict[str, Any]) -> None:
     name = "Few-shot" if protocol == "fewshot" else f"Probe ({protocol})"
     cells = [[row[key or title] for title, key in columns.items()] for row in rows]
     print_table(tuple(columns), cells, title=f"{name} on {found['data']} (percent)")
+    say(f"protocol: {found['protocol']}")

@@ -51,27 +51,26 @@ def retrieve(
         inputs = (*query, *checkpoint.split("+"), data, gallery)
         check_output(output, kind=PICTURE, inputs=inputs, overwrite=overwrite)
     from fgssl.evaluation.feature_file import is_feature_file
-    from fgssl.evaluation.retrieval.scored import Asked, score_encoder, score_files
-    from fgssl.evaluation.retrieval.search import draw_lookup, look_up
+    from fgssl.evaluation.retrieval import scored, search
     from fgssl.runtime.machine import parse_bytes
 
     given = {"data": data, **encoding}
     size = None if memory is None else parse_bytes(memory)
     with options.reported(quiet=quiet, memory_bytes=size, **given) as asked:
         if query:
-            found = look_up(checkpoint, query, asked, gallery=gallery, gallery_split=gallery_split, top=top)
+            found = search.look_up(checkpoint, query, asked, gallery=gallery, gallery_split=gallery_split, top=top)
             if output is not None:
-                save_png(draw_lookup(found, title=f"{checkpoint} in {found.gallery}"), output)
+                save_png(search.draw_lookup(found, title=f"{checkpoint} in {found.gallery}"), output)
         elif is_feature_file(checkpoint):
             if refused := options.flags({"query_split": query_split, "gallery_split": gallery_split, **given}):
                 raise BadParameter(f"{' and '.join(refused)} has no meaning for a file of features ('{checkpoint}')")
-            scored = score_files(checkpoint, gallery, asked)
+            result = scored.score_files(checkpoint, gallery, asked)
         else:
-            scored = score_encoder(checkpoint, Asked(query_split, gallery, gallery_split), asked)
+            result = scored.score_encoder(checkpoint, scored.Asked(query_split, gallery, gallery_split), asked)
     if query:
         _print_hits(found, checkpoint, output, json_output)
     else:
-        _print_scores(scored, checkpoint, explain, json_output)
+        _print_scores(result, checkpoint, explain, json_output)
 
 
 def _print_scores(scored: Scored, checkpoint: str, explain: bool, json_output: bool) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from pictures import make_picture
 
-from fgssl.cli.streams import LastingStream
+from fgssl.cli import LastingStream
 
 ROOT = Path(__file__).parents[2]
 
