@@ -31,8 +31,7 @@ from fgssl.cli.probe import probe
 from fgssl.cli.retrieve import retrieve
 from fgssl.errors import FgsslError, SettingError
 from fgssl.registry import load_plugin
-from fgssl.runtime.launch import SPOKEN, may_speak
-from fgssl.runtime.stopping import heeded_signals
+from fgssl.runtime.processes import SPOKEN, heeded_signals, may_speak
 from fgssl.runtime.text import shown
 
 # how torch's collectives say that another process is gone

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from fgssl.runtime.launch import may_speak
+from fgssl.runtime.processes import may_speak
 from fgssl.runtime.reporting import Reporter, StepReport, listen
 from fgssl.runtime.text import json_text, shown
 

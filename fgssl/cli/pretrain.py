@@ -19,7 +19,7 @@ from fgssl.config.schema import PretrainConfig
 from fgssl.config.values import type_hints
 from fgssl.errors import FgsslError
 from fgssl.runtime.files import derived_name
-from fgssl.runtime.launch import launch
+from fgssl.runtime.processes import launch
 
 if TYPE_CHECKING:
     from fgssl.config.resolve import Resolved
@@ -143,7 +143,7 @@ def _run(
     """The run, behind a lock on its folder; a stop says how to go on."""
     from fgssl.runs import folder as run_folder
     from fgssl.runs import lock, resume_state
-    from fgssl.runtime.stopping import Interrupted
+    from fgssl.runtime.processes import Interrupted
     from fgssl.training.plan import describe, make_plan
     from fgssl.training.pretrain import pretrain as train
     from fgssl.training.results import finished_result

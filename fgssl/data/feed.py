@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from fgssl.config.schema import ViewsConfig
 from fgssl.data.cache.pixels import Fault, PixelStore
 from fgssl.errors import UnreadableImage
-from fgssl.runtime.stopping import ignore_stop_signals
+from fgssl.runtime.processes import ignore_stop_signals
 from fgssl.views import DRAWS, Views, draw_views, make_views
 from fgssl.views.device import PackedViews, pack_views
 

@@ -17,7 +17,7 @@ from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder, Pool
 from fgssl.errors import FgsslError
 from fgssl.runtime.machine import automatic_workers
-from fgssl.runtime.stopping import ignore_stop_signals
+from fgssl.runtime.processes import ignore_stop_signals
 from fgssl.views import EvaluationView
 
 if TYPE_CHECKING:

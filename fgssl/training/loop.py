@@ -19,7 +19,7 @@ from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError, TrainingFault
 from fgssl.runs.resume_state import Loaded, random_state, restore_random_state, save_state
 from fgssl.runtime.machine import is_out_of_memory, largest_batch
-from fgssl.runtime.stopping import Interrupted, StopRequest
+from fgssl.runtime.processes import Interrupted, StopRequest
 from fgssl.training.diagnosis import largest_settings
 from fgssl.training.feed import FrozenBatch, StepFeed
 from fgssl.training.log import StepLog

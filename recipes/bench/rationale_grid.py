@@ -31,8 +31,8 @@ from rationale_bench.tables import markdown, summarise
 
 from fgssl.errors import FgsslError
 from fgssl.runtime.files import check_folder, write_text
+from fgssl.runtime.processes import Interrupted
 from fgssl.runtime.reporting import Reporter, StepReport
-from fgssl.runtime.stopping import Interrupted
 
 
 def parse() -> argparse.Namespace:

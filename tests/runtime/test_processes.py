@@ -17,8 +17,8 @@ from running import fgssl, photos
 from safetensors.torch import load_file
 from two_processes import OPTIONS, ROOT, launched
 
-from fgssl.runtime.launch import launch, may_speak
 from fgssl.runtime.machine import resolve_device
+from fgssl.runtime.processes import launch, may_speak
 from fgssl.runtime.reporting import Reporter
 from fgssl.training.setup import time_limit
 
@@ -97,7 +97,7 @@ def ends(tmp_path: Path, code: str) -> tuple[int, str]:
 
 
 def test_the_launcher_tells_how_processes_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fgssl.runtime.launch.GRACE_SECONDS", 0.5)
+    monkeypatch.setattr("fgssl.runtime.processes.GRACE_SECONDS", 0.5)
     assert ends(tmp_path, "pass") == (0, "")
     assert ends(tmp_path, "sys.exit(3) if rank == '1' else time.sleep(60)") == (
         1, "process 1 of 2 ended with code 3; the others were stopped",
@@ -114,7 +114,7 @@ time.sleep(1.5)
 sys.exit(143)
 """
     words = [sys.executable, "-c", f"import os, sys, time, signal\nrank = os.environ['RANK']\n{code}"]
-    outer = f"import sys\nfrom fgssl.runtime.launch import launch\nend = launch({words!r}, 2)\n"
+    outer = f"import sys\nfrom fgssl.runtime.processes import launch\nend = launch({words!r}, 2)\n"
     outer += "sys.exit(9 if end.problem else end.code)"
     process = subprocess.Popen([sys.executable, "-c", outer], env={**os.environ, "PYTHONPATH": str(ROOT)})
     while process.poll() is None and len(list(tmp_path.glob("ready*"))) < 2:
@@ -132,7 +132,7 @@ open({str(tmp_path)!r} + "/ready" + rank, "w").close()
 time.sleep(120)
 """
     words = [sys.executable, "-c", f"import os, sys, time, signal\nrank = os.environ['RANK']\n{code}"]
-    outer = "import sys, fgssl.runtime.launch as l\nl.GRACE_SECONDS = 0.3\n"
+    outer = "import sys, fgssl.runtime.processes as l\nl.GRACE_SECONDS = 0.3\n"
     outer += f"end = l.launch({words!r}, 2)\nsys.exit(9 if end.problem else end.code)"
     process = subprocess.Popen([sys.executable, "-c", outer], env={**os.environ, "PYTHONPATH": str(ROOT)})
     while process.poll() is None and len(list(tmp_path.glob("ready*"))) < 2:

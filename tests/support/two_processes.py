@@ -44,7 +44,7 @@ def command(act: str, *arguments: object) -> list[str]:
 def launched(act: str, output: Path, *more: str) -> subprocess.Popen[str]:
     """A launcher of two processes as a process of its own; what it says goes to stderr."""
     words = command(act, "pretrain", "--data", photos(), *OPTIONS, *more, "--output", output)
-    code = f"import sys\nfrom fgssl.runtime.launch import launch\nend = launch({words!r}, 2)\n"
+    code = f"import sys\nfrom fgssl.runtime.processes import launch\nend = launch({words!r}, 2)\n"
     code += "print('problem:', end.problem, file=sys.stderr)\nsys.exit(end.code)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment)

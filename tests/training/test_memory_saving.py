@@ -51,7 +51,7 @@ def test_two_processes_average_a_step_in_parts_once(tmp_path):
     """Gradients travel after the last part only, and are the mean over parts and processes; weights stay equal."""
     script = Path(__file__).parents[1] / "support" / "parts_of_two.py"
     words = [sys.executable, str(script), str(tmp_path)]
-    code = f"from fgssl.runtime.launch import launch\nprint(launch({words!r}, 2).problem, flush=True)"
+    code = f"from fgssl.runtime.processes import launch\nprint(launch({words!r}, 2).problem, flush=True)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(script.parents[1]), str(script.parent)])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -34,7 +34,7 @@ from fgssl.data.cache.folder import cache_folder, cache_label, remove_unused
 from fgssl.data.images import ImageSet
 from fgssl.errors import UnreadableImage
 from fgssl.runtime.files import umask
-from fgssl.runtime.stopping import ignore_stop_signals
+from fgssl.runtime.processes import ignore_stop_signals
 from fgssl.views import EvaluationView, resize_short_side
 
 FOOTER = struct.Struct("<qqq8s")  # images, bytes of pictures, bytes of JSON, magic
