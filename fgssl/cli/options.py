@@ -53,6 +53,8 @@ closer look), cls (class token). [zoom with a rationale, else gap]"""
 Pool = Annotated[
     Text, Option(metavar="|".join(POOL_NAMES), callback=lambda text: check_pools(text, most=1), help=_POOLS)
 ]
+_SEVERAL = "[gap, rationale, zoom and cls where it has them]"
+Pools = Annotated[Text, Option(metavar="gap,rationale,...", callback=lambda x: check_pools(x), help=_SEVERAL)]
 Backbone = Annotated[Text, Option(help="Architecture of a CHECKPOINT that does not tell it, such as a plain .pth.")]
 _SIZE = "Side in pixels for such weights, timm:NAME and hf-hub:NAME. [as they were trained]"
 ImageSize = Annotated[int | None, Option(help=_SIZE)]
