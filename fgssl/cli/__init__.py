@@ -130,7 +130,8 @@ def main() -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # nor stack traces of connections of a run that ends
     if threading.current_thread() is threading.main_thread():
         for number in set(heeded_signals()) - {signal.SIGINT}:
-            signal.signal(number, _terminated)
+            # a stop outside the training steps, which catch signals themselves: temporary files go, as by Ctrl-C
+            signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     # no file of ours may get the number of a closed stream, where libraries write their warnings
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         continue
@@ -146,11 +147,6 @@ def main() -> None:
         print_error(f"the results could not be written: {results.failure.strerror}", "look at where stdout goes")
         code = code or 1
     sys.exit(code)
-
-
-def _terminated(number: int, _frame: Any) -> None:
-    """A stop outside the training steps, which catch signals themselves: temporary files go, as by Ctrl-C."""
-    raise SystemExit(128 + number)
 
 
 def _told(error: Any) -> int:

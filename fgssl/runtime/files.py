@@ -27,26 +27,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises FgsslError: the folder cannot be written, or the disk is full.
     """
     make_folder(path.parent)
+    temporary: Path | None = None
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY, suffix=path.suffix)
         os.close(handle)
-    except OSError as error:
-        raise not_writable(path, error) from error
-    temporary = Path(name)
-    try:
+        temporary = Path(name)
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, path)
-        with contextlib.suppress(
-            OSError
-        ):  # the new name survives a power cut as well, where the system can promise that
+        # the new name survives a power cut as well, where the system can promise that
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             handle = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            stack.callback(os.close, handle)
+            os.fsync(handle)
     except OSError as error:
         raise not_writable(path, error) from error
     except Exception as error:
@@ -54,7 +49,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             raise not_writable(path, OSError("the disk is full or failing")) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -36,10 +36,11 @@ class Heartbeat(NamedTuple):
     place: str = "starting"
 
 
-class HangDetector:
+class HangDetector(Reporter):
     """Where this process is, of `world`; told by whoever works, published and judged by threads.
 
-    After `limit` seconds without any progress of any process the reporter's `fatal` has the last word.
+    After `limit` seconds without any progress of any process the reporter's `fatal` has the last word. Whatever a
+    reporter is told is handed on, and progress taken for a heartbeat.
     """
 
     def __init__(self, rank: int, world: int, limit: float, reporter: Reporter) -> None:
@@ -48,6 +49,13 @@ class HangDetector:
         self.own = Heartbeat()
         self.seen: dict[int, Heartbeat] = {}
         self._stop = threading.Event()
+        for name in ("note", "warn", "progress", "step", "fatal", "planned"):
+            setattr(self, name, functools.partial(self._hand_on, name))
+
+    def _hand_on(self, name: str, *arguments: Any) -> None:
+        if name not in ("fatal", "planned"):
+            self.beat()
+        getattr(self.reporter, name)(*arguments)
 
     def at(self, place: str) -> None:
         """This process has come to a place that all come to, as in "process 1 has been PLACE for 900 s"."""
@@ -108,15 +116,12 @@ class HangDetector:
                 silent[rank] = silent.get(rank, 0.0) + awake if same and rank != self.rank else 0.0
             before = seen
             if still >= self.limit:
-                self._end({rank for rank, age in silent.items() if age >= self.limit / 2}, seen)
-
-    def _end(self, silent: set[int], seen: Mapping[int, Heartbeat]) -> None:
-        ranks, problem = diagnose(silent, seen, self.limit)
-        if self.rank != min(set(seen) - set(ranks), default=0):
-            time.sleep(2 * self.tick + 1)  # another one says it; whoever ends first takes the others down
-        else:
-            self.reporter.fatal(problem, REMEDY)
-        os._exit(1)
+                ranks, problem = diagnose({r for r, age in silent.items() if age >= self.limit / 2}, seen, self.limit)
+                if self.rank != min(set(seen) - set(ranks), default=0):
+                    time.sleep(2 * self.tick + 1)  # another one says it; whoever ends first takes the others down
+                else:
+                    self.reporter.fatal(problem, REMEDY)
+                os._exit(1)
 
 
 def diagnose(silent: set[int], seen: Mapping[int, Heartbeat], limit: float) -> tuple[list[int], str]:
@@ -131,16 +136,3 @@ def diagnose(silent: set[int], seen: Mapping[int, Heartbeat], limit: float) -> t
     named = f"process {ranks[0]}" if len(ranks) == 1 else f"processes {', '.join(map(str, ranks))}"
     what = "did not answer" if ranks[0] in silent else f"was {seen[ranks[0]].place}"
     return ranks, f"{named} of {len(seen)} {what} for {limit:g} s, and the others waited"
-
-
-class HeartbeatReporter(Reporter):
-    """Hands everything on, and takes progress for a heartbeat."""
-
-    def __init__(self, detector: HangDetector) -> None:
-        def told(name: str, *arguments: Any) -> None:
-            if name not in ("fatal", "planned"):
-                detector.beat()
-            getattr(detector.reporter, name)(*arguments)
-
-        for name in ("note", "warn", "progress", "step", "fatal", "planned"):
-            setattr(self, name, functools.partial(told, name))

@@ -19,15 +19,10 @@ from fgssl.errors import FgsslError, SettingError
 FEW_CORES = 4
 REFINEMENTS = 2  # tries between the largest batch that fitted and the smallest that did not
 _OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-    "cannot allocate memory",
-    "could not create a primitive",  # oneDNN's way of saying it
-    "alloc_failed",  # cuBLAS's
-    "size calculation overflowed",  # of a tensor larger than any memory
-    "multiplication overflow",
-)
+    "out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory",
+    "could not create a primitive", "alloc_failed",  # as oneDNN and cuBLAS say it
+    "size calculation overflowed", "multiplication overflow",  # of a tensor larger than any memory
+)  # fmt: skip
 
 
 def keep_freed_memory() -> None:
@@ -118,15 +113,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def largest_batch(attempt: Callable[[int], None], failed: int, *, least: int = 2) -> int | None:
-    """The largest number of images found to fit: half as often as it takes, then a few tries above.
+    """The most images below `failed` found to fit: half as often as it takes, then a few tries above; None for none.
 
-    Args:
-        attempt: One step with so many images; raises where memory does not suffice.
-        failed: What did not fit.
-        least: The smallest batch there is.
-
-    Returns:
-        A number below `failed`, or None where not even `least` fits.
+    `attempt` is one step with so many images, which raises where memory does not suffice.
     """
     low, high = failed // 2, failed
     while low >= least and not _fits(attempt, low):

@@ -114,7 +114,12 @@ def told_bars() -> Iterator[None]:
 
     def show(self: Any, *_: Any, **__: Any) -> None:
         if not hasattr(self, "fgssl_told"):
-            self.fgssl_told = Told(_task(self))
+            words = self.desc.strip().rstrip(":")
+            if self.unit == "B":
+                words = f"downloading {words.rsplit('/', 1)[-1]} (MB)"
+            elif self.unit != "it":
+                words = f"{words} ({self.unit.strip()})"
+            self.fgssl_told = Told(words[:1].lower() + words[1:])
             files.extend([self] if self.unit == "files" else [])
         self.fgssl_told.total = scaled(self, self.total) if self.total else None  # some say 0 where they do not know
         if self.desc and (self.unit != "B" or all(bar.n >= bar.total for bar in files)):
@@ -130,11 +135,3 @@ def told_bars() -> Iterator[None]:
         yield
     finally:
         tqdm.__init__, tqdm.display, tqdm.close = former
-
-
-def _task(bar: Any) -> str:
-    """What a bar is about, in our words: "downloading model.safetensors (MB)", "generating train split"."""
-    words = bar.desc.strip().rstrip(":")
-    if bar.unit == "B":
-        return f"downloading {words.rsplit('/', 1)[-1]} (MB)"
-    return f"{words[:1].lower()}{words[1:]}{f' ({bar.unit.strip()})' if bar.unit != 'it' else ''}"

@@ -56,8 +56,5 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 
 
 def json_text(value: Any) -> str:
-    r"""A JSON document that holds names as they are: what is not ASCII, or no character at all, as \u escapes.
-
-    A byte that is not UTF-8 is a lone surrogate there, which Python and JavaScript read back as it was.
-    """
+    r"""JSON that holds names as they are, in ASCII; a byte that is not UTF-8 as the surrogate that reads back as it."""
     return json.dumps(value, indent=2)

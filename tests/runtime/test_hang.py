@@ -14,7 +14,7 @@ import pytest
 from torch.distributed import TCPStore
 from two_processes import launched
 
-from fgssl.runtime.hang import HangDetector, Heartbeat, HeartbeatReporter, diagnose
+from fgssl.runtime.hang import HangDetector, Heartbeat, diagnose
 from fgssl.runtime.reporting import Reporter, StepReport
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
@@ -117,7 +117,7 @@ def test_alone_nothing_is_started() -> None:
 def test_everything_said_is_handed_on_and_progress_counts() -> None:
     inner = mock.Mock(spec=Reporter)
     detector = HangDetector(0, 1, 60.0, inner)
-    reporter = HeartbeatReporter(detector)
+    reporter: Reporter = detector
     report = StepReport(*range(len(StepReport._fields)))
     calls = {"note": ("a",), "warn": ("b",), "fatal": ("c", "d"), "progress": ("e", 1, 2), "step": (report,)}
     for name, arguments in {**calls, "planned": ({}, {})}.items():
