@@ -10,6 +10,9 @@ from typer import Argument, Option
 from fgssl.cli import options
 from fgssl.cli.console import print_json, print_table, reporting, say
 from fgssl.cli.pretrain import RUNS
+from fgssl.data.decoding import require_files
+from fgssl.drawing import PICTURE, save_png
+from fgssl.runs.folder import newest_run
 from fgssl.runtime.files import check_output, derived_name
 
 _OUTPUT = "File to write: features, labels, paths. [features.safetensors; with --stats none]"
@@ -96,15 +99,10 @@ def visualize(
     quiet: options.Quiet = False,
 ) -> None:
     """Draw what the encoder looks at. Image, GradCAM of the self-supervised loss and fitted rationale side by side."""
-    from fgssl.data.decoding import require_files
-    from fgssl.runs.folder import newest_run
-
     require_files(images)
     source = checkpoint or str(newest_run(RUNS))
     options.check_paths(source)
     target = output or Path(derived_name(images[0].stem, "-rationale.png"))
-
-    from fgssl.drawing import PICTURE, save_png
     from fgssl.evaluation.explain import visualize as draw
     from fgssl.runs.encoder_file import load_encoder
     from fgssl.runtime.machine import resolve_device

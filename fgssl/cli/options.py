@@ -16,6 +16,7 @@ from typer import Argument, BadParameter, Option
 from typer.core import TyperCommand
 
 from fgssl.cli.console import reporting
+from fgssl.data.sources.open import require_source
 from fgssl.errors import SettingError
 from fgssl.runs.folder import encoder_path
 from fgssl.runtime.files import check_folder, refuse_file
@@ -136,8 +137,6 @@ def check_paths(
     if checkpoint is not None and not all(Path(part).is_file() for part in checkpoint.split("+")):
         encoder_path(checkpoint)
     if data is not None:
-        from fgssl.data.sources.open import require_source
-
         require_source(data)
     if cache is not None and not cache.strip():
         raise SettingError("--cache names no folder", "use auto, off or a path")

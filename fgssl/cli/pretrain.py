@@ -15,14 +15,15 @@ from typer import BadParameter, Option
 from fgssl.cli import options
 from fgssl.cli.console import PlainReporter, print_error, print_json, print_table, process_rank, reporting, say
 from fgssl.config.defaults import DEMO_PROFILE
+from fgssl.config.resolve import Resolved, as_begun, changed, load_config, with_changes
 from fgssl.config.schema import PretrainConfig
 from fgssl.config.values import type_hints
 from fgssl.errors import FgsslError
+from fgssl.runs import folder as run_folder
 from fgssl.runtime.files import derived_name
-from fgssl.runtime.processes import launch
+from fgssl.runtime.processes import Interrupted, launch
 
 if TYPE_CHECKING:
-    from fgssl.config.resolve import Resolved
     from fgssl.training.results import RunResult
 
 RUNS = Path("runs")
@@ -86,9 +87,6 @@ def pretrain(
     if allow_changes and resume is None:
         raise BadParameter("--allow-changes goes with --resume")
 
-    from fgssl.config.resolve import load_config
-    from fgssl.runs.folder import check_output
-
     flags = {key: settings[name] for name, key in SETTINGS.items()}
     resolved, changes = load_config(recipe, flags=flags, sets=sets or ()), list[str]()
     if resume is not None:
@@ -98,7 +96,7 @@ def pretrain(
         _dry_run(resolved, as_json=json_output, processes=processes or 1, quiet=quiet)
         return
     if output is not None and process_rank() == 0:
-        check_output(output, overwrite=overwrite)
+        run_folder.check_output(output, overwrite=overwrite)
     if processes is not None and processes > 1 and "RANK" not in os.environ:  # this very command in each of them
         end = launch([sys.executable, "-m", "fgssl", *sys.argv[1:]], processes)
         if end.problem:
@@ -109,8 +107,7 @@ def pretrain(
             reporter.note(f"changed for the rest of the run: {', '.join(changes)}")
         again = resume is not None
         result = _run(resolved, resume or output, reporter, overwrite=overwrite, resume=again, allow=allow_changes)
-    if process_rank() == 0:
-        _print_result(result, as_json=json_output)
+    _print_result(result, as_json=json_output)
 
 
 def _default_output(source: str, backbone: str) -> Path:
@@ -124,14 +121,11 @@ def _default_output(source: str, backbone: str) -> Path:
 
 def _resumed(run: Path, asked: Resolved, *, allow: bool) -> tuple[Resolved, list[str]]:
     """The settings of a run to continue, and in words what is to change in them."""
-    from fgssl.config.resolve import as_begun, changed, load_config, with_changes
-    from fgssl.runs.folder import CONFIG_FILE, check_places, is_run
-
-    config = run / CONFIG_FILE
-    if not config.is_file() or not is_run(run):
+    config = run / run_folder.CONFIG_FILE
+    if not config.is_file() or not run_folder.is_run(run):
         what = "its config.yaml is no run's" if config.is_file() else "no config.yaml"
         raise FgsslError(f"'{run}' is not a run folder ({what})", "give the folder of an unfinished run")
-    check_places(run)
+    run_folder.check_places(run)
     saved = as_begun(load_config(config))
     changes = changed(saved, asked)
     return with_changes(saved, changes, allow=allow, run=str(run)), [str(change) for change in changes]
@@ -141,9 +135,7 @@ def _run(
     resolved: Resolved, folder: Path | None, reporter: PlainReporter, *, overwrite: bool, resume: bool, allow: bool
 ) -> RunResult:
     """The run, behind a lock on its folder; a stop says how to go on."""
-    from fgssl.runs import folder as run_folder
     from fgssl.runs import lock, resume_state
-    from fgssl.runtime.processes import Interrupted
     from fgssl.training.plan import describe, make_plan
     from fgssl.training.pretrain import pretrain as train
     from fgssl.training.results import finished_result
@@ -203,20 +195,18 @@ def _dry_run(resolved: Any, *, as_json: bool, processes: int, quiet: bool) -> No
     print_table(["fact", "value"], [(k, _shown(v)) for k, v in facts.items()], text=(0, 1))
 
 
-def _print_result(result: Any, *, as_json: bool) -> None:
-    folder: Path = result.folder
+def _print_result(result: RunResult, *, as_json: bool) -> None:
     if as_json:
-        print_json({"run": str(folder), **result.summary})
+        print_json({"run": str(result.folder), **result.summary})
         return
     if result.rows:
         columns = ("encoder", "pool", "rank1", "rank5", "mAP")
         title = f"Leave-one-out retrieval, {result.rows[0]['queries']} test images (percent)"
         print_table(columns, [[row[c] for c in columns] for row in result.rows], title=title, text=(0, 1))
-    faults = result.summary.get("unreadable", [])
-    if faults:
+    if faults := result.summary.get("unreadable"):
         say(f"{len(faults)} unreadable, replaced by others or left out:")
-    for reason in faults:
-        say(f"  {reason}")
+        for reason in faults:
+            say(f"  {reason}")
     for label, name in (("encoder", "encoder.safetensors"), ("overview", "overview.png"), ("views", "views.png")):
-        if (folder / name).exists():
-            say(f"{label + ':':9} {folder / name}")
+        if (result.folder / name).exists():
+            say(f"{label + ':':9} {result.folder / name}")

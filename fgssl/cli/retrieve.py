@@ -10,6 +10,9 @@ from typer import Argument, BadParameter, Option
 from fgssl.cli import options
 from fgssl.cli.console import print_json, print_table, say, tell
 from fgssl.cli.options import Text
+from fgssl.data.decoding import require_files
+from fgssl.drawing import PICTURE, save_png
+from fgssl.runtime.files import check_output
 
 if TYPE_CHECKING:
     from fgssl.evaluation.compare import ComparisonTable
@@ -44,10 +47,6 @@ def retrieve(
         raise BadParameter(f"{' and '.join(refused)} goes with scoring, not with --query")
     if output and not query:
         raise BadParameter("--output draws the hits of --query; without it there are none")
-    from fgssl.data.decoding import require_files
-    from fgssl.drawing import PICTURE, save_png
-    from fgssl.runtime.files import check_output
-
     options.check_paths(checkpoint, data, encoding["cache"])
     require_files([path for path in query or () if not path.is_dir()])
     if query and output is not None:

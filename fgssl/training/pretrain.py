@@ -17,7 +17,7 @@ from fgssl.errors import FgsslError
 from fgssl.runs.encoder_file import load_encoder, save_encoder
 from fgssl.runs.folder import ENCODER_FILE, truncate_metrics, write_config
 from fgssl.runs.resume_state import load_state
-from fgssl.runtime.hang import HangDetector, HeartbeatReporter
+from fgssl.runtime.hang import HangDetector
 from fgssl.runtime.reporting import Reporter
 from fgssl.runtime.processes import listen_for_stop
 from fgssl.training.diagnosis import memory_named
@@ -54,7 +54,7 @@ def pretrain(
     limit = interval(plan.config.training.stall_limit)
     detector = HangDetector(rank, world, (limit and limit.seconds) or 0.0, reporter or Reporter())
     with detector.running(), memory_named(plan.needs, plan.device):
-        trainer = build_trainer(plan, output, HeartbeatReporter(detector), build=build, detector=detector)
+        trainer = build_trainer(plan, output, detector, build=build, detector=detector)
         progress = _begin(trainer, resume=resume, allow_changes=allow_changes)
         with listen_for_stop() as stop:
             progress = trainer.train(progress, stop)
