@@ -20,14 +20,13 @@ from typing import Any
 import typer
 
 from fgssl import __version__
-from fgssl.cli.backbones import backbones
 from fgssl.cli.console import print_error
-from fgssl.cli.data import cache, check
 from fgssl.cli.embed import embed, visualize
 from fgssl.cli.options import Plugins, QueryCommand, takes
 from fgssl.cli.pretrain import pretrain
 from fgssl.cli.probe import probe
 from fgssl.cli.retrieve import compare, retrieve
+from fgssl.cli.survey import backbones, cache, check
 from fgssl.errors import FgsslError, SettingError
 from fgssl.registry import load_plugin
 from fgssl.runtime.processes import SPOKEN, heeded_signals, may_speak

@@ -42,7 +42,6 @@ def tell(text: str, *, kind: str = "", style: str = "") -> None:
 
 
 def print_error(problem: str, remedy: str = "") -> None:
-    """One line: what is wrong, and what to do."""
     tell(f"{problem}; {remedy}" if remedy else problem, kind="error", style="bold red")
 
 
@@ -53,7 +52,6 @@ def _echo(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """A JSON document on stdout."""
     _echo(json_text(value))
 
 
@@ -93,7 +91,6 @@ def print_table(
 
 
 def cell(value: Any) -> str:
-    """A value as a table shows it."""
     if value is None:
         return "-"
     return f"{value:.2f}" if isinstance(value, float) else shown(str(value))
@@ -107,7 +104,6 @@ def _duration(seconds: float) -> str:
 
 
 def _step_line(report: StepReport) -> str:
-    """One line about a training run."""
     chance = "" if report.chance is None else f" (chance {report.chance:.2f})"
     rationale = ""
     if report.fit is not None and report.target_entropy is not None:
@@ -172,7 +168,6 @@ class PlainReporter(Reporter):
         )
 
     def close(self) -> None:
-        """Nothing is left on the screen, and nothing more is heard."""
         listen(None)
 
     def _due(self) -> bool:

@@ -43,7 +43,6 @@ METAVARS = {"data": "SOURCE", "backbone": "NAME", "init": "FILE|RUN|NAME", "free
 
 
 def _shown(value: Any) -> str:
-    """A value of the plan in words."""
     if value is None or isinstance(value, bool):
         return {None: "-", True: "on", False: "off"}[value]
     if isinstance(value, dict):
@@ -120,7 +119,7 @@ def _default_output(source: str, backbone: str) -> Path:
 
 
 def _resumed(run: Path, asked: Resolved, *, allow: bool) -> tuple[Resolved, list[str]]:
-    """The settings of a run to continue, and in words what is to change in them."""
+    """The settings of a run to continue, and what is to change in them."""
     config = run / run_folder.CONFIG_FILE
     if not config.is_file() or not run_folder.is_run(run):
         what = "its config.yaml is no run's" if config.is_file() else "no config.yaml"

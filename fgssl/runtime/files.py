@@ -54,7 +54,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -140,7 +139,6 @@ def check_folder(path: Path, *, option: str = "--output") -> None:
 
 
 def refuse_file(path: Path, *, option: str) -> None:
-    """Raises FgsslError for what is there and no folder."""
     if path.exists() and not path.is_dir():
         raise FgsslError(f"{option.strip('-')} '{path}' is a file", "name a folder")
 
@@ -154,7 +152,6 @@ def make_folder(path: Path, *, option: str = "--output") -> None:
 
 
 def not_writable(path: Path, error: OSError, *, option: str = "--output", act: str = "write") -> FgsslError:
-    """One line for a file that could not be written."""
     free = "free the disk or " if error.errno in _NO_ROOM else ""
     return FgsslError(f"cannot {act} '{path}': {error.strerror or error}", f"{free}choose another {option}")
 

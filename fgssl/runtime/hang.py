@@ -1,9 +1,7 @@
 """Several processes of one run: which of them hangs, where one neither gets on nor dies.
 
-A process that is stopped, or waits on a network mount that is gone, leaves the others waiting in a collective, which
-cannot tell who is missing and must not be impatient: the first may decode or evaluate for hours. So each publishes by a
-thread, in the store through which they met, how far it has come and that it is alive. When nobody has got on for the
-time limit, the others end, and one of them names the process that is behind or silent.
+A collective cannot tell who is missing, and must not be impatient: the first process may decode or evaluate for hours.
+So each publishes, in the store through which they met, how far it has come and that it is alive.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from typing import Any, NamedTuple
 
 from fgssl.runtime.reporting import Reporter
 
-CONNECT_SECONDS = 600.0
+CONNECT_TIMEOUT = timedelta(seconds=600)
 REMEDY = (
     "look at its machine, mounts and memory, and go on with --resume, for the saved state is whole; "
     "--set training.stall_limit=1h waits longer"
@@ -39,8 +37,8 @@ class Heartbeat(NamedTuple):
 class HangDetector(Reporter):
     """Where this process is, of `world`; told by whoever works, published and judged by threads.
 
-    After `limit` seconds without any progress of any process the reporter's `fatal` has the last word. Whatever a
-    reporter is told is handed on, and progress taken for a heartbeat.
+    After `limit` seconds without any progress of any process the others end, and one of them names by `fatal` the one
+    that is behind or silent. Whatever a reporter is told is handed on, and progress taken for a heartbeat.
     """
 
     def __init__(self, rank: int, world: int, limit: float, reporter: Reporter) -> None:
@@ -62,7 +60,6 @@ class HangDetector(Reporter):
         self.own = self.own._replace(moves=self.own.moves + 1, place=place)
 
     def beat(self) -> None:
-        """It gets on there."""
         self.own = self.own._replace(beats=self.own.beats + 1)
 
     @contextlib.contextmanager
@@ -80,12 +77,10 @@ class HangDetector(Reporter):
         from torch import distributed  # without stores in some builds of torch
 
         try:
-            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            wait = timedelta(seconds=CONNECT_SECONDS)
             # of its own: the one that collectives use may be waiting in one
-            own: Any = distributed.TCPStore(  # type: ignore[attr-defined]
-                address, port, is_master=False, timeout=wait, wait_for_workers=False
-            )
+            known: Any = {"is_master": False, "timeout": CONNECT_TIMEOUT, "wait_for_workers": False}
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            own = distributed.TCPStore(address, port, **known)  # type: ignore[attr-defined]
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store = distributed.PrefixStore(f"fgssl-heartbeat-{attempt}", own)  # type: ignore[attr-defined]
         except (RuntimeError, ValueError, KeyError, AttributeError):  # they meet in another way: nothing is judged

@@ -42,8 +42,7 @@ def hub_or_cache() -> Iterator[None]:
     """Inside the block the hub counts as offline if it cannot be connected to.
 
     The hub's client, and `datasets` where it is loaded, then take what is cached and fail at once where nothing is.
-    What they load meanwhile is told to the listener (`fgssl.runtime.reporting`).
-    With a proxy, connections are the proxy's business and nothing changes.
+    What they load is told to the listener. With a proxy, connections are the proxy's business and nothing changes.
     """
     libraries: list[Any] = [constants, *(sys.modules[name] for name in ("datasets.config",) if name in sys.modules)]
     before = [library.HF_HUB_OFFLINE for library in libraries]
@@ -60,7 +59,6 @@ def hub_or_cache() -> Iterator[None]:
 
 
 def _reachable(endpoint: str) -> bool:
-    """Whether the server's port answers at the second attempt at the latest."""
     address = urlsplit(endpoint)
     port = address.port or (80 if address.scheme == "http" else 443)
     for pause in (PAUSE_SECONDS, 0.0):

@@ -45,8 +45,6 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Which signal asked for a stop, if any."""
-
     def __init__(self) -> None:
         self.received = 0
 
@@ -95,8 +93,6 @@ def listen_for_stop() -> Iterator[StopRequest]:
 
 
 class End(NamedTuple):
-    """How the processes ended."""
-
     code: int
     problem: str  # which process died of what; empty where it has said so itself
 

@@ -60,7 +60,6 @@ _remarked: set[str] = set()
 
 
 def listen(reporter: Reporter | None) -> None:
-    """Tell this one from now on, or nobody."""
     global _listener
     _listener = reporter
     _remarked.clear()
@@ -81,7 +80,6 @@ class Told:
         self._next = time.monotonic() + QUIET_SECONDS
 
     def __call__(self, done: int) -> None:
-        """So much is done."""
         now = time.monotonic()
         if now >= self._next and _listener is not None:
             self._next, self.spoke = now + BETWEEN_SECONDS, True
@@ -96,10 +94,9 @@ class Told:
 
 @contextmanager
 def told_bars() -> Iterator[None]:
-    """Inside the block no bar of another library is drawn; the listener hears of those that take long.
+    """Inside the block tqdm, by which timm, `datasets` and `huggingface_hub` draw, draws nothing; the listener hears.
 
-    timm, `datasets` and `huggingface_hub` draw theirs by tqdm. timm takes no bar of ours, and `datasets` draws several
-    at once; so tqdm's base class, which all of them share, tells us what it would have drawn.
+    timm takes no bar of ours and `datasets` draws several at once: so their base class tells what it would have drawn.
     """
     from tqdm.std import tqdm
 
