@@ -23,6 +23,7 @@ err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
 pipe = Console(width=10_000, color_system=None)  # nobody looks at its width, so no cell may be cut off or folded
 PLAIN_SECONDS = 5.0  # between progress lines where there is no terminal
+Rows = Iterable[Sequence[Any]]
 
 
 def process_rank() -> int:
@@ -56,12 +57,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(
-    columns: Sequence[str],
-    rows: Iterable[Sequence[Any]],
-    *,
-    title: str = "",
-    text: Collection[int] = (0,),
-    markdown: bool = False,
+    columns: Sequence[str], rows: Rows, *, title: str = "", text: Collection[int] = (0,), markdown: bool = False
 ) -> None:
     """A table on stdout: ruled on a terminal, aligned text in a pipe; numbers with two decimals, to the right.
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from fgssl.check import Report, check_source
 from fgssl.cli import options
 from fgssl.cli.console import print_json, print_table, reporting, say, tell
+from fgssl.config.resolve import load_config
+from fgssl.data.cache.folder import KINDS, cache_files, cache_folder, clear_cache
 from fgssl.errors import FgsslError, SettingError
 from fgssl.runtime.files import refuse_file
-
-if TYPE_CHECKING:
-    from fgssl.check import Report
 
 USUAL_SIZE = 224  # what most models train at, where neither the user nor the source says
 SHOWN = 10  # rows of a listing; --json has all
@@ -35,9 +35,6 @@ def check(
 ) -> None:
     """Report what a data set holds. Counts, sizes, unreadable pictures, duplicates, leakage between splits."""
     options.check_paths(data=source)
-    from fgssl.check import check_source
-    from fgssl.config.resolve import load_config
-
     config = load_config(flags={"data.source": source, "backbone.image_size": image_size}, sets=sets or ()).config
     size = config.backbone.image_size or USUAL_SIZE
     with reporting(quiet=quiet) as told:
@@ -110,8 +107,6 @@ def cache(
     json_output: options.Json = False,
 ) -> None:
     """List or clear the cache. It holds decoded pictures and features; what is needed is made anew."""
-    from fgssl.data.cache.folder import KINDS, cache_files, cache_folder, clear_cache
-
     if kind is not None and kind not in KINDS:
         raise SettingError(f"unknown --kind '{kind}'", f"choose one of {', '.join(KINDS)}")
     where = cache_folder() if folder is None else Path(folder).expanduser()

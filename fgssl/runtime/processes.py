@@ -99,13 +99,11 @@ class End(NamedTuple):
 
 def may_speak() -> bool:
     """Whether this process is the one that tells what went wrong: each would have its own version of it."""
-    try:
-        Path(os.environ[SPOKEN]).touch(exist_ok=False)
-    except OSError:
-        return False
-    except KeyError:  # alone
-        pass
-    return True
+    with contextlib.suppress(OSError):
+        if SPOKEN in os.environ:  # else alone
+            Path(os.environ[SPOKEN]).touch(exist_ok=False)
+        return True
+    return False
 
 
 def launch(command: Sequence[str], count: int) -> End:
