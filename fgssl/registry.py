@@ -101,8 +101,7 @@ def _plugin(origin: str) -> Iterator[None]:
     except FgsslError:
         raise
     except Exception as error:  # of code that is not ours
-        reason = (str(error) or "?").splitlines()[0][:200]
-        failed = f"plugin {origin} fails: {type(error).__name__}: {reason}"
+        failed = f"plugin {origin} fails: {type(error).__name__}: {(str(error) or '?').splitlines()[0][:200]}"
         raise FgsslError(failed, "mend it, or leave it out") from error
     finally:
         _loading.pop()

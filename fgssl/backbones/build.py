@@ -51,8 +51,7 @@ def build_backbone(
         output_stride: Input pixels a cell of the map, where the model offers the choice (ResNet, RegNet, EfficientNet).
         drop_path: Probability of dropping a residual branch in training (stochastic depth).
 
-    FgsslError where the name is unknown, the model does not take the size or options or makes a map smaller than 2x2,
-    or its weights cannot be had.
+    FgsslError where the name is unknown, size or options are not taken, the map is below 2x2, or weights are not had.
     """
     source = resolve_source(name)
     plan = plan_backbone(source, image_size, output_stride, drop_path)

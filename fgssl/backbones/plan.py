@@ -71,9 +71,8 @@ def batch_that_fits(plan: BackbonePlan, memory: int) -> int:
 
 def read_map(model: nn.Module, images: Tensor, route: MapRoute) -> Tensor:
     """The last feature map of a timm model, with its gradient path intact: (N, 3, H, W) -> (N, C, h, w)."""
-    features: Tensor
     if route.kind == "intermediates":
-        features = _intermediates(model, images, route.final_norm)[-1]
+        features: Tensor = _intermediates(model, images, route.final_norm)[-1]
         return features
     features = model.forward_features(images)  # type: ignore[operator]
     return features.permute(0, 3, 1, 2) if route.kind == "nhwc" else features
