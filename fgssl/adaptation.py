@@ -9,6 +9,7 @@ as it is: what comes out is one linear layer after the pooling.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,37 +35,61 @@ SHRINKAGE = 0.3  # of the scatter towards a multiple of the identity, in units o
 NEIGHBOURS = 3  # pictures are taken for one class when each is among the other's so many nearest
 ROUNDS = 2  # neighbours are found in the features as they are whitened so far
 CHUNK = 1024  # rows of similarities held at once
+Progress = Callable[[int, int], None]
 
 
-def whiten(encoder: Encoder, pixels: PixelStore, *, seed: int, progress: Callable[[int, int], None]) -> bool:
+def whiten(encoder: Encoder, pixels: PixelStore, *, seed: int, progress: Progress) -> bool:
     """Fit the encoder's whitening on pictures of a training split; False where not even two of them can be read.
 
-    Computes on the encoder's device, in eval mode, and leaves it in its mode. The pictures are decoded somewhat larger
-    than the views; `progress` is told (done, total) of them.
+    `progress` is told (done, total) of the pictures.
     """
-    size, config = encoder.backbone.image_size, encoder.config
+    encoder.whitening = None
+    config = encoder.config
     stages = 1 if config is None else config.backbone.stages or 1
-    crops = ViewDataset(pixels, CROPS, size=size, seed=seed)
-    whole = EvaluationView(size, encoder.backbone.crop_pct, encoder.backbone.interpolation)
-    rows = np.unique(np.linspace(0, len(pixels) - 1, min(PICTURES, len(pixels))).astype(np.int64))
-    parts = []
-    with torch.inference_mode(), evaluated(encoder):
-        for start in range(0, len(rows), BATCH):
-            batch = list(_views(pixels, crops, whole, rows[start : start + BATCH].tolist()))
-            if batch:
-                views = torch.stack(batch, 1).to(encoder.device)  # (V, N, 3, S, S)
-                maps = (encoder.backbone.forward_stages(encoder.normalize(view), stages) for view in views)
-                parts.append(torch.stack([pool_stages(found).cpu() for found in maps]))
-            progress(min(start + BATCH, len(rows)), len(rows))
-    found = torch.cat(parts, 1) if parts else torch.empty(1, 0, 0)
-    if found.shape[1] < 2:
+    views = embed_views(encoder, pixels, stages=stages, seed=seed, progress=progress).features
+    if views.shape[1] < 2:
         return False
-    encoder.whitening = fit_whitening(found.clone()).to(encoder.device)
+    encoder.whitening = fit_whitening(views).to(encoder.device)
     return True
 
 
-def _views(pixels: PixelStore, crops: ViewDataset, whole: EvaluationView, rows: list[int]) -> Iterator[Tensor]:
-    """(V, 3, S, S) uint8 of each picture that can be read."""
+class ViewFeatures(NamedTuple):
+    """Features of several views of each picture that could be read."""
+
+    features: Tensor  # (V, N, D) float32 on the CPU, not normalised; the evaluation view first, then random crops
+    positions: Tensor  # (N,) of the pictures in the split
+
+
+def embed_views(
+    encoder: Encoder, pixels: PixelStore, *, stages: int, seed: int, progress: Progress, most: int = PICTURES
+) -> ViewFeatures:
+    """Pooled features, not whitened, of the evaluation view and four random crops of at most so many pictures.
+
+    The pictures lie evenly over the split, decoded somewhat larger than the views. Computes on the encoder's device, in
+    eval mode, and leaves it in its mode.
+    """
+    size = encoder.backbone.image_size
+    crops = ViewDataset(pixels, CROPS, size=size, seed=seed)
+    whole = EvaluationView(size, encoder.backbone.crop_pct, encoder.backbone.interpolation)
+    rows = np.unique(np.linspace(0, len(pixels) - 1, min(most, len(pixels))).astype(np.int64)).tolist()
+    parts, positions = list[Tensor](), list[int]()
+    with torch.no_grad(), evaluated(encoder):
+        for start in range(0, len(rows), BATCH):
+            found = dict(_views(pixels, crops, whole, rows[start : start + BATCH]))
+            if found:
+                views = torch.stack(list(found.values()), 1).to(encoder.device)  # (V, N, 3, S, S)
+                maps = (encoder.backbone.forward_stages(encoder.normalize(view), stages) for view in views)
+                parts.append(torch.stack([pool_stages(of_view).cpu() for of_view in maps]))
+                positions += found
+            progress(min(start + BATCH, len(rows)), len(rows))
+    features = torch.cat(parts, 1) if parts else torch.empty(1 + 2 * PAIRS, 0, 0)
+    return ViewFeatures(features, torch.tensor(positions, dtype=torch.int64))
+
+
+def _views(
+    pixels: PixelStore, crops: ViewDataset, whole: EvaluationView, rows: list[int]
+) -> Iterator[tuple[int, Tensor]]:
+    """Position and views (V, 3, S, S) uint8 of each picture that can be read."""
     for row in rows:
         try:
             picture = pixels[row]
@@ -72,7 +97,7 @@ def _views(pixels: PixelStore, crops: ViewDataset, whole: EvaluationView, rows: 
             continue
         first = torch.from_numpy(np.array(whole(Image.fromarray(picture)))).permute(2, 0, 1)
         pairs = [crops.make([picture], [Key(epoch, row)])[:, 0] for epoch in range(PAIRS)]
-        yield torch.cat([first[None], *pairs])
+        yield row, torch.cat([first[None], *pairs])
 
 
 def fit_whitening(views: Tensor) -> nn.Linear:
