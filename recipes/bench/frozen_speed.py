@@ -17,22 +17,15 @@ from pathlib import Path
 
 import harness
 
-from fgssl.config.resolve import load_config
 from fgssl.runtime.reporting import Reporter
 from fgssl.training.loop import Trainer
-from fgssl.training.plan import make_plan
 from fgssl.training.pretrain import build_trainer
 
 
 def build(arguments: argparse.Namespace, backbone: str, folder: str, freeze: str) -> Trainer:
     """A trainer that could go on for ever."""
-    flags = {
-        "data.source": arguments.data, "backbone.name": backbone, "backbone.pretrained": False,
-        "backbone.image_size": arguments.image_size, "backbone.freeze": freeze, "training.epochs": 1000,
-        "training.batch_size": arguments.batch_size, "training.workers": arguments.workers,
-        "training.device": arguments.device, "training.evaluate": False,
-    }  # fmt: skip
-    trainer = build_trainer(make_plan(load_config(flags=flags)), Path(folder), Reporter())
+    settings = {"backbone.name": backbone, "backbone.freeze": freeze, "training.epochs": 1000}
+    trainer = build_trainer(harness.plan_for(arguments, **settings), Path(folder), Reporter())
     trainer.model.train()
     return trainer
 

@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torchvision import transforms
 
+from fgssl.config.resolve import load_config
+from fgssl.config.schema import ViewsConfig
 from fgssl.runs.folder import versions
 from fgssl.runtime.machine import available_cores
+from fgssl.training.plan import Plan, make_plan
 
 SHARED: dict[str, dict[str, Any]] = {
     "--data": {"default": "demo", "help": "as in fgssl pretrain --data"},
@@ -29,6 +33,11 @@ SHARED: dict[str, dict[str, Any]] = {
     "--threads": {"type": int, "help": "of torch [as it likes]"},
     "--output": {"type": Path, "help": "also write the JSON here"},
 }
+
+SETTINGS = {
+    "data": "data.source", "backbone": "backbone.name", "image_size": "backbone.image_size",
+    "batch_size": "training.batch_size", "workers": "training.workers", "device": "training.device",
+}  # fmt: skip
 
 
 def parser(doc: str | None, *names: str) -> argparse.ArgumentParser:
@@ -45,6 +54,26 @@ def begin(made: argparse.ArgumentParser) -> argparse.Namespace:
     if getattr(arguments, "threads", None):
         torch.set_num_threads(arguments.threads)
     return arguments
+
+
+def plan_for(arguments: argparse.Namespace, **settings: Any) -> Plan:
+    """The run that the arguments ask for, from random weights and without its own evaluation."""
+    flags = {setting: getattr(arguments, name) for name, setting in SETTINGS.items() if hasattr(arguments, name)}
+    given = {"backbone.pretrained": False, "training.evaluate": False, **settings}
+    return make_plan(load_config(flags={**flags, **given}))
+
+
+def torchvision_views(views: ViewsConfig, size: int) -> transforms.Compose:
+    """torchvision's transforms of PIL images for these parameters, to uint8 tensors."""
+    low, high = views.blur_sigma_min * size / 224, views.blur_sigma_max * size / 224
+    blur = transforms.GaussianBlur(2 * max(1, round(4 * high)) + 1, (low, high))
+    jitter = transforms.ColorJitter(views.brightness, views.contrast, views.saturation, views.hue)
+    return transforms.Compose([
+        transforms.RandomResizedCrop(size, scale=(views.crop_min, views.crop_max)),
+        transforms.RandomApply([jitter], views.jitter), transforms.RandomGrayscale(views.grayscale),
+        transforms.RandomApply([blur], views.blur), transforms.RandomSolarize(128, views.solarize),
+        transforms.RandomHorizontalFlip(views.flip), transforms.PILToTensor(),
+    ])  # fmt: skip
 
 
 def timed(call: Callable[[], object], device: torch.device | None = None) -> float:

@@ -8,6 +8,7 @@ and a key. It trains in a process of its own and tells the seconds of its steps.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import importlib.util
 import json
@@ -23,8 +24,11 @@ from typing import Any
 import timm
 import torch
 
+from fgssl.runtime.machine import available_cores, resolve_device
+
 MEMORY_BANK = 4096  # keys, as in the tutorial
 MOMENTUM = 0.996
+STEPS = 20  # of LightlyTrain
 WARM = 5  # steps of LightlyTrain that do not count: the loader starts, memory is taken
 RUN = "import json, sys, lightly_train; lightly_train.pretrain(**json.loads(sys.argv[1]))"
 
@@ -40,21 +44,16 @@ def installed() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("lightly", "lightly-train") if missing(name) is None}
 
 
+def loader_workers(arguments: argparse.Namespace) -> int:
+    """Loader processes: all cores, at most 8, unless told."""
+    told: int | None = arguments.lightly_workers
+    return min(8, available_cores()) if told is None else told
+
+
 class LightlyLoop:
-    """One step of lightly's MoCo at a time.
+    """One step of lightly's MoCo at a time, of a timm model with random weights on a folder of pictures."""
 
-    Args:
-        folder: Pictures, in class folders or not.
-        backbone: A timm model with random weights.
-        size: Side of the views in pixels.
-        batch: Pictures a step.
-        workers: Of the loader.
-        device: Where to compute.
-    """
-
-    def __init__(
-        self, folder: str, *, backbone: str, size: int, batch: int, workers: int, device: torch.device
-    ) -> None:
+    def __init__(self, folder: str, arguments: argparse.Namespace, device: torch.device) -> None:
         from lightly.data import LightlyDataset
         from lightly.loss import NTXentLoss
         from lightly.models.modules import MoCoProjectionHead
@@ -62,7 +61,7 @@ class LightlyLoop:
         from lightly.transforms import MoCoV2Transform
 
         self.device = device
-        self.backbone = timm.create_model(backbone, pretrained=False, num_classes=0).to(device).train()
+        self.backbone = timm.create_model(arguments.backbone, pretrained=False, num_classes=0).to(device).train()
         width = self.backbone.num_features
         self.head = MoCoProjectionHead(width, width, 128).to(device).train()
         self.key_backbone, self.key_head = copy.deepcopy(self.backbone), copy.deepcopy(self.head)
@@ -71,13 +70,9 @@ class LightlyLoop:
         self.criterion = NTXentLoss(memory_bank_size=(MEMORY_BANK, 128)).to(device)
         trained = [*self.backbone.parameters(), *self.head.parameters()]
         self.optimizer = torch.optim.SGD(trained, lr=0.06)
-        self.loader = torch.utils.data.DataLoader(
-            LightlyDataset(folder, transform=MoCoV2Transform(input_size=size)),
-            batch_size=batch,
-            shuffle=True,
-            drop_last=True,
-            num_workers=workers,
-        )
+        pictures, batch = LightlyDataset(folder, transform=MoCoV2Transform(arguments.image_size)), arguments.batch_size
+        options = {"shuffle": True, "drop_last": True, "num_workers": loader_workers(arguments)}
+        self.loader = torch.utils.data.DataLoader(pictures, batch, **options)
 
     def batches(self) -> Iterator[Any]:
         """Epochs without end; the loader's processes go when the iterator does."""
@@ -99,17 +94,16 @@ class LightlyLoop:
         self.optimizer.zero_grad()
 
 
-def lightly_train(
-    folder: str, *, backbone: str, size: int, batch: int, workers: int, device: str, steps: int = 20
-) -> dict[str, Any]:
+def lightly_train(folder: str, options: argparse.Namespace) -> dict[str, Any]:
     """Images a second and share of time waiting, medians over the steps, and its precision; or `failed`, why not."""
+    device, size, batch = resolve_device(options.device).type, options.image_size, options.batch_size
     with tempfile.TemporaryDirectory() as output:
         arguments = {
-            "out": output, "overwrite": True, "data": folder, "model": f"timm/{backbone}", "method": "simclr",
-            "model_args": {"pretrained": False}, "epochs": 10_000, "batch_size": batch, "num_workers": workers,
-            "accelerator": "gpu" if device.startswith("cuda") else device, "devices": 1,
+            "out": output, "overwrite": True, "data": folder, "model": f"timm/{options.backbone}", "method": "simclr",
+            "model_args": {"pretrained": False}, "epochs": 10_000, "batch_size": batch, "devices": 1,
+            "num_workers": loader_workers(options), "accelerator": "gpu" if device == "cuda" else device,
             "transform_args": {"image_size": [size, size]}, "loggers": {"jsonl": {}, "tensorboard": None},
-            "trainer_args": {"max_steps": WARM + steps, "log_every_n_steps": 1},
+            "trainer_args": {"max_steps": WARM + STEPS, "log_every_n_steps": 1},
         }  # fmt: skip
         done = subprocess.run([sys.executable, "-c", RUN, json.dumps(arguments)], capture_output=True, text=True)
         log = Path(output, "metrics.jsonl")

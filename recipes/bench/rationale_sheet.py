@@ -17,7 +17,8 @@ import harness
 import numpy as np
 import torch
 from PIL import Image
-from rationale_bench.controls import BranchMap, LossGradCam, MapOf
+from rationale_bench.controls import BranchMap, MapOf, loss_gradcams
+from rationale_bench.evaluate import seen_masks
 
 from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
@@ -38,9 +39,7 @@ PARTS, OBJECT = (226, 86, 40), (70, 130, 180)
 
 def map_columns(encoder: Encoder, run: Path) -> dict[str, MapOf]:
     """The maps to draw, by the titles of their columns."""
-    columns: dict[str, MapOf] = {}
-    if encoder.keys is not None and len(encoder.keys):
-        columns |= {f"GradCAM {sign}": LossGradCam(encoder, sign) for sign in ("raise", "lower")}
+    columns = loss_gradcams(encoder)
     if encoder.rationale is not None:
         columns["rationale"] = BranchMap(encoder.rationale)
     if not columns:
@@ -69,7 +68,7 @@ def draw(encoder: Encoder, columns: dict[str, MapOf], data: DataConfig, split: s
     rows = []
     for place, (index, picture) in enumerate(zip(asked, pictures, strict=True)):
         seen = shown(encoder, picture, size=SIDE)
-        masks = _masks(encoder, images, index) if isinstance(images, DemoSet) else None
+        masks = seen_masks(encoder, images.masks(index), SIDE) if isinstance(images, DemoSet) else None
         row = [Panel(seen, images.identifier(index).rsplit("/", 1)[-1])]
         for values in maps.values():
             row.append(Panel(overlay(seen, values[place].numpy()), _words(values[place], masks)))
@@ -86,13 +85,7 @@ def draw(encoder: Encoder, columns: dict[str, MapOf], data: DataConfig, split: s
     return sheet(rows, column_titles=titles, title=title, legend=legend, panel_size=SIDE, separators=(1,))
 
 
-def _masks(encoder: Encoder, images: DemoSet, index: int) -> tuple[np.ndarray, np.ndarray]:
-    view = evaluation_view(encoder)._replace(size=SIDE, interpolation="nearest")
-    cut = [np.asarray(view(Image.fromarray(mask.astype(np.uint8) * 255))) > 127 for mask in images.masks(index)]
-    return cut[0], cut[1]
-
-
-def _words(values: torch.Tensor, masks: tuple[np.ndarray, np.ndarray] | None) -> str:
+def _words(values: torch.Tensor, masks: list[np.ndarray] | None) -> str:
     if masks is None or not masks[1].any():
         return ""
     parts = torch.from_numpy(masks[1])

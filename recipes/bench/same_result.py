@@ -19,55 +19,31 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import harness
 import numpy as np
 import torch
-from torchvision import transforms as v1
 
 from fgssl.backbones.products import drop_products
-from fgssl.config.resolve import load_config
-from fgssl.config.schema import ViewsConfig
 from fgssl.encoder import Encoder
 from fgssl.evaluation.embed import embed, evaluation_view
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 from fgssl.runs.encoder_file import load_encoder
 from fgssl.runs.folder import METRICS_FILE
 from fgssl.training.model import build_model, build_optimizer, fit_weight, learning_rate, set_rate
-from fgssl.training.plan import Plan, make_plan
+from fgssl.training.plan import Plan
 from fgssl.training.pretrain import pretrain
 
 LAST = 0.2  # of the steps, over which the final loss is averaged
 
 
-def transform_of(views: ViewsConfig, size: int) -> Any:
-    """torchvision's pipeline for these parameters."""
-    low, high = views.blur_sigma_min * size / 224, views.blur_sigma_max * size / 224
-    blur = v1.GaussianBlur(2 * max(1, round(4 * high)) + 1, (low, high))
-    jitter = v1.ColorJitter(views.brightness, views.contrast, views.saturation, views.hue)
-    return v1.Compose(
-        [
-            v1.RandomResizedCrop(size, scale=(views.crop_min, views.crop_max)),
-            v1.RandomApply([jitter], views.jitter),
-            v1.RandomGrayscale(views.grayscale),
-            v1.RandomApply([blur], views.blur),
-            v1.RandomSolarize(128, views.solarize),
-            v1.RandomHorizontalFlip(views.flip),
-            v1.PILToTensor(),
-        ]
-    )
-
-
 def plan_for(arguments: argparse.Namespace, seed: int, precision: str) -> Plan:
     """The run of one seed."""
-    flags = {
-        "data.source": arguments.data, "training.epochs": arguments.epochs, "training.max_steps": arguments.max_steps,
-        "training.seed": seed, "training.device": arguments.device, "training.mixed_precision": precision,
-        "backbone.name": arguments.backbone, "backbone.pretrained": False, "backbone.image_size": arguments.image_size,
-        "training.evaluate": False, "training.log_every": 1, "training.signals_every": 0,
-    }  # fmt: skip
-    return make_plan(load_config(flags=flags))
+    return harness.plan_for(
+        arguments,
+        **{"training.epochs": arguments.epochs, "training.max_steps": arguments.max_steps, "training.seed": seed,
+           "training.mixed_precision": precision, "training.log_every": 1, "training.signals_every": 0},
+    )  # fmt: skip
 
 
 def fast(plan: Plan, folder: Path) -> dict[str, float]:
@@ -87,7 +63,8 @@ def plain(plan: Plan) -> dict[str, float]:
     model = build_model(plan).to(plan.device).train()
     drop_products(model)
     optimizer = build_optimizer(model, config.optimizer, torch.device("meta"))  # for no device in particular: not fused
-    transform, batch = transform_of(config.views, plan.backbone.image_size), config.training.batch_size
+    transform = harness.torchvision_views(config.views, plan.backbone.image_size)
+    batch = config.training.batch_size
     assert batch is not None and plan.test is not None
     losses: list[float] = []
     while len(losses) < plan.total_steps:

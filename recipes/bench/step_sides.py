@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import harness
 import other_libraries
 import torch
-from growth import cached_times_ten
-from torchvision import datasets
-from torchvision import transforms as v1
+from torchvision import datasets, transforms
 
 from fgssl.backbones import Backbone, build_backbone
 from fgssl.backbones.products import drop_products
-from fgssl.config.resolve import load_config
-from fgssl.data.cache.pixels import Shrunk
+from fgssl.config.schema import DataConfig
+from fgssl.data import available_splits, load_images
+from fgssl.data.feed import epoch_order
 from fgssl.data.sources.files import FileImages
-from fgssl.runtime.machine import available_cores
 from fgssl.runtime.reporting import Reporter
-from fgssl.training.plan import Plan, make_plan
+from fgssl.training.plan import Plan
 from fgssl.training.pretrain import build_trainer
-from fgssl.training.setup import SHRINK
 
 PLAIN, RATIONALE, TENFOLD = "step, plain", "step, rationale", "step, rationale, 10x pictures"
 COMPILED = "step, rationale, --compile"
@@ -35,22 +35,14 @@ FEED, LIGHTLY = "loading alone", "lightly MoCo, fp32"
 
 def plan_for(arguments: argparse.Namespace, *, rationale: bool = True, **settings: Any) -> Plan:
     """The run that is measured."""
-    flags = {
-        "data.source": arguments.data, "backbone.name": arguments.backbone, "backbone.pretrained": False,
-        "backbone.image_size": arguments.image_size, "training.batch_size": arguments.batch_size,
-        "training.workers": arguments.workers, "training.device": arguments.device, "training.epochs": 10_000,
-        "views.preset": "mocov2", "rationale.enabled": rationale, "training.evaluate": False, **settings,
-    }  # fmt: skip
-    return make_plan(load_config(flags=flags))
+    fixed = {"training.epochs": 10_000, "views.preset": "mocov2", "rationale.enabled": rationale}
+    return harness.plan_for(arguments, **fixed, **settings)
 
 
 class Side:
-    """Something that takes steps, a block at a time.
+    """Something that takes steps (each returns the seconds it waited for data), a block at a time.
 
-    Args:
-        step: One step; returns the seconds it waited for data.
-        warm: Steps before each block, so that what was loaded while others ran does not count.
-        device: Waited for at the end of a block.
+    Some steps before each block warm it up, so that what was loaded while others ran does not count.
     """
 
     def __init__(self, step: Callable[[], float], *, warm: int, device: torch.device) -> None:
@@ -135,41 +127,23 @@ def floor_side(plan: Plan, *, own: bool = False) -> Side:
     return Side(step, warm=1, device=device)
 
 
-def folder_batches(path: str, *, size: int, batch: int) -> Iterator[Any]:
+def folder_batches(path: str, arguments: argparse.Namespace) -> Iterator[Any]:
     """torchvision's usual way, without end: ImageFolder decodes, two times MoCo v2's transforms, stacked."""
-    blur = v1.GaussianBlur(2 * round(4 * 2.0 * size / 224) // 2 * 2 + 1, (0.1 * size / 224, 2.0 * size / 224))
-    transform = v1.Compose(
-        [
-            v1.RandomResizedCrop(size, scale=(0.2, 1.0)),
-            v1.RandomApply([v1.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8),
-            v1.RandomGrayscale(0.2),
-            v1.RandomApply([blur], 0.5),
-            v1.RandomHorizontalFlip(),
-            v1.ToTensor(),
-            v1.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ]
-    )
+    plan = plan_for(arguments)
+    views = harness.torchvision_views(plan.config.views, arguments.image_size)
+    normalize = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    transform = transforms.Compose([views, transforms.ConvertImageDtype(torch.float32), normalize])
     images = datasets.ImageFolder(path, lambda image: (transform(image), transform(image)))
-    loader = torch.utils.data.DataLoader(images, batch, shuffle=True, drop_last=True)
+    loader = torch.utils.data.DataLoader(images, arguments.batch_size, shuffle=True, drop_last=True)
     return itertools.chain.from_iterable(itertools.repeat(loader))
-
-
-def lightly_workers(arguments: argparse.Namespace) -> int:
-    """Loader processes of the other libraries: all cores, at most 8, unless told."""
-    told: int | None = arguments.lightly_workers
-    return min(8, available_cores()) if told is None else told
 
 
 class LightlySide(Side):
     """lightly's loop; its loader's processes end after each block, or they would work beside the others."""
 
     def __init__(self, arguments: argparse.Namespace, folder: str, device: torch.device) -> None:
-        workers = lightly_workers(arguments)
-        self.loop = other_libraries.LightlyLoop(
-            folder, backbone=arguments.backbone, size=arguments.image_size, batch=arguments.batch_size,
-            workers=workers, device=device,
-        )  # fmt: skip
-        super().__init__(lambda: 0.0, warm=max(2, workers), device=device)
+        self.loop = other_libraries.LightlyLoop(folder, arguments, device)
+        super().__init__(lambda: 0.0, warm=max(2, self.loop.loader.num_workers), device=device)
 
     def block(self, steps: int, *, counted: bool = True) -> None:
         """A block with an iterator of its own."""
@@ -184,7 +158,7 @@ def picture_folder(plan: Plan) -> str | None:
     """The folder of the training pictures, for loaders that know folders only."""
     if not isinstance(plan.train, FileImages) or not Path(plan.config.data.source).is_dir():
         return None
-    return os.path.commonpath([plan.train.path(0), plan.train.path(len(plan.train) - 1)])
+    return os.path.commonpath([plan.train.content(0), plan.train.content(len(plan.train) - 1)])
 
 
 def make_sides(
@@ -207,16 +181,46 @@ def make_sides(
     else:
         if not arguments.quick:
             assert isinstance(plan.train, FileImages)
-            images, shrunk = plan.train, Shrunk(round(SHRINK * plan.backbone.image_size))
-            makers[TENFOLD] = lambda: our_side(
-                plan_for(
-                    arguments,
-                    **{"data.source": str(cached_times_ten(images, shrunk, folder)), "training.cache": str(folder)},
-                ),
-                folder,
-            )
+            listed = write_list(plan.train, 10 * len(plan.train), folder / "ten-times.txt")
+            longer = {"data.source": str(listed), "training.cache": str(folder)}
+            makers[TENFOLD] = lambda: our_side(plan_for(arguments, **longer), folder)
         if (why := other_libraries.missing("lightly")) is None:
             makers[LIGHTLY] = lambda: LightlySide(arguments, pictures, plan.device)
         else:
             notes.append(f"not measured: {why}")
     return {name: make() for name, make in makers.items() if only in (None, name)}
+
+
+def write_list(images: FileImages, count: int, path: Path) -> Path:
+    """A list of `count` pictures: those of a set over and over, in its order."""
+    names = [images.content(index) for index in range(len(images))]
+    with path.open("w", encoding="utf-8") as file:
+        for start in range(0, count, len(names)):
+            file.writelines(f"{name}\n" for name in names[: count - start])
+    return path
+
+
+def _memory(name: str) -> float:
+    """A line of /proc/self/status in megabytes."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) / 1024
+
+
+def list_pictures(source: str, count: int) -> dict[str, float]:
+    """Seconds and megabytes of opening a list of so many pictures, to the first batch's order (Linux)."""
+    data = DataConfig(source=source)
+    images = load_images(data, available_splits(data)[0])
+    assert isinstance(images, FileImages)
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_list(images, count, Path(folder) / "list.txt")
+        gc.collect()
+        before, start = _memory("VmRSS"), time.perf_counter()
+        listed = load_images(DataConfig(source=str(path)), "all")
+        seconds = time.perf_counter() - start
+        listed.fingerprint()
+        epoch_order(len(listed), 0, 0)
+        total = time.perf_counter() - start
+        gc.collect()
+        held = _memory("VmRSS") - before
+    return {"pictures": count, "list_seconds": seconds, "seconds": total, "megabytes": held,
+            "peak_megabytes": _memory("VmHWM") - before}  # fmt: skip

@@ -11,7 +11,7 @@ forward of the key backbone on tensors in place, same precision and memory forma
 same with fgssl's way of small convolutions (`fgssl/backbones/products.py`). The whole step adds loading, views,
 projector, loss, GradCAM and fit, queue, optimiser, momentum. Where lightly is installed its MoCo loop runs beside,
 and LightlyTrain after all others (`other_libraries.py`); where the source is a folder, a list of
-ten times its pictures and one of a million are measured (`growth.py`). `--compile` adds a step by torch.compile and the
+ten times its pictures and one of a million are measured. `--compile` adds a step by torch.compile and the
 number of steps after which compiling has paid. Peak memory is that of a process that does nothing else. Table on
 stderr, JSON on stdout.
 """
@@ -31,7 +31,6 @@ from typing import Any
 import harness
 import other_libraries
 import torch
-from growth import list_pictures
 from step_sides import (
     COMPILED,
     FEED,
@@ -43,7 +42,7 @@ from step_sides import (
     TENFOLD,
     Side,
     folder_batches,
-    lightly_workers,
+    list_pictures,
     make_sides,
     our_side,
     picture_folder,
@@ -71,7 +70,7 @@ def loading_per_core(pictures: str, arguments: argparse.Namespace, folder: Path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     plan = plan_for(arguments, **{"training.workers": 0, "training.device": "cpu"})
-    theirs = folder_batches(pictures, size=arguments.image_size, batch=arguments.batch_size)
+    theirs = folder_batches(pictures, arguments)
     feeds = {"fgssl": our_side(plan, folder, only_loading=True).step, "ImageFolder": lambda: next(theirs)}
     seconds = harness.in_turns(feeds, 2 if arguments.quick else 8, clock=harness.processor_seconds)
     torch.set_num_threads(threads)
@@ -139,10 +138,7 @@ def measure_lightly_train(
     if (why := other_libraries.missing("lightly-train")) is not None:
         notes.append(f"not measured: {why}")
         return
-    row = other_libraries.lightly_train(
-        pictures, backbone=arguments.backbone, size=arguments.image_size, batch=arguments.batch_size,
-        workers=lightly_workers(arguments), device=str(resolve_device(arguments.device)),
-    )  # fmt: skip
+    row = other_libraries.lightly_train(pictures, arguments)
     if "failed" in row:
         notes.append(f"not measured: LightlyTrain: {row['failed']}")
         return

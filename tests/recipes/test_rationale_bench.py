@@ -16,8 +16,7 @@ from fgssl.errors import FgsslError
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "bench"))
 
 from rationale_bench.controls import centre_prior, feature_norm, uniform
-from rationale_bench.grid import INIT, Protocol, make_cell, pooling_config, read_grid
-from rationale_bench.slices import open_slice
+from rationale_bench.grid import INIT, Protocol, make_cell, open_slice, pooling_config, read_grid
 from rationale_bench.tables import markdown, summarise
 
 GRID = Path(__file__).parents[2] / "recipes" / "bench" / "rationale_final.yaml"

@@ -38,14 +38,16 @@ def run_python(code: str, *arguments: object, **options: object) -> subprocess.C
 
 # ---- kill -9
 
+KILLS = (sys.executable, str(ROOT / "recipes/bench/reliability.py"), "--parts", "kills")
+
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
 def test_a_run_killed_twenty_times_equals_one_left_alone() -> None:
     """Real processes, at random moments: while they decode, evaluate, train, save and write results."""
-    command = [sys.executable, str(ROOT / "recipes/bench/reliability_kills.py"), "--kills", "20", "--steps", "24"]
+    command = [*KILLS, "--kills", "20", "--steps", "24"]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout)
+    found = json.loads(done.stdout)["kills"]
     assert sum(found["kills"].values()) == 20 and len(found["kills"]) >= 3
     assert found["weights_equal"] and found["metrics_equal"]
     assert found["steps"] == list(range(2, 25, 2))
@@ -54,7 +56,7 @@ def test_a_run_killed_twenty_times_equals_one_left_alone() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_hundreds_of_kills(seed: int) -> None:
-    command = [sys.executable, str(ROOT / "recipes/bench/reliability_kills.py"), "--kills", "60", "--steps", "80"]
+    command = [*KILLS, "--kills", "60", "--steps", "80"]
     done = subprocess.run([*command, "--seed", str(seed)], capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

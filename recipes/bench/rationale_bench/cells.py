@@ -23,8 +23,7 @@ from fgssl.training.plan import Plan, Splits, make_plan
 from fgssl.training.pretrain import pretrain
 from rationale_bench.controls import TRAIN_POOLS
 from rationale_bench.evaluate import Judged, judge_encoder
-from rationale_bench.grid import INIT, Cell, Grid, Protocol
-from rationale_bench.slices import Slice, open_slice
+from rationale_bench.grid import INIT, Cell, Grid, Protocol, Slice, open_slice
 
 RESULT_FILE = "evaluation.json"
 EVALUATION = 3  # raised where what is judged changes: cells are then judged anew, without training

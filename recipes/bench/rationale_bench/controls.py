@@ -1,4 +1,4 @@
-"""Maps and poolings that a rationale has to beat, all from the same feature map of the same encoder."""
+"""Maps, poolings and second looks that a rationale has to beat, all of the same encoder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch.nn import functional
 
 from fgssl import rationale
 from fgssl.config.schema import RationaleConfig
-from fgssl.encoder import Encoder
+from fgssl.encoder import RATIONALE_WEIGHT, Encoder
 from fgssl.objectives.queue import info_nce
-from fgssl.rationale import RationaleHead, attention_map, gradcam, pool_places
+from fgssl.rationale import RationaleHead, attention_map, cut_windows, gradcam, pool_places, window_centres
 
+LARGER = 2**0.5  # side of the larger picture: it costs what two looks do
 MapOf = Callable[[Tensor, Tensor], Tensor]  # feature map (N, C, H, W) and images (N, 3, S, S) -> (N, H, W), sum 1
 
 
@@ -67,6 +68,12 @@ class LossGradCam:
             return _share(gradcam(loss * len(images), leaf, sign=self.sign).detach())
 
 
+def loss_gradcams(encoder: Encoder) -> dict[str, MapOf]:
+    """Both signs of the loss's GradCAM, where the encoder has keys."""
+    signs = ("raise", "lower") if encoder.keys is not None and len(encoder.keys) else ()
+    return {f"GradCAM {sign}": LossGradCam(encoder, sign) for sign in signs}
+
+
 def random_branch(channels: int, example: Tensor, seed: int) -> RationaleHead:
     """A branch that nobody fitted, its BatchNorm set to the statistics of an example feature map."""
     with torch.random.fork_rng(devices=[]):
@@ -101,3 +108,41 @@ def _share(maps: Tensor) -> Tensor:
     total = maps.sum((1, 2), keepdim=True)
     flat = torch.full_like(maps, 1 / maps[0].numel())
     return torch.where(total > 1e-30, maps / total.clamp(min=1e-30), flat)
+
+
+def looks(encoder: Encoder, images: Tensor) -> dict[str, Tensor]:
+    """Second looks at (N, 3, Z, Z) uint8 put side by side, by the name of the row; `zoom` is `--pool zoom`."""
+    half = encoder.config is not None and encoder.config.training.mixed_precision == "bf16"
+    with torch.autocast(encoder.device.type, torch.bfloat16, enabled=half):
+        seen = _seen(encoder, images)
+    rows = {"gap + middle window": ["gap", "middle"], "middle window": ["middle"]}
+    if "rationale" in seen:
+        rows["zoom"] = ["gap", "rationale", "window"]
+        rows["zoom, middle window"] = ["gap", "rationale", "middle"]
+        rows["gap + window"] = ["gap", "window"]
+        rows["gap + window + rationale, alike"] = ["gap", "window", "rationale, whole weight"]
+    else:
+        rows["larger picture"] = ["larger"]
+    return {name: functional.normalize(torch.cat([seen[part] for part in parts], 1)) for name, parts in rows.items()}
+
+
+def _seen(encoder: Encoder, images: Tensor) -> dict[str, Tensor]:
+    """Features of what is seen in the whole picture and in windows of it, each (N, C) of unit length."""
+    size = encoder.backbone.image_size
+
+    def resized(side: int) -> Tensor:
+        return functional.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
+
+    whole = encoder.maps(resized(size))
+    middle = window_centres(torch.ones_like(whole[0][:, 0]), size / encoder.view_size("zoom"))
+    seen = {"gap": encoder.pool(whole, "gap")}
+    seen["middle"] = encoder.pool(encoder.maps(cut_windows(images, middle, size)), "gap")
+    if encoder.rationale is None:
+        side = 8 * round(LARGER * size / 8)
+        seen["larger"] = encoder.pool(encoder.maps(resized(side)), "gap")
+    else:
+        seen["rationale, whole weight"] = encoder.pool(whole, "rationale")
+        seen["rationale"] = RATIONALE_WEIGHT * seen["rationale, whole weight"]
+        centres = encoder.window_centres(whole[0])
+        seen["window"] = encoder.pool(encoder.maps(cut_windows(images, centres, size)), "gap")
+    return seen

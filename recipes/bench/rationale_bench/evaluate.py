@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fgssl.config.schema import RationaleConfig
 from fgssl.data.cache.pixels import open_pixels
+from fgssl.data.demo.demo_set import DemoMasks
 from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder, Pool
 from fgssl.evaluation.embed import evaluation_view, image_batches
@@ -24,32 +25,25 @@ from fgssl.runtime.reporting import Reporter
 from rationale_bench.controls import (
     GEM,
     BranchMap,
-    LossGradCam,
     MapOf,
     centre_prior,
     feature_norm,
+    looks,
+    loss_gradcams,
     pool_by,
     random_branch,
     uniform,
 )
-from rationale_bench.grid import pooling_config
-from rationale_bench.slices import Slice
-from rationale_bench.zooms import looks
+from rationale_bench.grid import Slice, pooling_config
 
 BATCH = 64
 
 
 class Judged(NamedTuple):
-    """How to evaluate.
+    """How to evaluate."""
 
-    Attributes:
-        probe: Fit a linear probe for "main" poolings (gap, centre prior, each branch as trained and its concat),
-            "all", or "none".
-        masks: Images that maps are compared with masks on.
-    """
-
-    probe: str = "main"
-    masks: int = 200
+    probe: str = "main"  # a linear probe for "main" poolings (those of `Pooled.main`), "all", or "none"
+    masks: int = 200  # images that maps are compared with masks on
 
 
 class Pooled(NamedTuple):
@@ -74,16 +68,7 @@ def judge_encoder(
     judged: Judged,
     reporter: Reporter,
 ) -> list[dict[str, Any]]:
-    """Flat rows, of kind "pooling" (percent) and "map".
-
-    Args:
-        encoder: In eval mode.
-        slice_: Gallery, queries, masks.
-        poolings: Further ways to pool with the encoder's rationale.
-        seed: Of the random branch.
-        judged: What to compute.
-        reporter: Told of progress.
-    """
+    """Flat rows, of kind "pooling" (percent) and "map", of an encoder in eval mode; the seed is the random branch's."""
     maps = _control_maps(encoder, slice_, seed)
     ways = [
         Pooled("gap", None, None, False, True),
@@ -115,9 +100,7 @@ def _control_maps(encoder: Encoder, slice_: Slice, seed: int) -> dict[str, MapOf
     with torch.no_grad():
         example = encoder.backbone(encoder.normalize(first))
     maps["random branch"] = BranchMap(random_branch(encoder.backbone.channels, example, seed))
-    if encoder.keys is not None and len(encoder.keys):
-        maps |= {f"GradCAM {sign}": LossGradCam(encoder, sign) for sign in ("raise", "lower")}
-    return maps
+    return maps | loss_gradcams(encoder)
 
 
 def _pooled(encoder: Encoder, ways: list[Pooled], images: Tensor) -> dict[str, Tensor]:
@@ -180,7 +163,10 @@ def _map_rows(encoder: Encoder, maps: dict[str, MapOf], slice_: Slice, judged: J
     for batch in image_batches(pixels, BATCH, rows=range(min(judged.masks, len(slice_.queries)))):
         images = batch.images.to(encoder.device)
         feature_map = encoder.backbone(encoder.normalize(images))
-        masks = _masks(encoder, slice_, batch.index)
+        masks = [
+            torch.from_numpy(np.stack(each))
+            for each in zip(*(seen_masks(encoder, slice_.masks(int(place))) for place in batch.index), strict=True)
+        ]
         for name, map_of in maps.items():
             drawn = map_of(feature_map, images).detach().cpu()
             columns = [score(drawn, mask) for mask in masks for score in (energy_inside, pointing_hit)]
@@ -195,14 +181,8 @@ def _map_rows(encoder: Encoder, maps: dict[str, MapOf], slice_: Slice, judged: J
     return rows
 
 
-def _masks(encoder: Encoder, slice_: Slice, index: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Object and parts of the queries as the encoder sees them: two of (N, S, S) boolean."""
-    assert slice_.masks is not None
-    view = evaluation_view(encoder)._replace(interpolation="nearest")
-
-    def seen(mask: np.ndarray) -> np.ndarray:
-        return np.asarray(view(Image.fromarray(mask.astype(np.uint8) * 255))) > 127
-
-    pairs = [slice_.masks(int(place)) for place in index]
-    both = (np.stack([seen(pair[kind]) for pair in pairs]) for kind in (0, 1))
-    return tuple(torch.from_numpy(stacked) for stacked in both)  # type: ignore[return-value]
+def seen_masks(encoder: Encoder, masks: DemoMasks, size: int | None = None) -> list[np.ndarray]:
+    """Object and parts as the encoder sees them, (S, S) boolean."""
+    view = evaluation_view(encoder)
+    view = view._replace(interpolation="nearest", size=size or view.size)
+    return [np.asarray(view(Image.fromarray(mask.astype(np.uint8) * 255))) > 127 for mask in masks]

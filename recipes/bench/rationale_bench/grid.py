@@ -1,60 +1,54 @@
-"""A grid of settings: named variants on a base recipe, over several seeds, each pair of them a cell."""
+"""A grid of settings: named variants over several seeds, each pair a cell; and what cells train and are judged on."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from fnmatch import fnmatch
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 import yaml
 
 from fgssl.config.resolve import FREE, Resolved, load_config
-from fgssl.config.schema import RationaleConfig, flatten
+from fgssl.config.schema import DataConfig, RationaleConfig, flatten
+from fgssl.data import default_split, load_images
+from fgssl.data.demo.demo_set import DemoMasks, DemoSet
+from fgssl.data.images import ImageSet, Subset
 from fgssl.errors import FgsslError
+from fgssl.evaluation.probing.splits import stratified_split
 from rationale_bench.controls import TRAIN_POOLS
 
 INIT = "init"  # the variant that is not trained
+HELD_IMAGES, HELD_CLASSES = 0.2, 0.25
+SLICE_SEED = 0  # the same slice for every cell
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What the YAML file says.
+    """What the YAML file says."""
 
-    Attributes:
-        base: Settings of every variant.
-        baseline: The variant that others are compared with, by its gap pooling.
-        variants: Name to settings.
-        train_maps: Variants whose objective pools by a map that is nobody's rationale (see `controls.TRAIN_POOLS`).
-        poolings: Name to settings (rationale.pool...) of further ways to pool with the map, without training.
-    """
-
-    base: tuple[str, ...]
-    baseline: str
-    variants: dict[str, tuple[str, ...]]
-    train_maps: dict[str, str]
-    poolings: dict[str, tuple[str, ...]]
+    base: tuple[str, ...]  # settings of every variant
+    baseline: str  # the variant that others are compared with, by its gap pooling
+    variants: dict[str, tuple[str, ...]]  # name to settings
+    train_maps: dict[str, str]  # variants whose objective pools by a map that is nobody's rationale (`TRAIN_POOLS`)
+    poolings: dict[str, tuple[str, ...]]  # name to settings (rationale.pool...): ways to pool, without training
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is common to all cells.
+    """What is common to all cells."""
 
-    Attributes:
-        recipe: YAML file under the grid's settings, or None.
-        data: Source, as in `fgssl pretrain --data`; None for the recipe's.
-        sets: Settings over those of the grid.
-        select: Which part of the training split judges: "images", "classes" or a file pattern.
-        final: Judge on the test split instead.
-    """
-
-    recipe: Path | None
-    data: str | None
-    sets: tuple[str, ...]
-    select: str
-    final: bool
+    recipe: Path | None  # YAML file under the grid's settings
+    data: str | None  # as in `fgssl pretrain --data`; None for the recipe's
+    sets: tuple[str, ...]  # settings over those of the grid
+    select: str  # which part of the training split judges, as in `open_slice`
+    final: bool  # judge on the test split instead
 
 
 @dataclass(frozen=True)
@@ -131,3 +125,53 @@ def pooling_config(config: RationaleConfig, sets: tuple[str, ...]) -> RationaleC
         if not name.startswith("pool"):
             raise FgsslError(f"a pooling sets rationale.{name}", "set rationale.pool... alone; else make it a variant")
     return dataclasses.replace(config, **{name: getattr(wanted, name) for name in names})
+
+
+class Slice(NamedTuple):
+    """Images of a cell."""
+
+    train: ImageSet  # what pretraining sees
+    gallery: ImageSet  # what is searched, and what the probe learns from
+    queries: ImageSet  # what searches, and what the probe is tested on; also leave-one-out within itself
+    masks: Callable[[int], DemoMasks] | None  # of a query by its place, for the demo set
+
+
+def open_slice(data: DataConfig, select: str, *, final: bool = False) -> Slice:
+    """The data with a part of the training split held out, or (`final`) with the test split.
+
+    "images" holds out a fifth of each class's images; "classes" a quarter of the classes, whose images are halved into
+    gallery and queries; anything else is a pattern, and images whose file name fits it are held out. A random fifth
+    flatters where photographs were taken in bursts.
+    """
+    whole = load_images(data, default_split(data, "train") or "train")
+    if whole.labels is None:
+        raise FgsslError(f"{data.source} has no labels", "the bench compares by them: use class folders")
+    if final:
+        split = default_split(data, "test")
+        if split is None:
+            raise FgsslError(f"{data.source} has no test split", "leave out --final")
+        test = load_images(data, split)
+        return Slice(whole, whole, test, _masks(test, np.arange(len(test))))
+    labels = torch.from_numpy(whole.labels)
+    if select == "images":
+        kept, held = (rows.numpy() for rows in stratified_split(labels, HELD_IMAGES, seed=SLICE_SEED))
+        train = Subset(whole, kept)
+        return Slice(train, train, Subset(whole, held), _masks(whole, held))
+    if select != "classes":
+        held = np.array([fnmatch(PurePath(whole.identifier(row)).name, select) for row in range(len(whole))])
+        if held.all() or not held.any():
+            raise FgsslError(f"--select '{select}' fits {held.sum()} of {len(held)} file names", "give another pattern")
+        train = Subset(whole, np.flatnonzero(~held))
+        return Slice(train, train, Subset(whole, np.flatnonzero(held)), _masks(whole, np.flatnonzero(held)))
+    classes = np.random.default_rng(SLICE_SEED).permutation(np.unique(whole.labels))
+    unseen = np.isin(whole.labels, classes[: max(2, round(HELD_CLASSES * len(classes)))])
+    rows = np.flatnonzero(unseen)
+    gallery, queries = (rows[half.numpy()] for half in stratified_split(labels[rows], 0.5, seed=SLICE_SEED))
+    train = Subset(whole, np.flatnonzero(~unseen))
+    return Slice(train, Subset(whole, gallery), Subset(whole, queries), _masks(whole, queries))
+
+
+def _masks(images: ImageSet, rows: np.ndarray) -> Callable[[int], DemoMasks] | None:
+    if not isinstance(images, DemoSet):
+        return None
+    return lambda place: images.masks(int(rows[place]))
