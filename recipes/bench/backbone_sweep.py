@@ -27,6 +27,7 @@ import timm
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
+from torch.utils._pytree import tree_flatten
 
 from fgssl.backbones import Backbone, build_backbone, rebuild_backbone, save_timm
 from fgssl.backbones.names import resolve_source
@@ -83,7 +84,7 @@ def check(name: str, count: int) -> dict[str, Any]:
     images = torch.rand(2, 3, side, side)
     if count >= TRAINED_BELOW:
         with torch.no_grad():
-            _require(list(backbone.eval()(images[:1]).shape[1:]) == row["map"], "the map differs from the plan")
+            assert list(backbone.eval()(images[:1]).shape[1:]) == row["map"], "the map differs from the plan"
         return row
     train_step(backbone, images)
     check_copies(backbone.eval(), images)
@@ -97,53 +98,43 @@ def train_step(backbone: Backbone, images: Tensor) -> None:
     with torch.no_grad():
         keys = normalize(backbone(images + 0.1 * torch.randn_like(images)).mean((2, 3)), dim=1)
     feature_map = backbone.train()(images)
-    _require(tuple(feature_map.shape[1:]) == (backbone.channels, *backbone.map_size), "the map differs from the plan")
+    assert tuple(feature_map.shape[1:]) == (backbone.channels, *backbone.map_size), "the map differs from the plan"
     queries = normalize(feature_map.mean((2, 3)).float(), dim=1)
     loss = cross_entropy(queries @ keys.T / 0.2, torch.arange(2))
     (gradient,) = torch.autograd.grad(loss, feature_map, retain_graph=True)
-    _require(bool(gradient.isfinite().all()), "GradCAM is not finite")
-    _require(float(gradient.abs().max()) > 0, "GradCAM is zero")
+    assert gradient.isfinite().all(), "GradCAM is not finite"
+    assert float(gradient.abs().max()) > 0, "GradCAM is zero"
     loss.backward()
     for key, value in backbone.model.named_parameters():
         if value.requires_grad:
-            _require(value.grad is not None, f"{key} has no gradient")
-            _require(bool(value.grad.isfinite().all()), f"the gradient of {key} is not finite")
+            assert value.grad is not None, f"{key} has no gradient"
+            assert value.grad.isfinite().all(), f"the gradient of {key} is not finite"
     optimizer.step()
-    moved = sum(
-        not torch.equal(value, before[key]) for key, value in backbone.model.named_parameters() if key in before
-    )
-    _require(moved > 0, "the step moved nothing")
+    after = dict(backbone.model.named_parameters())
+    assert any(not torch.equal(after[key], value) for key, value in before.items()), "the step moved nothing"
 
 
 def check_copies(backbone: Backbone, images: Tensor) -> None:
     """A deep copy, a rebuilt twin and the folder in plain timm all see what the backbone sees."""
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         feature_map, features = backbone(images), backbone.model.forward_features(images)
-        _require(_equal(copy.deepcopy(backbone)(images), feature_map), "the copy's map differs")
+        assert _equal(copy.deepcopy(backbone)(images), feature_map), "the copy's map differs"
         description = json.loads(json.dumps(backbone.description()))
         twin = rebuild_backbone(description, backbone.model.state_dict()).eval()
-        _require(_equal(twin(images), feature_map), "the rebuilt map differs")
+        assert _equal(twin(images), feature_map), "the rebuilt map differs"
         save_timm(backbone, folder)
         plain = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-        _require(_equal(plain.forward_features(images), features), "plain timm's features differ")
+        assert _equal(plain.forward_features(images), features), "plain timm's features differ"
         finetune = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=200).state_dict()
         for key, value in backbone.model.state_dict().items():
-            _require(torch.equal(finetune[key], value), f"{key} differs with 200 classes")
+            assert torch.equal(finetune[key], value), f"{key} differs with 200 classes"
         if backbone.has_class_token:
-            _require(_equal(backbone.forward_with_token(images).feature_map, feature_map), "the token's map differs")
+            assert _equal(backbone.forward_with_token(images).feature_map, feature_map), "the token's map differs"
 
 
 def _equal(left: Any, right: Any) -> bool:
-    if isinstance(left, torch.Tensor):
-        return torch.allclose(left, right, rtol=1e-4, atol=1e-5)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(_equal(left[key], right[key]) for key in left)
-    return len(left) == len(right) and all(_equal(one, other) for one, other in zip(left, right, strict=True))
-
-
-def _require(holds: bool, problem: str) -> None:
-    if not holds:
-        raise RuntimeError(problem)
+    (ours, form), (theirs, other) = tree_flatten(left), tree_flatten(right)
+    return form == other and all(torch.allclose(*pair, rtol=1e-4, atol=1e-5) for pair in zip(ours, theirs, strict=True))
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

@@ -62,8 +62,10 @@ def main() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
             found[name] = embed(encoder, images, pools=("gap",), batch_size=batch)["gap"].features
 
-    calls = {"floor": partial(forward, encoder, resident, batches), "fp32": partial(run, "fp32")}
-    calls["bf16"] = partial(run, "bf16")
+    calls = {
+        "floor": partial(forward, encoder, resident, batches),
+        **{name: partial(run, name) for name in ("fp32", "bf16")},
+    }
     seconds = harness.in_turns(calls, arguments.rounds, clock=lambda call: harness.timed(call, device))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     # the floor worked through whole batches

@@ -22,32 +22,28 @@ from torch import Tensor
 from fgssl.evaluation.probing.classifiers import HELD_OUT, linear_probe
 from fgssl.evaluation.probing.splits import stratified_split
 
+TRAIN, TEST = 3000, 1000  # images to fit on and to score
+NOISE = 4.0  # of an image about its class centre
 
-def features_like_an_encoders(images: int, width: int, classes: int, *, noise: float) -> tuple[Tensor, Tensor]:
+
+def features_like_an_encoders(images: int, width: int, classes: int) -> tuple[Tensor, Tensor]:
     """Clusters after a ReLU with variances falling over the dimensions, (N, D), and their classes (N,)."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, classes, (images,), generator=generator)
     scale = torch.logspace(0, -1.5, width)
     centres = torch.randn(classes, width, generator=generator)
-    features = (centres[labels] + noise * torch.randn(images, width, generator=generator)) * scale + 0.5
+    features = (centres[labels] + NOISE * torch.randn(images, width, generator=generator)) * scale + 0.5
     return torch.nn.functional.normalize(features.relu()), labels
 
 
 def main() -> None:
     """Run and print."""
     parser = harness.parser(__doc__, "--threads", "--output")
-    parser.add_argument("--noise", type=float, default=4.0, help="of an image about its class centre")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="of scikit-learn")
-    parser.add_argument("--images", type=int, default=3000, help="to fit on; a third as many are scored")
-    parser.add_argument("--width", type=int, default=512, help="of the features")
-    parser.add_argument("--classes", type=int, default=81)
     parser.add_argument("--repeats", type=int, default=1, help="runs of each")
     options = harness.begin(parser)
-    count = options.images
-    features, labels = features_like_an_encoders(
-        count + count // 3, options.width, options.classes, noise=options.noise
-    )
-    train, train_labels, test, test_labels = features[:count], labels[:count], features[count:], labels[count:]
+    features, labels = features_like_an_encoders(TRAIN + TEST, 512, 81)
+    train, train_labels, test, test_labels = features[:TRAIN], labels[:TRAIN], features[TRAIN:], labels[TRAIN:]
     kept, held = stratified_split(train_labels, HELD_OUT)
     fitted = {}
 

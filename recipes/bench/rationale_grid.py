@@ -29,10 +29,10 @@ from rationale_bench.evaluate import Judged
 from rationale_bench.grid import INIT, Cell, Grid, Protocol, make_cell, read_grid
 from rationale_bench.tables import markdown, summarise
 
+from fgssl.cli.console import PlainReporter
 from fgssl.errors import FgsslError
 from fgssl.runtime.files import check_folder, write_text
 from fgssl.runtime.processes import Interrupted
-from fgssl.runtime.reporting import Reporter, StepReport
 
 
 def parse() -> argparse.Namespace:
@@ -54,24 +54,6 @@ def parse() -> argparse.Namespace:
     return harness.begin(parser)
 
 
-class Lines(Reporter):
-    """Progress as lines of a cell's log."""
-
-    def __init__(self) -> None:
-        self._last = 0.0
-
-    def note(self, text: str) -> None:
-        print(text, flush=True)
-
-    warn = note
-
-    def step(self, report: StepReport) -> None:
-        if time.monotonic() - self._last > 10 or report.step == report.total_steps:
-            self._last = time.monotonic()
-            speed = f"{report.images_per_second:.0f} images/s, {report.seconds_left:.0f} s left"
-            print(f"step {report.step}/{report.total_steps} loss {report.loss:.3f}, {speed}", flush=True)
-
-
 def main() -> int:
     """Run the cells and print the table."""
     arguments = parse()
@@ -82,7 +64,7 @@ def main() -> int:
     if arguments.cell:
         variant, _, seed = arguments.cell.rpartition("@")
         try:
-            run_cell(make_cell(grid, protocol, variant, int(seed)), grid, protocol, root, judged, Lines())
+            run_cell(make_cell(grid, protocol, variant, int(seed)), grid, protocol, root, judged, PlainReporter())
         except Interrupted as stop:
             return 128 + stop.signal_number
         return 0

@@ -49,11 +49,9 @@ class Side:
         self.step, self.warm, self.device = step, warm, device
         self.seconds: list[float] = []
         self.waits: list[float] = []
-        self.first: tuple[int, float] | None = None  # steps and seconds of the first block, compiling included
 
     def block(self, steps: int, *, counted: bool = True) -> None:
         """Some steps in a row; the mean of a step is noted."""
-        begun = time.perf_counter()
         for _ in range(self.warm):
             self.step()
         self._synchronize()
@@ -61,8 +59,6 @@ class Side:
         waited = sum(self.step() for _ in range(steps))
         self._synchronize()
         taken = time.perf_counter() - start
-        if self.first is None:
-            self.first = (self.warm + steps, time.perf_counter() - begun)
         if counted:
             self.seconds.append(taken / steps)
             self.waits.append(waited / taken)

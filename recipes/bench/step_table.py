@@ -1,6 +1,6 @@
 """The whole training step against its floor, against more pictures, and beside other libraries, in one table.
 
-    python recipes/bench/step_table.py --data GROCERY --output step_table.json          # CPU: 4 minutes
+    python recipes/bench/step_table.py --data GROCERY --output step_table.json          # CPU: 5 minutes
     python recipes/bench/step_table.py --data GROCERY --device cuda --backbone resnet50 \\
         --image-size 224 --batch-size 256 --output step_table.json
     python recipes/bench/step_table.py --quick                                                         # a try, demo set
@@ -9,18 +9,16 @@ All sides take turns in one process, a few steps each, so that other load on the
 the rounds are told, and ratios are medians of each round's ratio. Floor: forward and backward of the query backbone and
 forward of the key backbone on tensors in place, same precision and memory format, timm's model as it is; beside it the
 same with fgssl's way of small convolutions (`fgssl/backbones/products.py`). The whole step adds loading, views,
-projector, loss, GradCAM and fit, queue, optimiser, momentum. Where lightly is installed its MoCo loop runs beside,
-and LightlyTrain after all others (`other_libraries.py`); where the source is a folder, a list of
-ten times its pictures and one of a million are measured. `--compile` adds a step by torch.compile and the
-number of steps after which compiling has paid. Peak memory is that of a process that does nothing else. Table on
-stderr, JSON on stdout.
+projector, loss, GradCAM and fit, queue, optimiser, momentum. Where
+lightly is installed its MoCo loop runs beside, and LightlyTrain after all others (`other_libraries.py`); where the
+source is a folder, a list of ten times its pictures and one of a million are measured. `--compile` adds a step by
+torch.compile. Peak memory is that of a process that does nothing else. Table on stderr, JSON on stdout.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import math
 import statistics
 import tempfile
 import time
@@ -40,7 +38,6 @@ from step_sides import (
     PLAIN,
     RATIONALE,
     TENFOLD,
-    Side,
     folder_batches,
     list_pictures,
     make_sides,
@@ -85,15 +82,6 @@ def peak_alone(name: str, arguments: argparse.Namespace) -> float:
         return peak_memory(side.device)
 
 
-def break_even(sides: dict[str, Side]) -> float | None:
-    """Steps after which --compile has paid for its compiling; infinite where a step is no quicker."""
-    if COMPILED not in sides or (first := sides[COMPILED].first) is None:
-        return None
-    compiled, eager = (statistics.median(sides[name].seconds) for name in (COMPILED, RATIONALE))
-    steps, seconds = first
-    return max(0.0, seconds - steps * compiled) / (eager - compiled) if compiled < eager else math.inf
-
-
 def measure(arguments: argparse.Namespace, notes: list[str]) -> dict[str, Any]:
     """All numbers."""
     rounds, block = (2, 2) if arguments.quick else (arguments.rounds, arguments.block)
@@ -113,9 +101,6 @@ def measure(arguments: argparse.Namespace, notes: list[str]) -> dict[str, Any]:
         pairs = {name: pair for name, pair in RATIOS.items() if set(pair) <= sides.keys()}
         ratios = {name: harness.ratio(*(sides[side].seconds for side in pair)) for name, pair in pairs.items()}
         found: dict[str, Any] = {"rows": rows, "ratios": ratios}
-        if (steps := break_even(sides)) is not None:
-            told = "never: a step is no quicker" if math.isinf(steps) else f"after {steps:.0f} steps"
-            notes.append(f"--compile pays for its compiling {told}")
         sides.clear()
         pictures = picture_folder(plan_for(arguments))
         if pictures is not None:
@@ -170,7 +155,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--block", type=int, default=4, help="timed steps of a side in a row")
     parser.add_argument("--lightly-workers", type=int, help="of lightly's loader [all cores, at most 8]")
-    parser.add_argument("--compile", action="store_true", help="also a step by torch.compile, and when it pays")
+    parser.add_argument("--compile", action="store_true", help="also a step by torch.compile")
     parser.add_argument("--quick", action="store_true", help="two rounds of two steps, short lists")
     arguments = harness.begin(parser)
     notes: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -40,7 +41,8 @@ def summarise(rows: Iterable[Row], baseline: str) -> dict[str, list[Row]]:
                 key = (row["variant"], row.get("pooling") or row.get("map") or "")
                 groups.setdefault(key, {})[row["seed"]] = row
         tables[kind] = [
-            {"variant": key[0], "name": key[1], **_columns(by_seed, columns)} for key, by_seed in groups.items()
+            {"variant": variant, "name": name, **_differences(by_seed, None, columns)}
+            for (variant, name), by_seed in groups.items()
         ]
         if kind == "pooling":
             for name, control in (("versus_gap", "gap"), ("versus_centre", "centre prior")):
@@ -50,56 +52,43 @@ def summarise(rows: Iterable[Row], baseline: str) -> dict[str, list[Row]]:
     return tables
 
 
-def _columns(by_seed: dict[int, Row], columns: Sequence[str]) -> Row:
-    found = {column: [row[column] for row in by_seed.values() if row.get(column) is not None] for column in columns}
-    return {column: spread(values) for column, values in found.items() if values}
-
-
-def _differences(by_seed: dict[int, Row], against: dict[int, Row], columns: Sequence[str]) -> Row:
-    pairs = [(by_seed[seed], against[seed]) for seed in sorted(by_seed.keys() & against.keys())]
-    found = {c: [a[c] - b[c] for a, b in pairs if a.get(c) is not None and b.get(c) is not None] for c in columns}
-    return {column: spread(values) for column, values in found.items() if values}
+def _differences(by_seed: dict[int, Row], against: dict[int, Row] | None, columns: Sequence[str]) -> Row:
+    """Spread of each column over the seeds, or of its differences to another entry's with the same seed."""
+    found: dict[str, list[float]] = {}
+    for seed, column in itertools.product(sorted(by_seed), columns):
+        value, other = by_seed[seed].get(column), 0.0 if against is None else against.get(seed, {}).get(column)
+        if value is not None and other is not None:
+            found.setdefault(column, []).append(value - other)
+    return {column: spread(values) for column, values in found.items()}
 
 
 def markdown(tables: dict[str, list[Row]], title: str, notes: str) -> str:
     """The tables for people."""
-    text = [f"# {title}", "", notes, ""]
-    seeds = sorted({entry[c]["n"] for entries in tables.values() for entry in entries for c in entry if _is(entry, c)})
-    text += [
-        f"Mean ± standard deviation over seeds (n = {', '.join(map(str, seeds)) or 0}); differences are paired.",
-        "",
-    ]
-    if tables["pooling"]:
-        text += ["## Retrieval and probe (percent)", ""]
-        titles = [TITLES.get(c, c) for c in POOLING]
-        paired = [f"Δ {TITLES.get(c, c)} to baseline gap" for c in ("rank1", "mAP", "probe")]
-        head = ["variant", "pooling", *titles, *paired, "Δ rank-1 to baseline centre prior"]
-        lines = [
-            [entry["variant"], entry["name"]]
-            + [_shown(entry.get(column)) for column in POOLING]
-            + [_shown(entry["versus_gap"].get(column), signed=True) for column in ("rank1", "mAP", "probe")]
-            + [_shown(entry["versus_centre"].get("rank1"), signed=True)]
-            for entry in tables["pooling"]
+    cells = [value for entries in tables.values() for entry in entries for value in entry.values()]
+    seeds = sorted({value["n"] for value in cells if isinstance(value, dict) and "n" in value})
+    counted = f"Mean ± standard deviation over seeds (n = {', '.join(map(str, seeds)) or 0}); differences are paired."
+    text = [f"# {title}", "", notes, "", counted, ""]
+    compared = [("versus_gap", column) for column in ("rank1", "mAP", "probe")] + [("versus_centre", "rank1")]
+    against = {"versus_gap": "baseline gap", "versus_centre": "baseline centre prior"}
+    for kind, names, columns, heading in (
+        ("pooling", ("variant", "pooling"), POOLING, "Retrieval and probe (percent)"),
+        ("map", ("variant", "map"), MAPS,
+         "Maps against the masks (energy relative to the uniform map; pointing game; relative entropy)"),
+        ("cost", ("variant",), COST, "Cost (medians of the log: only cells trained on an idle machine compare)"),
+    ):  # fmt: skip
+        if not tables[kind]:
+            continue
+        pairs = compared if kind == "pooling" else []
+        head = [*names, *[TITLES.get(c, c) for c in columns]]
+        head += [f"Δ {TITLES.get(c, c)} to {against[control]}" for control, c in pairs]
+        rows = [
+            [entry["variant"], entry["name"]][: len(names)]
+            + [_shown(entry.get(column), digits=3 if kind == "map" else 2) for column in columns]
+            + [_shown(entry[control].get(column), signed=True) for control, column in pairs]
+            for entry in tables[kind]
         ]
-        text += [*markdown_table(head, lines), ""]
-    for kind, columns, heading in (
-        ("map", MAPS, "Maps against the masks (energy relative to the uniform map; pointing game; relative entropy)"),
-        ("cost", COST, "Cost (medians of the log: only cells trained on an idle machine compare)"),
-    ):
-        if tables[kind]:
-            digits = 3 if kind == "map" else 2
-            rows = [
-                [entry["variant"], *([entry["name"]] if kind == "map" else [])]
-                + [_shown(entry.get(column), digits=digits) for column in columns]
-                for entry in tables[kind]
-            ]
-            head = ["variant", *(["map"] if kind == "map" else []), *[TITLES.get(c, c) for c in columns]]
-            text += [f"## {heading}", "", *markdown_table(head, rows), ""]
+        text += [f"## {heading}", "", *markdown_table(head, rows), ""]
     return "\n".join(text)
-
-
-def _is(entry: Row, column: str) -> bool:
-    return isinstance(entry[column], dict) and "n" in entry[column]
 
 
 def _shown(value: dict[str, Any] | None, *, signed: bool = False, digits: int = 2) -> str:
