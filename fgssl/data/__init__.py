@@ -67,10 +67,9 @@ def default_split(data: DataConfig, role: Literal["train", "test"]) -> str | Non
         preset = PRESETS[data.source]
         return preset.train_split if role == "train" else preset.test_split
     known = sorted(available_splits(data), key=len)  # "train" before "train2"
-    for name in _NAMES[role]:
-        for split in known:
-            if split_of(split) == name:
-                return split
+    found = [split for name in _NAMES[role] for split in known if split_of(split) == name]
+    if found:
+        return found[0]
     # a single split of another name ("all", "full", "images") is all there is to train on; a lone test split is not
     alone = len(known) == 1 and split_of(known[0]) not in _NAMES["test"]
     return known[0] if role == "train" and alone else None
@@ -80,6 +79,5 @@ def no_split(data: DataConfig, role: str, *, option: str) -> FgsslError:
     """The one line for a source without a split for training or test, and why; `option` names one."""
     source = open_source(data)
     why = "".join(f" ({text})" for _, text in source.remarks)
-    return FgsslError(
-        f"'{data.source}' has no {role} split{why}", f"name one with {option}: {', '.join(source.splits)}"
-    )
+    problem = f"'{data.source}' has no {role} split{why}"
+    return FgsslError(problem, f"name one with {option}: {', '.join(source.splits)}")

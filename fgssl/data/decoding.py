@@ -30,9 +30,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.runtime.text import shown
 
+# larger images are refused before they are decoded: a small file can unpack to many gigabytes (Pillow's own limit)
 MAX_PIXELS = 178_956_970
-"""Larger images are refused before they are decoded: a small file can unpack to many gigabytes (Pillow's own limit)."""
-
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF", "JPEG2000", "DIB", "HEIF")
 """Content is recognised as one of these (HEIF where a plugin has registered it), whatever the file's extension. The
 rest of Pillow's formats stay closed: some start other programs (EPS), some accept nearly any bytes (TGA, PCX)."""
@@ -68,7 +67,7 @@ class Examined(NamedTuple):
     """A decoded image and what is known of the file it came from."""
 
     image: Image.Image  # RGB, upright, maybe smaller than stored
-    width: int  # as stored, upright
+    width: int  # as stored, upright; as the height
     height: int
     mode: str  # as Pillow names it: RGB, L, P, CMYK, I;16 ...
     format: str  # JPEG, PNG ...
@@ -180,24 +179,23 @@ def _what_it_is(start: bytes) -> str:
     for prefix, words in _KNOWN_STARTS:
         if head.startswith(prefix):
             return words
-    if start[4:8] == b"ftyp":
-        if start[8:12] in (b"heic", b"heix", b"mif1", b"hevc", b"heim", b"heis", b"msf1"):
-            return "is a HEIC photograph, which Pillow cannot open (convert it to JPEG)"
-        if start[8:12] not in (b"avif", b"avis"):
-            return "is a video, not an image"
+    kind = start[8:12] if start[4:8] == b"ftyp" else b"avif"
+    if kind in (b"heic", b"heix", b"mif1", b"hevc", b"heim", b"heis", b"msf1"):
+        return "is a HEIC photograph, which Pillow cannot open (convert it to JPEG)"
+    if kind not in (b"avif", b"avis"):
+        return "is a video, not an image"
     if not any(start):
         return "holds only zero bytes (an interrupted copy?)"
     return "is not an image of a known format"
 
 
-def _reason(error: Exception, data: object) -> str:
+def _reason(error: Exception, data: EncodedImage) -> str:
     if isinstance(error, _Refused):
         return str(error)
     if isinstance(error, Image.DecompressionBombError):
         return f"is larger than {MAX_PIXELS // 1_000_000} megapixels (a decompression bomb?)"
     if isinstance(error, FileNotFoundError):
-        is_link = isinstance(data, (str, Path)) and os.path.islink(data)
-        return "is a link to a file that does not exist" if is_link else "does not exist"
+        return "is a link to a file that does not exist" if os.path.islink(data) else "does not exist"
     if isinstance(error, PermissionError):
         return "may not be read (no permission)"
     if isinstance(error, MemoryError):
@@ -248,15 +246,13 @@ def _with_transparent_colour(image: Image.Image, stream: IO[bytes]) -> Image.Ima
 
     The stream is read once more for the lower 8: shadows that only begin like the colour are opaque.
     """
-    key = np.array(image.info["transparency"])
-    pixels = np.array(image)
+    key, pixels = np.array(image.info["transparency"]), np.asarray(image)
     stream.seek(0)
     with Image.open(stream, formats=("PNG",)) as lower:
         # what reads a little-endian value's upper byte reads a big-endian one's lower byte
         lower.tile = [tile._replace(args="RGB;16L") for tile in lower.tile]
         clear = ((pixels == key >> 8) & (np.asarray(lower) == key & 255)).all(-1)
-    pixels[clear] = 255
-    return Image.fromarray(pixels)
+    return Image.fromarray(np.where(clear[..., None], np.uint8(255), pixels))
 
 
 def _to_8_bit(values: NDArray[np.generic], *, top: int) -> NDArray[np.uint8]:  # (H, W) -> (H, W)

@@ -40,7 +40,8 @@ NOTHING = About()
 class ImageSet:
     """An ordered set of images, with or without labels; picklable, and cheap to hand to forked workers.
 
-    A set of its own adds `__len__`, `load`, `examine` and `fingerprint`, and has what `about` holds as attributes.
+    A set of its own adds `__len__`, `fingerprint`, and `content`, or else `load` and `examine`. What `about` holds are
+    its attributes.
 
     Args:
         source: The source as the user wrote it ("cub", "./photos", "owner/name").
@@ -63,31 +64,21 @@ class ImageSet:
         """The same in printable characters, for messages."""
         return shown(self.name(index))
 
-    def load(self, index: int, min_side: int | None = None) -> Image:
-        """One image, upright and RGB, as `fgssl.data.decoding_image`. Raises UnreadableImage."""
-        raise NotImplementedError
-
-    def examine(self, index: int, min_side: int | None = None) -> Examined:
-        """As `load`, with what is known of the stored picture: its size, mode, format, a digest of its content."""
-        raise NotImplementedError
-
-    def fingerprint(self) -> str:
-        """Hex identity of the set's content, cheap to compute, for caches."""
-        raise NotImplementedError
-
-
-class EncodedImages(ImageSet):
-    """The decoding half of a set whose images are stored as files or bytes."""
-
     def content(self, index: int) -> bytes | str:
         """The encoded image, or the path of its file."""
         raise NotImplementedError
 
     def load(self, index: int, min_side: int | None = None) -> Image:
+        """One image, upright and RGB, as `fgssl.data.decoding_image`. Raises UnreadableImage."""
         return decode_image(self.content(index), min_side, name=self.identifier(index))
 
     def examine(self, index: int, min_side: int | None = None) -> Examined:
+        """As `load`, with what is known of the stored picture: its size, mode, format, a digest of its content."""
         return examine_image(self.content(index), min_side, name=self.identifier(index))
+
+    def fingerprint(self) -> str:
+        """Hex identity of the set's content, cheap to compute, for caches."""
+        raise NotImplementedError
 
 
 class _Indirect(ImageSet):

@@ -47,8 +47,8 @@ def cache_label(source: str, split: str) -> str:
 def cache_files(folder: Path) -> list[CacheFile]:
     """Every file of the known kinds, largest first; those that a build is still writing are left out."""
     found = []
-    for kind in KINDS:
-        for path in (path for pattern in KINDS[kind][1] for path in (folder / kind).glob(pattern)):
+    for kind, (_, patterns) in KINDS.items():
+        for path in (path for pattern in patterns for path in (folder / kind).glob(pattern)):
             with contextlib.suppress(OSError):  # another process may clear as well
                 status = path.stat()
                 age = max(0.0, time.time() - max(status.st_atime, status.st_mtime))

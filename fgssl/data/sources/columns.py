@@ -23,15 +23,10 @@ Features = Mapping[str, Any]  # the columns of a table and their types
 
 
 class Column(NamedTuple):
-    """The column that was taken, and those that could have been."""
+    """The column that was taken, and in words which it was taken before; "" where there was one."""
 
     name: str
-    others: tuple[str, ...] = ()
-
-    def remark(self, what: str, option: str) -> str:
-        """In words, which was taken of several; "" where there was one."""
-        others = ", ".join(map(shown, self.others))
-        return f"the column {self.name!r} is taken for the {what}, not {others} ({option}=NAME)" if others else ""
+    remark: str = ""
 
 
 def find_image_column(features: Features, wanted: str | None, *, source: str) -> Column:
@@ -47,11 +42,9 @@ def find_image_column(features: Features, wanted: str | None, *, source: str) ->
     named = [name for name in _IMAGE_NAMES if name in encoded]
     found = typed or named or [name for name in encoded if isinstance(features[name], dict)]
     if found:
-        return Column(found[0], tuple(found[1:]))
-    raise FgsslError(
-        f"no image column in {source} (its columns: {_shown(features)})",
-        "name it with --set data.image_column=NAME, or choose another data set or --set data.subset=NAME",
-    )
+        return _first(found, "pictures", "image")
+    remedy = "name it with --set data.image_column=NAME, or choose another data set or --set data.subset=NAME"
+    raise FgsslError(f"no image column in {source} (its columns: {_shown(features)})", remedy)
 
 
 def find_label_column(features: Features, wanted: str | None, *, source: str) -> Column | None:
@@ -62,7 +55,7 @@ def find_label_column(features: Features, wanted: str | None, *, source: str) ->
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     named = [name for name in _LABEL_NAMES if name in features and _holds_classes(features[name])]
     found = list(dict.fromkeys((*typed, *named)))
-    return Column(found[0], tuple(found[1:])) if found else None
+    return _first(found, "classes", "label") if found else None
 
 
 def read_labels(splits: Mapping[str, Sequence[datasets.Dataset]], column: str, *, source: str) -> dict[str, About]:
@@ -139,6 +132,12 @@ def _values(table: datasets.Dataset, column: str) -> pa.ChunkedArray:
 def _missing(values: pa.ChunkedArray) -> int:
     absent = int((values.drop_null().to_numpy() == -1).sum()) if pa.types.is_integer(values.type) else 0
     return int(values.null_count) + absent
+
+
+def _first(found: list[str], what: str, role: str) -> Column:
+    others = ", ".join(map(shown, found[1:]))
+    words = f"the column {found[0]!r} is taken for the {what}, not {others} (--set data.{role}_column=NAME)"
+    return Column(found[0], words if others else "")
 
 
 def _wanted(features: Features, name: str, fits: bool, source: str, words: tuple[str, str, str]) -> Column:

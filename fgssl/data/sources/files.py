@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from fgssl.data.images import NOTHING, About, EncodedImages
+from fgssl.data.images import NOTHING, About, ImageSet
 from fgssl.errors import FgsslError
 from fgssl.runtime.reporting import Told
 from fgssl.runtime.text import shown
@@ -44,21 +44,14 @@ class PackedNames:
         return bytes(self._buffer[self._ends[index] : self._ends[index + 1]])
 
 
-class FileImages(EncodedImages):
-    """An `ImageSet` of files.
-
-    Args:
-        source: As of `ImageSet`, with `split` and `about`.
-        folder: Folder the names are relative to, as the user wrote it.
-        names: Paths relative to the folder; absolute paths stay as they are.
-    """
+class FileImages(ImageSet):
+    """An `ImageSet` of files: paths relative to a folder, which is as the user wrote it, or absolute."""
 
     def __init__(self, source: str, split: str, about: About = NOTHING, *, folder: bytes, names: PackedNames) -> None:
         super().__init__(source, split, about)
-        self._shown = folder
+        self._shown, self._names = folder, names
         self._root = os.path.abspath(folder)  # a worker or a test may change the current folder
-        self._names = names
-        self._fingerprint: str | None = None
+        self._fingerprint = ""
 
     def __len__(self) -> int:
         return len(self._names)
@@ -71,21 +64,21 @@ class FileImages(EncodedImages):
 
     def fingerprint(self) -> str:
         """Hash of relative paths, sizes and times of change; one `stat` a file the first time."""
-        if self._fingerprint is None:
-            digest = hashlib.blake2b(digest_size=16)
-            told = Told(f"looking at the files of {self.source}", len(self))
-            for index in range(len(self)):
-                if index % TELL_EVERY == 0:
-                    told(index)
-                name = self._names[index]
-                try:
-                    status = os.stat(os.path.join(self._root, name))
-                    state = (status.st_size, status.st_mtime_ns)
-                except (OSError, ValueError):  # missing, or a name no file system allows
-                    state = (-1, -1)
-                digest.update(b"%d %d %d " % (len(name), *state) + name)
-            told.end(len(self))
-            self._fingerprint = digest.hexdigest()
+        if self._fingerprint:
+            return self._fingerprint
+        digest, told = hashlib.blake2b(digest_size=16), Told(f"looking at the files of {self.source}", len(self))
+        for index in range(len(self)):
+            if index % TELL_EVERY == 0:
+                told(index)
+            name = self._names[index]
+            try:
+                status = os.stat(os.path.join(self._root, name))
+                state = (status.st_size, status.st_mtime_ns)
+            except (OSError, ValueError):  # missing, or a name no file system allows
+                state = (-1, -1)
+            digest.update(b"%d %d %d " % (len(name), *state) + name)
+        told.end(len(self))
+        self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
 
@@ -93,10 +86,7 @@ def listed_images(source: str, path: str) -> FileImages:
     """Images named by a text file: a path a line, relative to its folder or absolute, then maybe a tab and a label.
 
     A path may be a JSON string, for names with line breaks or tabs. Blank lines and those with # first do not count.
-    A path that does not exist is reported when it is read, as any other unreadable image.
-
-    Raises:
-        FgsslError: The file is unreadable, no text, names no image, or has labels on some lines only.
+    Raises FgsslError where the file is unreadable, no text, names no image, or has labels on some lines only.
     """
     try:
         with open(path, "rb") as stream:
@@ -114,14 +104,12 @@ def listed_images(source: str, path: str) -> FileImages:
 
 
 def _labels(lines: list[bytes], source: str) -> About:
-    bare = next((line for line in lines if b"\t" not in line), None)
-    if not any(b"\t" in line for line in lines):
+    bare = [line for line in lines if b"\t" not in line]
+    if len(bare) == len(lines):
         return About(unlabelled="no line of the list has a tab and a label")
-    if bare is not None:
-        raise FgsslError(
-            f"the list {source} has labels, but none on the line {shown(bare)!r}",
-            "give every line a label (a tab before it) or none",
-        )
+    if bare:
+        problem = f"the list {source} has labels, but none on the line {shown(bare[0])!r}"
+        raise FgsslError(problem, "give every line a label (a tab before it) or none")
     texts = [shown(line.split(b"\t", 1)[1].strip()) for line in lines]
     names = sorted_classes(set(texts))
     number = {name: index for index, name in enumerate(names)}

@@ -24,9 +24,7 @@ _MAX_NOTED = 100
 _IGNORED = frozenset({b"__MACOSX", b"@eaDir"})
 _SPLIT_NAME = re.compile(SPLIT_WORDS + r"([-_ .]?(sets?|splits?|images?|imgs?|data|folder|\d+))?", re.IGNORECASE)
 
-Names = list[bytes]
-FolderKey = tuple[int, int]
-"""What a folder is, whatever path led to it: device and number."""
+FolderKey = tuple[int, int]  # what a folder is, whatever path led to it: device and number
 
 
 class WalkReport:
@@ -54,20 +52,14 @@ class WalkReport:
         return ", ".join(f"{count} {kind or 'without extension'}" for kind, count in self.others.most_common(5))
 
 
-def scan(folder: bytes, report: WalkReport | None = None, *, most: int | None = None) -> tuple[Names, Names]:
+def scan(
+    folder: bytes, report: WalkReport | None = None, *, most: int | None = None
+) -> tuple[list[bytes], list[bytes]]:
     """Lists one folder: names of its image files and of its subfolders, both sorted by their bytes.
 
     Hidden files, `__MACOSX` and thumbnail folders are left out, and all that is in a run folder of fgssl. Links count
     as what they lead to; a broken link with an image's name counts as an image, so that a run names it as unreadable
-    rather than losing it in silence.
-
-    Args:
-        folder: Its path.
-        report: Where to note what is neither image nor folder.
-        most: Images after which to stop.
-
-    Raises:
-        OSError: The folder cannot be listed.
+    rather than losing it in silence. It ends at so many images as `most`. Raises OSError.
     """
     report = report or WalkReport()
     images: list[bytes] = []
@@ -130,13 +122,8 @@ def walk_images(
     """All image files below a folder, as paths relative to it.
 
     Within a folder files come first, then subfolders, each sorted by bytes: the order does not depend on the file
-    system or locale. A folder reached twice through links is listed once, which also ends every loop.
-
-    Args:
-        root: Folder to walk.
-        report: Where to note other files and folders that could not be listed.
-        seen: Folders to leave out; those listed are added.
-        most: As of `scan`, for each folder: whoever asks for the first few does not wait for a million.
+    system or locale. A folder reached twice through links is listed once, which also ends every loop; folders in `seen`
+    are left out, and those listed are added. What is met besides is noted in `report`; `most` is as of `scan`.
     """
     seen = set() if seen is None else seen
     waiting = [b""]

@@ -84,18 +84,18 @@ def _open_folder(data: DataConfig, path: str) -> Source:
         return Source(tuple(tables), lambda split: table_images(tables, split, data))
     pictures = first_images(os.fsencode(path), MOST_STRAYS)
     if len(pictures) < MOST_STRAYS and (shards := parquet_files(path)) and len(pictures) <= len(shards):
-        return _open_parquet(data, path, strays=pictures)
+        return _open_parquet(data, path, pictures)
     from fgssl.data.sources.folder import FolderSource
 
     folder = FolderSource(data.source, os.fsencode(path))
     return Source(folder.splits, folder.load, folder.remarks)
 
 
-def _open_parquet(data: DataConfig, path: str, strays: list[bytes] | None = None) -> Source:
+def _open_parquet(data: DataConfig, path: str, strays: list[bytes]) -> Source:
     from fgssl.data.sources.tables import parquet_images, shards_by_split
 
     shards = shards_by_split(path)
-    return Source(tuple(shards), lambda split: parquet_images(shards, split, data, strays=strays or ()))
+    return Source(tuple(shards), lambda split: parquet_images(shards, split, data, strays=strays))
 
 
 def _open_file(data: DataConfig, path: str) -> Source:
@@ -105,7 +105,7 @@ def _open_file(data: DataConfig, path: str) -> Source:
 
         return Source(("all",), lambda _: listed_images(data.source, path))
     if kind == ".parquet":
-        return _open_parquet(data, path)
+        return _open_parquet(data, path, [])
     named = shown(data.source)
     if not os.path.exists(path):
         raise FgsslError(f"{named} is a link to something that does not exist", "repair the link")

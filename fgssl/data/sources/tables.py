@@ -14,7 +14,7 @@ import datasets
 import pyarrow.parquet as pq
 
 from fgssl.config.schema import DataConfig
-from fgssl.data.images import About, EncodedImages, Remark
+from fgssl.data.images import About, ImageSet, Remark
 from fgssl.data.sources.columns import find_image_column, find_label_column, read_labels
 from fgssl.data.sources.listing import SPLIT_WORDS, parquet_files, some
 from fgssl.errors import FgsslError, UnreadableImage
@@ -27,14 +27,8 @@ Tables = Mapping[str, Sequence[datasets.Dataset]]
 _SHARD_NAME = re.compile(SPLIT_WORDS + "(?![a-z])", re.IGNORECASE)
 
 
-class TableImages(EncodedImages):
-    """An `ImageSet` of the rows of memory-mapped tables, one after the other.
-
-    Args:
-        source: As of `ImageSet`, with `split` and `about`.
-        tables: Of one split; only the image column is kept, undecoded.
-        column: The column of the images.
-    """
+class TableImages(ImageSet):
+    """An `ImageSet` of the rows of memory-mapped tables, one after the other, whose images are in one column."""
 
     def __init__(
         self, source: str, split: str, about: About, *, tables: Sequence[datasets.Dataset], column: str
@@ -42,7 +36,7 @@ class TableImages(EncodedImages):
         super().__init__(source, split, about)
         # undecoded: decoding belongs to the workers, and a corrupt row must be named, not raised by the reader
         kept = [table.select_columns([column]).cast_column(column, datasets.Image(decode=False)) for table in tables]
-        self._rows = kept[0] if len(kept) == 1 else datasets.concatenate_datasets(kept)
+        self._rows = datasets.concatenate_datasets(kept)
         self._identity = f"{'+'.join(table._fingerprint for table in tables)}:{len(self._rows)}:{column}"
         self._column = column
 
@@ -70,16 +64,9 @@ class TableImages(EncodedImages):
 
 
 def table_images(splits: Tables, split: str, data: DataConfig, *, remarks: Sequence[Remark] = ()) -> TableImages:
-    """One split as images, its labels mapped the same way for all splits.
+    """One split as images, its labels mapped the same way for all splits; `remarks` are those on the source.
 
-    Args:
-        splits: All splits of the source.
-        split: The one wanted.
-        data: Source and column options.
-        remarks: On the source, to which those on its columns are added.
-
-    Raises:
-        FgsslError: The split is empty, has no image column, or its labels cannot be matched with the others'.
+    Raises FgsslError where it is empty, has no image column, or its labels cannot be matched with the others'.
     """
     tables = splits[split]
     if not sum(map(len, tables)):
@@ -90,19 +77,18 @@ def table_images(splits: Tables, split: str, data: DataConfig, *, remarks: Seque
     every = {name: kind for name in splits for table in splits[name] for name, kind in table.features.items()}
     label = find_label_column({**every, **tables[0].features}, data.label_column, source=data.source)
     about = About(unlabelled=f"no column is named like one of classes: {', '.join(map(shown, every))}")
-    taken = [image.remark("pictures", "--set data.image_column")]
+    taken = [image.remark]
     if label is not None:
         about = read_labels(splits, label.name, source=data.source)[split]
-        taken.append(label.remark("classes", "--set data.label_column"))
+        taken.append(label.remark)
     heard = (*remarks, *(Remark("note", f"{data.source}: {text}") for text in taken if text))
     return TableImages(data.source, split, about._replace(remarks=heard), tables=tables, column=image.name)
 
 
 def shards_by_split(path: str) -> dict[str, list[str]]:
-    """The parquet files of each split: of a folder of shards, or a single file ("all", whatever its name).
+    """The parquet files of each split, of a folder of shards or a single file ("all", whatever its name).
 
-    A shard's split is what its name ("train-00000-of-00002.parquet"), or its folder's, begins with; "all" where
-    neither does.
+    A shard's split is what its name ("train-00000-of-00002.parquet"), or its folder's, begins with; else "all".
     """
     if os.path.isfile(path):
         return {"all": [path]}
