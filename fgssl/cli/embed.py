@@ -36,7 +36,7 @@ def embed(
     """Write the features of a split or folder to one file. A safetensors file."""
     options.check_paths(checkpoint, data, encoding["cache"])
     from fgssl.evaluation.feature_file import FEATURES, is_feature_file, read_features, save_features
-    from fgssl.evaluation.label_free import feature_stats, view_stats
+    from fgssl.evaluation.metrics import feature_stats, view_stats
     from fgssl.evaluation.subject import open_split, open_subject
     from fgssl.runs.encoder_file import identity
 
@@ -54,7 +54,6 @@ def embed(
         subject = open_subject(checkpoint, given)
         images = open_split(subject.data, split, "test")
         found = subject.embed(images)
-        subject.name_faults(found)
         told: dict[str, Any] = {}
         if stats:
             views = view_stats(subject.encoder, images, pool=subject.pool, batch_size=subject.batch_size)
@@ -76,7 +75,7 @@ def embed(
 
 
 def _print_stats(signals: dict[str, Any], title: str) -> None:
-    from fgssl.evaluation.label_free import MEANINGS
+    from fgssl.evaluation.metrics import MEANINGS
 
     of = {name: signals["images"] for name in ("effective_rank", "uniformity")}
     rows = [

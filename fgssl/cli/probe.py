@@ -63,7 +63,7 @@ def probe(
     options.check_paths(checkpoint, data, encoding["cache"])
     from fgssl.config.schema import DataConfig
     from fgssl.evaluation.feature_file import FeatureImages
-    from fgssl.evaluation.probing import files, run
+    from fgssl.evaluation.probing import run
     from fgssl.evaluation.probing.splits import file_splits, probe_splits
     from fgssl.evaluation.subject import Subject, open_split
 
@@ -78,7 +78,7 @@ def probe(
             found = {"checkpoint": checkpoint, **_few_shot(source, images, shot_counts, **drawing)}
         else:
             if lists is not None:
-                files.check_probe_folder(lists, inputs=(*checkpoint.split("+"), train, data), overwrite=overwrite)
+                run.check_probe_folder(lists, inputs=(*checkpoint.split("+"), train, data), overwrite=overwrite)
             splits = probe_splits(where, split, seed=seed) if where else file_splits(source, train, seed=seed)
             found = _linear(source, splits, asked, lists, checkpoint)
     if json_output:
@@ -108,14 +108,13 @@ def _source(checkpoint: str, train: str | None, *, quiet: bool, **encoding: Any)
 
 
 def _linear(source: Source, splits: Any, asked: ProbeOptions, output: Path | None, checkpoint: str) -> dict[str, Any]:
-    from fgssl.evaluation.probing import files, run
+    from fgssl.evaluation.probing import run
 
     report = run.run_probe(source, splits, asked)
-    source.name_faults(report.train, report.test)
     head = {"checkpoint": checkpoint, "data": splits.test.source, "pool": source.pool, "seed": asked.seed}
-    document = {**head, **files.probe_document(report), "output": None if output is None else str(output)}
+    document = {**head, **run.probe_document(report), "output": None if output is None else str(output)}
     if output is not None:
-        files.write_probe(output, document, report)
+        run.write_probe(output, document, report)
     return document
 
 

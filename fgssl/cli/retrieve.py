@@ -60,7 +60,7 @@ def retrieve(
     size = None if memory is None else parse_bytes(memory)
     with options.reported(quiet=quiet, memory_bytes=size, **given) as asked:
         if query:
-            found = search.look_up(checkpoint, query, asked, gallery=gallery, gallery_split=gallery_split, top=top)
+            found = search.look_up(checkpoint, query, asked, gallery=gallery, split=gallery_split, top=top)
             if output is not None:
                 save_png(search.draw_lookup(found, title=f"{checkpoint} in {found.gallery}"), output)
         elif is_feature_file(checkpoint):
@@ -68,7 +68,9 @@ def retrieve(
                 raise BadParameter(f"{' and '.join(refused)} has no meaning for a file of features ('{checkpoint}')")
             result = scored.score_files(checkpoint, gallery, asked)
         else:
-            result = scored.score_encoder(checkpoint, scored.Asked(query_split, gallery, gallery_split), asked)
+            result = scored.score_encoder(
+                checkpoint, asked, split=query_split, gallery=gallery, gallery_split=gallery_split
+            )
     if query:
         _print_hits(found, checkpoint, output, json_output)
     else:
@@ -103,8 +105,8 @@ def _print_scores(scored: Scored, checkpoint: str, explain: bool, json_output: b
 def _print_hits(found: Lookup, checkpoint: str, output: Path | None, json_output: bool) -> None:
     if json_output:
         print_json({
-            "checkpoint": checkpoint, "gallery": found.gallery, "images": found.images, "pool": found.pool,
-            "score": "cosine", "output": None if output is None else str(output),
+            "checkpoint": checkpoint, "gallery": found.gallery, "images": len(found.embeddings.identifiers),
+            "pool": found.pool, "score": "cosine", "output": None if output is None else str(output),
             "queries": [{"query": each.name, "hits": [hit._asdict() for hit in each.hits]} for each in found.results],
         })  # fmt: skip
         return

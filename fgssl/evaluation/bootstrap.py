@@ -1,7 +1,6 @@
 """Bootstrap intervals over queries or images: how far a number could move with other photographs.
 
-Ours rather than `scipy.stats.bootstrap`: that has no p of a paired difference, no means of class means, and draws anew
-for every metric; here all metrics of a query come from the same resamples, of which only the counts are kept.
+Ours, as `scipy.stats.bootstrap` has no p of a paired difference, no means of class means, and draws for every metric.
 """
 
 from __future__ import annotations
@@ -26,10 +25,6 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def percent(self) -> Interval:
-        """Of values that are shares."""
-        return Interval(*(100 * value for value in self))
-
 
 class Comparison(NamedTuple):
     """How much better one encoder is than another on the same queries."""
@@ -43,18 +38,10 @@ class Comparison(NamedTuple):
 def bootstrap_interval(
     values: Tensor | npt.ArrayLike, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """Percentile bootstrap interval of a mean (Efron 1979).
+    """Percentile bootstrap interval of the mean of values (N,), one a query (Efron 1979).
 
     The values are taken as independent; queries of one class are not quite, so real intervals are a little wider.
-
-    Args:
-        values: (N,) one value a query, such as its average precision or whether its first hit is at rank 1.
-        resamples: Number of resamples of N values with replacement.
-        seed: Of the resampling.
-        level: Share of the resampled means inside the interval.
-
-    Raises:
-        FgsslError: No values, NaN among them, or a level or number of resamples out of range.
+    Raises FgsslError: no values, NaN among them, or a level or number of resamples out of range.
     """
     array = _checked(values, resamples, level)
     low, high = _quantiles(_resampled_means(array, resamples, seed), level)
@@ -64,33 +51,25 @@ def bootstrap_interval(
 def paired_bootstrap(
     a: Tensor | npt.ArrayLike, b: Tensor | npt.ArrayLike, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Comparison:
-    """Is `a` better than `b` on the same queries? Resamples queries, so what both find hard cancels.
-
-    Both are (N,), a value a query, in the same order; other arguments and errors are those of `bootstrap_interval`. The
-    smallest p is 2 / (resamples + 1).
-    """
+    """Is `a` (N,) better than `b` (N,) on the same queries? What both find hard cancels; p is never 0."""
     first, second = _checked(a, resamples, level), _checked(b, resamples, level)
     if len(first) != len(second):
-        raise FgsslError(
-            f"{len(first)} queries against {len(second)}", "compare two encoders on the same queries in the same order"
-        )
+        problem = f"{len(first)} queries against {len(second)}"
+        raise FgsslError(problem, "compare two encoders on the same queries in the same order")
     means = _resampled_means(first - second, resamples, seed)
     low, high = _quantiles(means, level)
     # the observed sample counts as one resample: p is never 0
     tail = min(int((means <= 0).sum()), int((means >= 0).sum())) + 1
-    return Comparison(
-        float((first - second).mean()), float(low), float(high), min(1.0, 2 * tail / (resamples + 1))
-    )  # fmt: skip
+    difference = float((first - second).mean())
+    return Comparison(difference, float(low), float(high), min(1.0, 2 * tail / (resamples + 1)))
 
 
 def metric_intervals(
     values: Mapping[str, Tensor], labels: Tensor, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, Interval]:
-    """Intervals of several metrics (Q,) of the same queries, all from the same resamples of the queries.
+    """Intervals of several metrics (Q,) of the same queries of classes `labels` (Q,), all from the same resamples.
 
-    Arguments and errors are those of `bootstrap_interval`; `labels` (Q,) are the classes of the queries. Under
-    `macro_NAME` stands the interval of the mean of the class means: a class that a resample misses is left out of that
-    resample's mean.
+    `macro_NAME` is that of the mean of the class means; a class that a resample misses is left out of its mean.
     """
     columns = np.stack([_checked(value, resamples, level) for value in values.values()], axis=1)  # (Q, M)
     order = np.argsort(labels.numpy(), kind="stable")
@@ -111,8 +90,7 @@ def _resampled_columns(
     columns: _Array, starts: npt.NDArray[np.intp], resamples: int, seed: int
 ) -> Iterator[tuple[_Array, _Array]]:
     """Means and means of class means, each (b, M), of resamples of the rows of `columns`, which are in class order."""
-    generator = np.random.default_rng(seed)
-    total = len(columns)
+    generator, total = np.random.default_rng(seed), len(columns)
     rows = max(1, 250_000 // total)  # resamples held at once: few enough to stay in the processor's cache
     for first in range(0, resamples, rows):
         drawn = generator.integers(total, size=(min(rows, resamples - first), total), dtype=np.int32)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -10,18 +11,18 @@ from typing import NamedTuple
 from torch import Tensor
 
 from fgssl.config.schema import DataConfig
-from fgssl.encoder import POOLS, Encoder, Pool
+from fgssl.encoder import POOLS, Pool
 from fgssl.errors import FgsslError, SettingError
 from fgssl.evaluation.bootstrap import Comparison, paired_bootstrap
 from fgssl.evaluation.embed import Embeddings
 from fgssl.evaluation.feature_file import FeatureTable, is_feature_table
+from fgssl.evaluation.features import Progress
 from fgssl.evaluation.metrics import added_metrics
-from fgssl.evaluation.probing.classifiers import knn_classify, linear_probe
+from fgssl.evaluation.probing.classifiers import Sets, knn_classify, linear_probe
 from fgssl.evaluation.probing.splits import ProbeSplits, probe_splits
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 from fgssl.evaluation.subject import EvaluationOptions, Subject, open_subject
 from fgssl.runs.folder import encoder_path
-from fgssl.runtime.reporting import Reporter
 
 METRICS: dict[str, str] = {
     "rank1": "leave-one-out rank-1 in the scored images",
@@ -72,38 +73,39 @@ def compare(
 
     Args:
         checkpoints: As in `open_subject`, or features.safetensors whose paths name the images.
-        options: Of which `data` is by default what the first encoder was trained on.
+        options: `data` is by default what the first encoder was trained on.
         split: To score; by default the test split. A source of one split is divided 80 to 20 by class.
-        pools: By default gap, rationale, zoom and cls as far as an encoder has them; one that it lacks is left out of
-            its rows, with a warning.
+        pools: By default gap, rationale, zoom and cls; those that an encoder lacks are left out.
         k: Neighbours that vote.
         seed: Of the division, and of the slice the probe's regularisation is chosen on.
 
-    Raises:
-        FgsslError: As the parts; what a checkpoint, its weights, its poolings or a file's paths lack is told before
-            anything is embedded.
+    Raises FgsslError as the parts; what an entry lacks is told before anything is embedded.
     """
     if k < 1:
         raise SettingError(f"--k is {k}", "it must be at least 1")
-    tables = {name for name in checkpoints if is_feature_table(name)}
     for name in checkpoints:
-        if name not in tables:
+        if not is_feature_table(name):
             encoder_path(name)
-    data = _data(checkpoints[0], options, in_table=checkpoints[0] in tables)
+    source = options.data
+    if source is None and is_feature_table(checkpoints[0]):
+        raise FgsslError(f"'{checkpoints[0]}' holds features, not a data set to compare on", "name one with --data")
+    data = open_subject(checkpoints[0], options).data if source is None else DataConfig(source=source)
     splits = probe_splits(data, split, seed=seed)
     # gap, which every encoder has: which poolings are wanted is settled by each encoder
     options = replace(options, data=data.source, pool="gap")
     for name in checkpoints:  # opened and let go: together they may not fit into memory
-        _from_table(name, splits) if name in tables else _opened(name, options, pools)
+        _opened(name, splits, options, pools)
     rows: list[Row] = []
     for place, name in enumerate(checkpoints, 1):
         options.reporter.note(f"{place} of {len(checkpoints)}: {name}")
-        pooled = _from_table(name, splits) if name in tables else _from_encoder(name, splits, options, pools)
-        rows += [_measure(name, pool, *both, k=k, seed=seed, reporter=options.reporter) for pool, both in pooled]
+        for pool, *sides in _opened(name, splits, options, pools)():
+            row = Row(name, pool, sides[0].features.shape[1], {}, {})
+            show = partial(options.reporter.progress, f"fitting the probe ({row.name})")
+            rows.append(_measured(row, *sides, k=k, seed=seed, progress=show))
     if len({len(row.images["knn"]) for row in rows}) > 1:
         raise FgsslError("an encoder read images that another could not", "see the warnings; remove unreadable images")
-    counts = len(splits.train), len(splits.test)
-    return ComparisonTable(rows, data.source, *counts, f"{splits.protocol}; knn of {k} neighbours")
+    protocol = f"{splits.protocol}; knn of {k} neighbours"
+    return ComparisonTable(rows, data.source, len(splits.train), len(splits.test), protocol)
 
 
 def against_first(rows: Sequence[Row], *, seed: int = 0) -> Iterator[tuple[Row, str, Comparison]]:
@@ -114,69 +116,45 @@ def against_first(rows: Sequence[Row], *, seed: int = 0) -> Iterator[tuple[Row, 
             yield row, metric, found
 
 
-_Pooled = list[tuple[str | None, tuple[Embeddings, Embeddings]]]  # embeddings of the train and of the test split
+_Pooled = list[tuple[str | None, Embeddings, Embeddings]]  # pooling, embeddings of the train and of the test split
 
 
-def _data(first: str, options: EvaluationOptions, *, in_table: bool) -> DataConfig:
-    if options.data is not None:
-        return DataConfig(source=options.data)
-    if in_table:
-        raise FgsslError(f"'{first}' holds features, not a data set to compare on", "name one with --data")
-    return open_subject(first, options).data
-
-
-def _from_table(name: str, splits: ProbeSplits) -> _Pooled:
-    table = FeatureTable(name)
-    return [(table.pool, (table.embed(splits.train), table.embed(splits.test)))]
-
-
-def _opened(name: str, options: EvaluationOptions, pools: Sequence[Pool] | None) -> tuple[Subject, list[Pool]]:
-    """An encoder and those of the wanted poolings that it has, which must be one at least."""
-    subject = open_subject(name, options)
-    has: tuple[Pool, ...] = tuple(pool for pool in POOLS if _has(subject.encoder, pool))
+def _opened(
+    name: str, splits: ProbeSplits, options: EvaluationOptions, pools: Sequence[Pool] | None
+) -> Callable[[], _Pooled]:  # fmt: skip
+    """What embeds the splits, after a look at all that it could lack: one of the wanted poolings is there at least."""
+    if is_feature_table(name):
+        table = FeatureTable(name)
+        found: _Pooled = [(table.pool, table.embed(splits.train), table.embed(splits.test))]
+        return lambda: found
+    subject, has = open_subject(name, options), list[Pool]()
+    for pool in POOLS:
+        with contextlib.suppress(FgsslError):
+            subject.encoder.require(pool)
+            has.append(pool)
     chosen = [pool for pool in (pools or USUAL_POOLS) if pool in has]
     if not chosen:
         raise FgsslError(f"'{name}' cannot pool by {', '.join(pools or ())}", f"it has {', '.join(has)}")
-    return subject, chosen
+    return partial(_embedded, subject, splits, chosen, [pool for pool in pools or () if pool not in chosen])
 
 
-def _from_encoder(
-    name: str, splits: ProbeSplits, options: EvaluationOptions, pools: Sequence[Pool] | None
-) -> _Pooled:  # fmt: skip
-    subject, chosen = _opened(name, options, pools)
-    lacking = [pool for pool in pools or () if pool not in chosen]
+def _embedded(subject: Subject, splits: ProbeSplits, pools: Sequence[Pool], lacking: Sequence[Pool]) -> _Pooled:
     if lacking:
-        options.reporter.warn(f"'{name}' has no {', '.join(lacking)} pooling: left out of its rows")
-    train, test = (subject.embed_all(images, chosen) for images in (splits.train, splits.test))
-    subject.name_faults(train[chosen[0]], test[chosen[0]])
-    return [(pool, (train[pool], test[pool])) for pool in chosen]
+        subject.reporter.warn(f"'{subject.checkpoint}' has no {', '.join(lacking)} pooling: left out of its rows")
+    train, test = (subject.embed_all(images, pools) for images in (splits.train, splits.test))
+    return [(pool, train[pool], test[pool]) for pool in pools]
 
 
-def _has(encoder: Encoder, pool: Pool) -> bool:
-    try:
-        encoder.require(pool)
-    except FgsslError:
-        return False
-    return True
-
-
-def _measure(
-    name: str, pool: str | None, train: Embeddings, test: Embeddings, *, k: int, seed: int, reporter: Reporter
-) -> Row:
+def _measured(row: Row, train: Embeddings, test: Embeddings, *, k: int, seed: int, progress: Progress) -> Row:
+    """The row with its values."""
     labels, truth = train.known_labels, test.known_labels
     classes = max(int(labels.max()), int(truth.max())) + 1
-    show = partial(reporter.progress, f"fitting the probe ({name}{'' if pool is None else f', {pool}'})")
     alone = evaluate_retrieval(test.features, truth).per_query()
     searched = evaluate_retrieval(test.features, truth, gallery=train.features, gallery_labels=labels).per_query()
-    sets = train.features, labels, test.features, truth
-    images = {
-        "rank1": alone["rank1"],
-        "mAP": alone["mAP"],
-        "train_rank1": searched["rank1"],
-        "train_mAP": searched["mAP"],
-        "probe": linear_probe(*sets, classes=classes, seed=seed, progress=show).correct.double(),
-        "knn": knn_classify(*sets, k=k, classes=classes).correct.double(),
-    }
+    sets = Sets(train.features, labels, test.features, truth)
+    probe = linear_probe(sets, classes=classes, seed=seed, progress=progress)
+    voted = knn_classify(sets, k=k, classes=classes)
+    found = (alone["rank1"], alone["mAP"], searched["rank1"], searched["mAP"], probe.correct, voted.correct)
+    images = {metric: value.double() for metric, value in zip(METRICS, found, strict=True)}
     values = {metric: 100 * float(value.mean()) for metric, value in images.items()}
-    values |= added_metrics(test.features, truth)
-    return Row(name, pool, train.features.shape[1], values, images)
+    return row._replace(values=values | added_metrics(test.features, truth), images=images)

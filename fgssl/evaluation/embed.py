@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from fgssl.data.cache.pixels import Fault, PixelStore, open_pixels
+from fgssl.data.feed import whole_batch
 from fgssl.data.images import ImageSet
-from fgssl.encoder import Encoder, Pool
+from fgssl.encoder import Encoder, Pool, evaluated
 from fgssl.errors import FgsslError
+from fgssl.evaluation.features import Progress, silent
 from fgssl.runtime.machine import automatic_workers
 from fgssl.runtime.processes import ignore_stop_signals
 from fgssl.views import EvaluationView
@@ -23,7 +26,6 @@ from fgssl.views import EvaluationView
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-Progress = Callable[[int, int], None]
 MAX_UNREADABLE = 0.1  # of a split; above it something is wrong with the split, not with an image
 
 
@@ -61,6 +63,13 @@ def evaluation_view(encoder: Encoder, pool: Pool = "gap") -> EvaluationView:
     return EvaluationView(encoder.view_size(pool), backbone.crop_pct, backbone.interpolation)
 
 
+def seen(encoder: Encoder, pictures: Sequence[Image], pool: Pool = "gap") -> Tensor:
+    """The evaluation views (N, 3, S, S) uint8 of upright RGB pictures of any size, on the encoder's device."""
+    view = evaluation_view(encoder, pool)
+    views = torch.from_numpy(np.stack([np.asarray(view(picture)) for picture in pictures]))  # (N, S, S, 3)
+    return views.permute(0, 3, 1, 2).to(encoder.device)
+
+
 @torch.inference_mode()
 def embed(
     encoder: Encoder,
@@ -72,51 +81,44 @@ def embed(
     workers: int | None = None,
     cache: str = "auto",
     together: PartialState | None = None,
-    progress: Progress | None = None,
-    decoding: Progress | None = None,
+    progress: Progress = silent,
+    decoding: Progress = silent,
 ) -> dict[Pool, Embeddings]:
     """Embed a split and pool it in each of the asked ways: every image once, in the order of the split.
 
     Args:
         encoder: In any mode; it is used in eval mode and restored.
-        images: The split.
-        pools: Poolings, all made from the same forward pass but zoom, which takes larger pictures and its own.
+        pools: All made from the same forward pass but zoom, which takes larger pictures and its own.
         batch_size: Images per forward; the result does not depend on it.
-        device: Where to compute (default: where the encoder is).
-        workers: Loader processes (default: by machine).
-        cache: See `open_pixels`, as for `decoding`.
+        device: By default where the encoder is.
+        workers: Loader processes, by default by the machine; `cache` and `decoding` are those of `open_pixels`.
         together: The processes that embed together, each calling this alike; every one gets the whole result.
         progress: Called with (done, total) images embedded.
 
-    Raises:
-        FgsslError: more than a tenth of the images is unreadable, or the encoder lacks what to pool with.
+    Raises FgsslError: more than a tenth of the images is unreadable, or the encoder lacks what to pool with.
     """
-    training = encoder.training
-    encoder.to(device or encoder.device).eval()
+    encoder.to(device or encoder.device)
     world, rank = (together.num_processes, together.process_index) if together else (1, 0)
     workers = automatic_workers(world=world) if workers is None else workers
+    rows = range(rank * len(images) // world, (rank + 1) * len(images) // world)
     passes = [group for group in ([p for p in pools if p != "zoom"], [p for p in pools if p == "zoom"]) if group]
     found: dict[Pool, Embeddings] = {}
-    try:
+    with evaluated(encoder):
         for number, group in enumerate(passes):
             view = evaluation_view(encoder, group[0])
             with together.main_process_first() if together else contextlib.nullcontext():
                 pixels = open_pixels(images, view, cache=cache, workers=workers, progress=decoding)
-            rows = range(rank * len(images) // world, (rank + 1) * len(images) // world)
             part = _Part({pool: [] for pool in group}, [], [])
             for batch in image_batches(pixels, batch_size, workers=workers, rows=rows):
                 part.add(batch, encoder)
-                if progress is not None:
-                    done = (len(part.rows) + len(part.faults)) * world
-                    progress(number * len(images) + min(done, len(images)), len(passes) * len(images))
+                done = min((len(part.rows) + len(part.faults)) * world, len(images))
+                progress(number * len(images) + done, len(passes) * len(images))
             parts = [part]
             if together:
                 from accelerate.utils import gather_object
 
                 parts = gather_object(parts)
             found |= _joined(parts, images)
-    finally:
-        encoder.train(training)
     return {pool: found[pool] for pool in pools}
 
 
@@ -155,13 +157,11 @@ def rows_of(images: ImageSet, features: Tensor, index: np.ndarray, faults: tuple
 
 
 def reject_unreadable(reasons: Sequence[str], total: int, name: str) -> None:
-    """Raise when more than a tenth of a split cannot be read, naming the first few."""
+    """Raises FgsslError when more than a tenth of a split cannot be read, naming the first few."""
     if len(reasons) > MAX_UNREADABLE * total:
-        shown = "; ".join(reason.rstrip(".") for reason in reasons[:3])
-        raise FgsslError(
-            f"{len(reasons)} of {total} images of {name} cannot be read: {shown}{' ...' if len(reasons) > 3 else ''}",
-            "remove or replace them",
-        )
+        shown = "; ".join(reason.rstrip(".") for reason in reasons[:3]) + (" ..." if len(reasons) > 3 else "")
+        problem = f"{len(reasons)} of {total} images of {name} cannot be read: {shown}"
+        raise FgsslError(problem, "remove or replace them")
 
 
 def image_batches(
@@ -169,32 +169,23 @@ def image_batches(
 ) -> Iterator[ImageBatch]:
     """Batches of evaluation views in order, of all images or of `rows`; unreadable ones are left out and reported."""
     rows = range(len(pixels)) if rows is None else rows
+    # from the cache a batch is a copy: processes would only add to its cost
+    workers = 0 if not pixels.decodes or len(rows) <= batch_size else workers
+    views = _Batches(pixels)
     yield from DataLoader(
-        _Indexed(pixels),
-        batch_size=batch_size,
-        sampler=rows,
-        collate_fn=_collate,
-        # from the cache a batch is a copy: processes would only add to its cost
-        num_workers=0 if not pixels.decodes or len(rows) <= batch_size else workers,
-        worker_init_fn=ignore_stop_signals,
+        views, batch_size, sampler=rows, collate_fn=whole_batch, num_workers=workers, worker_init_fn=ignore_stop_signals
     )
 
 
-class _Indexed(torch.utils.data.Dataset["tuple[int, np.ndarray | str]"]):
+class _Batches(Dataset[ImageBatch]):
+    """Whole batches by their rows."""
+
     def __init__(self, pixels: PixelStore) -> None:
         self.pixels = pixels
 
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> tuple[int, np.ndarray | str]:
-        return index, self.pixels.read(index)
-
-
-def _collate(rows: list[tuple[int, np.ndarray | str]]) -> ImageBatch:
-    readable = [(i, p) for i, p in rows if not isinstance(p, str)]
-    faults = tuple(Fault(i, p) for i, p in rows if isinstance(p, str))
-    if not readable:
-        return ImageBatch(torch.empty(0, 3, 1, 1, dtype=torch.uint8), np.empty(0, np.int64), faults)
-    stacked = torch.from_numpy(np.stack([p for _, p in readable]))  # (N, S, S, 3)
-    return ImageBatch(stacked.permute(0, 3, 1, 2), np.array([i for i, _ in readable]), faults)
+    def __getitems__(self, rows: Sequence[int]) -> ImageBatch:
+        found = [(row, self.pixels.read(row)) for row in rows]
+        faults = tuple(Fault(row, view) for row, view in found if isinstance(view, str))
+        views = {row: view for row, view in found if not isinstance(view, str)}
+        images = torch.from_numpy(np.stack([*views.values()])) if views else torch.empty(0, 1, 1, 3, dtype=torch.uint8)
+        return ImageBatch(images.permute(0, 3, 1, 2), np.array([*views], dtype=np.int64), faults)

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from fgssl.data.decoding import decode_image
 from fgssl.drawing import ExplainRow, Window, explain_sheet
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
-from fgssl.evaluation.embed import evaluation_view
+from fgssl.evaluation.embed import evaluation_view, seen
 
 SHOWN_SIZE = 448  # side of a picture cut for showing, in pixels
 
@@ -37,16 +36,11 @@ def shown(encoder: Encoder, picture: Image.Image, *, size: int = SHOWN_SIZE) -> 
 def explain(
     encoder: Encoder, pictures: Sequence[Image.Image], *, batch_size: int = 16, with_gradcam: bool = True
 ) -> list[Maps]:
-    """GradCAM (left out on demand: it takes several passes) and rationale of each upright RGB picture of any size.
-
-    The encoder is in eval mode; a picture's maps do not depend on the others.
-    """
-    view = evaluation_view(encoder)
-    device = encoder.device
+    """GradCAM (left out on demand: it takes several passes) and rationale of each upright RGB picture of any size."""
+    half = encoder.backbone.image_size / encoder.view_size("zoom") / 2  # of a window's side, as a share of the view's
     found: list[Maps] = []
     for start in range(0, len(pictures), batch_size):
-        stacked = np.stack([np.asarray(view(picture)) for picture in pictures[start : start + batch_size]])
-        images = torch.from_numpy(stacked).permute(0, 3, 1, 2).to(device)  # (N, 3, S, S)
+        images = seen(encoder, pictures[start : start + batch_size])
         cams = rationales = [None] * len(images)
         windows: list[Window | None] = [None] * len(images)
         if with_gradcam and encoder.has_loss_gradcam:
@@ -55,24 +49,14 @@ def explain(
             with torch.no_grad():
                 feature_map = encoder.backbone(encoder.normalize(images))
                 rationales = list(encoder.attention(feature_map).cpu().numpy())
-                windows = [*_windows(encoder, feature_map)]
+                centres = encoder.window_centres(feature_map).tolist()
+            windows = [Window(x - half, y - half, x + half, y + half) for y, x in centres]
         found.extend(Maps(*each) for each in zip(cams, rationales, windows, strict=True))
     return found
 
 
-def _windows(encoder: Encoder, feature_map: Tensor) -> list[Window]:
-    half = encoder.backbone.image_size / encoder.view_size("zoom") / 2
-    return [
-        Window(column - half, row - half, column + half, row + half)
-        for row, column in encoder.window_centres(feature_map).tolist()
-    ]
-
-
 def visualize(encoder: Encoder, paths: Sequence[Path], *, title: str) -> Image.Image:
-    """A sheet of pictures with their maps side by side.
-
-    Raises UnreadableImage, and FgsslError where the encoder has nothing to explain pictures with.
-    """
+    """A sheet of pictures with their maps side by side. Raises FgsslError where the encoder has none to draw."""
     if encoder.rationale is None and not encoder.has_loss_gradcam:
         raise FgsslError(
             f"the encoder {encoder.backbone.name} holds no projection head and no rationale: there are no maps to draw",

@@ -1,19 +1,16 @@
 """Features in safetensors files, fgssl's own and any other model's, and such files in an encoder's place.
 
-    features      (N, D) floating point; all that is needed
-    labels        (N,) integers, where there are any; -1 is missing
-    metadata      optional: `paths` and `class_names` as JSON lists, `source`, `split`, `pool`, `checkpoint`, `encoder`
-
-A file of another tool needs `features` and, to be scored, `labels`; without `class_names` its labels are just numbers.
+features      (N, D) floating point; all that is needed
+labels        (N,) integers, where there are any; -1 is missing; without `class_names` they are just numbers
+metadata      optional: `paths` and `class_names` as JSON lists, `source`, `split`, `pool`, `checkpoint`, `encoder`
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +20,7 @@ from torch import Tensor
 
 from fgssl import __version__
 from fgssl.data.images import About, ImageSet
-from fgssl.errors import FgsslError, UnreadableImage
+from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import Embeddings, rows_of
 from fgssl.evaluation.features import check_features, check_labels
 from fgssl.runtime.files import OutputKind, atomic_path
@@ -48,55 +45,54 @@ class FeatureFile(NamedTuple):
     encoder: str | None = None  # its identity, see `fgssl.runs.encoder_file.identity`
 
 
+def _header(path: str | Path) -> tuple[set[str], dict[str, str]]:
+    """Names of the tensors, and metadata; nothing for what is no safetensors file, or cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys()), dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return set(), {}
+
+
 def is_feature_file(name: str) -> bool:
     """Whether a path holds features rather than an encoder; reads the file's header alone and never raises."""
-    path = Path(name).expanduser()
-    try:
-        if not path.is_file():
-            return False
-        with safe_open(path, framework="pt") as file:
-            return "features" in file.keys()  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError):
-        return False
+    path = os.path.expanduser(name)
+    return os.path.isfile(path) and "features" in _header(path)[0]
+
+
+def is_feature_table(name: str) -> bool:
+    """Whether a name is a file of features, or several joined by "+" (train.safetensors+test.safetensors)."""
+    return is_feature_file(name) or all(is_feature_file(part) for part in name.split(SEPARATOR))
 
 
 def read_features(name: str) -> FeatureFile:
-    """Features, labels and names of a safetensors file, checked; a -1 among the labels makes the file unlabelled.
-
-    Raises FgsslError, one line with the file's name: no such file, not safetensors, without features, NaN among them,
-    or labels, paths or class names that do not fit.
-    """
+    """Features, labels and names of a safetensors file. Raises FgsslError: not there, damaged, or they do not fit."""
     tensors, metadata = _read(name)
     features = check_features(tensors["features"], f"features of '{name}'")
     rows, labels, unlabelled = len(features), tensors.get("labels"), "it holds no tensor `labels`"
     class_names = None if labels is None else _names(metadata, "class_names", name)
     if labels is not None:
         labels = check_labels(labels, rows, f"labels of '{name}'")
-        _check_range(labels, class_names, name)
-        if missing := int((labels == MISSING).sum()):  # as of a parquet table
+        beyond = "no class" if class_names is None else f"beyond its {len(class_names)} class names"
+        end = torch.iinfo(torch.int32).max if class_names is None else len(class_names)
+        wrong = ((labels < MISSING) | (labels >= end)).nonzero()[:, 0].tolist()
+        if wrong:
+            at = f"(row {wrong[0]}: {int(labels[wrong[0]])})"
+            raise FgsslError(f"'{name}' has labels {beyond} {at}", _SHAPE_REMEDY)
+        if missing := int((labels == MISSING).sum()):  # unlabelled, as a parquet table would be
             labels, class_names, unlabelled = None, None, f"they are missing ({MISSING}) in {missing} of {rows} rows"
     paths = _names(metadata, "paths", name)
     if paths is not None and len(paths) != rows:
         raise FgsslError(f"'{name}' names {len(paths)} paths for {rows} rows of features", _SHAPE_REMEDY)
     identifiers = paths or tuple(f"{name}#{row}" for row in range(rows))
-    told = {key: metadata.get(key) for key in ("source", "split", "pool", "checkpoint", "encoder")}
+    told = {key: metadata.get(key) for key in FeatureFile._fields[2:]}
     embeddings = Embeddings(features, labels, identifiers, class_names, np.arange(rows), (), unlabelled)
     return FeatureFile(name, embeddings, **told)
 
 
-def _check_range(labels: Tensor, class_names: tuple[str, ...] | None, name: str) -> None:
-    """Raises FgsslError for a label that is no class and not the mark of a missing one, naming it and its row."""
-    beyond = "no class" if class_names is None else f"beyond its {len(class_names)} class names"
-    end = torch.iinfo(torch.int32).max if class_names is None else len(class_names)
-    wrong = ((labels < MISSING) | (labels >= end)).nonzero()[:, 0]
-    if len(wrong):
-        row = int(wrong[0])
-        raise FgsslError(f"'{name}' has labels {beyond} (row {row}: {int(labels[row])})", _SHAPE_REMEDY)
-
-
 def _read(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    path = Path(name).expanduser()
-    if not path.is_file():
+    path = os.path.expanduser(name)
+    if not os.path.isfile(path):
         raise FgsslError(f"no file of features '{name}'", "write one with fgssl embed")
     try:
         with safe_open(path, framework="pt") as file:
@@ -126,66 +122,36 @@ def _names(metadata: dict[str, str], key: str, name: str) -> tuple[str, ...] | N
     return tuple(found)
 
 
-def _from_anywhere(name: str) -> str:
-    """A path that means the same in any folder; the name of an image that is no file as it is."""
-    return os.path.abspath(name) if os.path.exists(name) else name
-
-
 def _is_own(path: Path) -> bool:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
-    except (SafetensorError, OSError, ValueError):
-        return False
+    return _header(path)[1].get("format") == FORMAT
 
 
 FEATURES = OutputKind("features", (".safetensors", ""), _is_own, makes_folder=True)
 
 
 def save_features(path: Path, embeddings: Embeddings, **told: str) -> None:
-    """Write features, labels where there are any, and names, atomically; faults and positions are not kept.
-
-    `told` is more metadata: source, split, pool, checkpoint, encoder.
-    """
+    """Write features, labels where there are any, names and what else is `told`; faults and positions are not kept."""
     tensors = {"features": embeddings.features.contiguous()}
     if embeddings.labels is not None:
         tensors["labels"] = embeddings.labels.to(torch.int64).contiguous()
-    metadata = {
-        "format": FORMAT,
-        "fgssl": __version__,
-        "paths": json.dumps([_from_anywhere(name) for name in embeddings.identifiers]),
-        "class_names": json.dumps(embeddings.class_names),
-        **{key: shown(value) for key, value in told.items()},
-    }
+    # paths that mean the same in any folder; the name of an image that is no file as it is
+    paths = [os.path.abspath(name) if os.path.exists(name) else name for name in embeddings.identifiers]
+    metadata = {"format": FORMAT, "fgssl": __version__, "paths": json.dumps(paths)}
+    metadata["class_names"] = json.dumps(embeddings.class_names)
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
-
-
-def is_feature_table(name: str) -> bool:
-    """Whether a name is a file of features, or several joined by "+" (train.safetensors+test.safetensors)."""
-    return is_feature_file(name) or all(is_feature_file(part) for part in name.split(SEPARATOR))
+        save_file(tensors, temporary, metadata=metadata | {key: shown(value) for key, value in told.items()})
 
 
 class FeatureTable:
-    """Features of images by name; embeds as an encoder's `Subject` does, by looking up.
-
-    Args:
-        name: A file of features, or several of one encoder joined by "+".
-        reporter: Told of progress by those who use the table.
-
-    Raises:
-        FgsslError: As `read_features`; files of different widths, or one image twice with different features.
-    """
+    """Features of images by name, of a file or several joined by "+"; embeds as a `Subject` does, by looking up."""
 
     def __init__(self, name: str, *, reporter: Reporter | None = None) -> None:
         self.name, self.reporter = name, reporter or Reporter()
         self.files = [read_features(part) for part in ([name] if is_feature_file(name) else name.split(SEPARATOR))]
         widths = {file.embeddings.features.shape[1] for file in self.files}
         if len(widths) > 1:
-            raise FgsslError(
-                f"the files of '{name}' hold features of different widths {sorted(widths)}",
-                "take both from the same encoder with the same pooling",
-            )
+            problem = f"the files of '{name}' hold features of different widths {sorted(widths)}"
+            raise FgsslError(problem, "take both from the same encoder with the same pooling")
         self.features = torch.cat([file.embeddings.features for file in self.files])
         pools = {file.pool for file in self.files}
         self.pool = pools.pop() if len(pools) == 1 else None
@@ -195,23 +161,15 @@ class FeatureTable:
             if former != row and not torch.equal(self.features[former], self.features[row]):
                 raise FgsslError(f"'{name}' holds {shown(image)} twice with different features", "keep one")
 
-    def name_faults(self, *_found: Embeddings) -> None:
-        """As `Subject.name_faults`: a file of features has none."""
-
     def embed(self, images: ImageSet) -> Embeddings:
-        """The features of a split's images, in its order; its labels are the split's own.
-
-        Raises FgsslError for images without features, counted and the first named.
-        """
-        found = [self._rows.get(image_key(images.name(index))) for index in range(len(images))]
-        missing = [index for index, row in enumerate(found) if row is None]
-        if missing:
+        """The features of a split's images, with its own labels. Raises FgsslError for images without features."""
+        rows = [self._rows.get(image_key(images.name(index)), -1) for index in range(len(images))]
+        if -1 in rows:
             raise FgsslError(
-                f"'{self.name}' has no features of {len(missing)} of {len(found)} images of {images.source} "
-                f"[{images.split}], such as {images.identifier(missing[0])}",
+                f"'{self.name}' has no features of {rows.count(-1)} of {len(rows)} images of {images.source} "
+                f"[{images.split}], such as {images.identifier(rows.index(-1))}",
                 f"images are found by the `paths` in the metadata; join files of several splits with {SEPARATOR}",
             )
-        rows = [row for row in found if row is not None]
         return rows_of(images, self.features[rows], np.arange(len(rows)))
 
 
@@ -228,18 +186,7 @@ class FeatureImages(ImageSet):
         return len(self._names)
 
     def name(self, index: int) -> str:
-        """The image's name."""
         return self._names[index]
-
-    def load(self, index: int, min_side: int | None = None) -> NoReturn:
-        """Raises UnreadableImage: there are features only."""
-        raise UnreadableImage(f"'{self.source}' holds features, not pictures")
-
-    examine = load
-
-    def fingerprint(self) -> str:
-        """Of the names."""
-        return hashlib.blake2b("\n".join(self._names).encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
 def image_key(name: str) -> str:

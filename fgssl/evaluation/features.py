@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,29 +10,27 @@ from torch import Tensor
 
 from fgssl.errors import FgsslError
 
+Progress = Callable[[int, int], None]  # done, total
+
+
+def silent(done: int, total: int) -> None:
+    """Progress that nobody hears of."""
+
 
 def check_features(features: Tensor, name: str = "features") -> Tensor:
-    """Features (N, D) as float32 (float64 stays), detached, each row known to be finite; `name` is for the error.
-
-    Raises:
-        FgsslError: Not a matrix, empty, or a row with NaN or infinity (the first such row is named).
-    """
+    """Features (N, D) as float32 (float64 stays), detached. Raises FgsslError: no matrix, empty, or not finite."""
     if features.ndim != 2:
         raise FgsslError(f"{name} have shape {tuple(features.shape)}", "give one row for each image: (N, D)")
-    if features.shape[0] == 0 or features.shape[1] == 0:
+    if features.numel() == 0:
         raise FgsslError(f"{name} are empty: shape {tuple(features.shape)}", "give at least one image")
-    features = features.detach()
-    if features.dtype != torch.float64:
-        features = features.float()
+    features = features.detach() if features.dtype == torch.float64 else features.detach().float()
     # a norm is finite exactly when its row is (short of overflow), and is far cheaper than a mask of N x D
     bad = (~torch.isfinite(torch.linalg.vector_norm(features, dim=1))).nonzero()[:, 0].tolist()
     if bad:
         also = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         kind = str(features.dtype).removeprefix("torch.")
-        raise FgsslError(
-            f"{name}: row {bad[0]}{also} holds NaN, infinity or values beyond the range of {kind}",
-            "look at that image, or at the encoder's precision",
-        )
+        problem = f"{name}: row {bad[0]}{also} holds NaN, infinity or values beyond the range of {kind}"
+        raise FgsslError(problem, "look at that image, or at the encoder's precision")
     return features
 
 
@@ -45,12 +44,10 @@ def check_labels(labels: Tensor, rows: int, name: str = "labels") -> Tensor:
 
 
 def check_widths(first: Tensor, second: Tensor, names: tuple[str, str]) -> None:
-    """Raise `FgsslError` unless both (N, D) and (M, D) have the same width D."""
+    """Raises FgsslError unless both (N, D) and (M, D) have the same width D."""
     if first.shape[1] != second.shape[1]:
-        raise FgsslError(
-            f"{names[0]} are {first.shape[1]} wide and {names[1]} {second.shape[1]}",
-            "take both from the same encoder with the same pooling",
-        )
+        problem = f"{names[0]} are {first.shape[1]} wide and {names[1]} {second.shape[1]}"
+        raise FgsslError(problem, "take both from the same encoder with the same pooling")
 
 
 def unit_rows(features: Tensor) -> Tensor:
@@ -59,39 +56,26 @@ def unit_rows(features: Tensor) -> Tensor:
     return features / lengths.clamp_min(torch.finfo(features.dtype).tiny)
 
 
-class CommonLabels(NamedTuple):
-    """Labels of two sets, numbered alike."""
+Numbered = tuple[Tensor, "tuple[str, ...] | None"]  # (N,) integer labels, and the class names they index
 
-    first: Tensor  # (N,) int64
-    second: Tensor  # (M,) int64
+
+class CommonLabels(NamedTuple):
+    """Labels (N,) and (M,) int64 of two sets, numbered alike; names (or numbers) of classes that one set alone has."""
+
+    first: Tensor
+    second: Tensor
     class_names: tuple[str, ...] | None  # of every number; None where classes are just numbers
-    only_first: tuple[str, ...]  # names (or numbers) of classes that have images in the first set alone
+    only_first: tuple[str, ...]
     only_second: tuple[str, ...]
 
 
-def common_labels(
-    first: tuple[Tensor, tuple[str, ...] | None],
-    second: tuple[Tensor, tuple[str, ...] | None],
-    *,
-    names: tuple[str, str],
-) -> CommonLabels:
-    """Number the classes of two sets alike: by name where both have names, by number where neither has.
-
-    Args:
-        first: (N,) integer labels and the class names they index.
-        second: The other set's.
-        names: What to call the sets in an error.
-
-    Raises:
-        FgsslError: One has class names and the other only numbers, or they have no class in common.
-    """
+def common_labels(first: Numbered, second: Numbered, *, names: tuple[str, str]) -> CommonLabels:
+    """Number the classes of two sets alike, by name or by number. Raises FgsslError where they have none in common."""
     (labels, class_names), (others, other_names) = first, second
     if (class_names is None) != (other_names is None):
         with_names, without = names if other_names is None else names[::-1]
-        raise FgsslError(
-            f"{with_names} has class names and {without} only numbers: which mean the same cannot be known",
-            "write `class_names` (a JSON list) into the metadata of the file without",
-        )
+        problem = f"{with_names} has class names and {without} only numbers: which mean the same cannot be known"
+        raise FgsslError(problem, "write `class_names` (a JSON list) into the metadata of the file without")
     if class_names is not None and other_names is not None and class_names != other_names:
         number = {name: place for place, name in enumerate(dict.fromkeys((*class_names, *other_names)))}
         labels = torch.tensor([number[name] for name in class_names])[labels]
@@ -103,9 +87,8 @@ def common_labels(
         return tuple(str(c) if class_names is None else class_names[c] for c in sorted(classes))
 
     if not here & there:
-        example, other = called(here)[0], called(there)[0]
         raise FgsslError(
-            f"{names[0]} and {names[1]} have no class in common (such as '{example}' and '{other}')",
+            f"{names[0]} and {names[1]} have no class in common (such as '{called(here)[0]}' and '{called(there)[0]}')",
             "name the classes alike in both",
         )
     return CommonLabels(labels, others, class_names, called(here - there), called(there - here))

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -60,32 +60,29 @@ class Subject:
     reporter: Reporter
 
     def embed(self, images: ImageSet) -> Embeddings:
-        """Embeddings of a split in its order."""
+        """Embeddings of a split in its order; what could not be read is named in warnings."""
         return self.embed_all(images, (self.pool,))[self.pool]
 
     def embed_all(self, images: ImageSet, pools: Sequence[Pool]) -> dict[Pool, Embeddings]:
-        """Embeddings of a split in its order, pooled in several ways from one pass."""
-        return embed(
-            self.encoder,
-            images,
-            pools=pools,
-            batch_size=self.batch_size,
-            cache=self.cache,
-            together=_launched_processes(),
-            progress=partial(self.reporter.progress, f"embedding {images.split}"),
-            decoding=partial(self.reporter.progress, f"decoding {images.split}"),
-        )
+        """The same, pooled in several ways from one pass."""
+        show = self.reporter.progress
+        found = embed(
+            self.encoder, images, pools=pools, batch_size=self.batch_size, cache=self.cache, together=_processes(),
+            progress=partial(show, f"embedding {images.split}"), decoding=partial(show, f"decoding {images.split}"),
+        )  # fmt: skip
+        self.name_faults(found[pools[0]])
+        return found
 
-    def name_faults(self, *found: Embeddings) -> None:
+    def name_faults(self, found: Embeddings) -> None:
         """A warning for each of the first images that could not be read, and how many more there are."""
-        reasons = list(dict.fromkeys(fault.reason for embeddings in found for fault in embeddings.faults))
+        reasons = list(dict.fromkeys(fault.reason for fault in found.faults))
         for reason in reasons[:NAMED_FAULTS]:
             self.reporter.warn(f"left out: {reason}")
         if reasons[NAMED_FAULTS:]:
             self.reporter.warn(f"left out: {len(reasons) - NAMED_FAULTS} more, which fgssl data check names")
 
 
-def _launched_processes() -> PartialState | None:
+def _processes() -> PartialState | None:
     """The connected processes, where torchrun or accelerate started several."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
@@ -95,10 +92,7 @@ def _launched_processes() -> PartialState | None:
 
 
 def open_subject(checkpoint: str, options: EvaluationOptions) -> Subject:
-    """Load the encoder of a checkpoint, and settle data and pooling.
-
-    Raises FgsslError: bad checkpoint, unknown pooling, nothing to pool so with, or no data named anywhere.
-    """
+    """Load the encoder of a checkpoint, and settle data and pooling. Raises FgsslError where it lacks either."""
     if options.pool is not None and options.pool not in POOLS:
         raise SettingError(f"unknown --pool '{options.pool}'", f"choose one of {', '.join(POOLS)}")
     if options.batch_size < 1:
@@ -114,11 +108,9 @@ def open_subject(checkpoint: str, options: EvaluationOptions) -> Subject:
 
 
 def _remembered(checkpoint: str, encoder: Encoder) -> DataConfig:
-    """The data set that an encoder was trained on, as its file says.
+    """The data set that an encoder was trained on, as its file says: a preset, or what the run beside it says as well.
 
-    A file may come from anybody, and to open a source lists a folder or asks the hub. So a source that a file names is
-    used only where it is a built-in preset (demo, cub), or where the user's own run says the same: the config.yaml
-    beside the encoder. Whatever else it names, hub id or path, is shown, and `--data` asked for.
+    A file may come from anybody, and to open a source lists a folder or asks the hub.
     """
     if encoder.config is None:
         raise FgsslError(f"'{checkpoint}' remembers no data set", "name one with --data")
@@ -129,24 +121,18 @@ def _remembered(checkpoint: str, encoder: Encoder) -> DataConfig:
             "name the data with --data",
         )
     if os.path.isabs(data.source) and not os.path.exists(data.source):
-        raise FgsslError(
-            f"the data set that '{checkpoint}' remembers is not here: {data.source}", "name one with --data"
-        )
+        problem = f"the data set that '{checkpoint}' remembers is not here: {data.source}"
+        raise FgsslError(problem, "name one with --data")
     return data
 
 
-def open_split(data: DataConfig, split: str | None, role: str) -> ImageSet:
+def open_split(data: DataConfig, split: str | None, role: Literal["train", "test"]) -> ImageSet:
     """A named split, or the source's own for "train" or "test"; a source without a test split gives its only one."""
     if split is None:
-        split = default_split(data, "train" if role == "train" else "test") or default_split(data, "train")
+        split = default_split(data, role) or default_split(data, "train")
     if split is None:
         raise no_split(data, role, option="--split")
     return load_images(data, split)
-
-
-def overlapping(first: ImageSet, second: ImageSet) -> bool:
-    """Whether two splits of a source, each maybe several joined by "+", share a split."""
-    return bool(set(first.split.split("+")) & set(second.split.split("+")))
 
 
 def labels_of(images: ImageSet, why: str) -> Tensor:

@@ -15,8 +15,7 @@ from torch import Tensor
 from fgssl.config.schema import filled
 from fgssl.data.feed import StepSampler, view_pairs
 from fgssl.errors import FgsslError, TrainingFault
-from fgssl.evaluation.label_free import signals_of
-from fgssl.evaluation.metrics import effective_rank, relative_std
+from fgssl.evaluation.metrics import effective_rank, relative_std, signals_of
 from fgssl.objectives.base import gather, is_distributed
 from fgssl.runs.folder import METRICS_FILE
 from fgssl.runtime.files import atomic_path, write_text

@@ -19,7 +19,7 @@ import torch
 from sklearn.linear_model import LogisticRegressionCV
 from torch import Tensor
 
-from fgssl.evaluation.probing.classifiers import HELD_OUT, linear_probe
+from fgssl.evaluation.probing.classifiers import HELD_OUT, Sets, linear_probe
 from fgssl.evaluation.probing.splits import stratified_split
 
 TRAIN, TEST = 3000, 1000  # images to fit on and to score
@@ -48,7 +48,7 @@ def main() -> None:
     fitted = {}
 
     def fit_ours() -> None:
-        fitted["ours"] = linear_probe(train, train_labels, test, test_labels)
+        fitted["ours"] = linear_probe(Sets(train, train_labels, test, test_labels))
 
     def fit_theirs() -> None:
         costs = [cost for cost, _ in fitted["ours"].tried]

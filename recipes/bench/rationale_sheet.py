@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from rationale_bench.controls import BranchMap, MapOf, loss_gradcams
 from rationale_bench.evaluate import seen_masks
+from rationale_bench.scores import energy_inside
 
 from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
@@ -30,7 +31,6 @@ from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import evaluation_view
 from fgssl.evaluation.explain import shown
-from fgssl.evaluation.metrics import energy_inside
 from fgssl.runs.encoder_file import load_encoder
 
 SIDE = 160

@@ -21,8 +21,14 @@ from fgssl.data.cache.pixels import PixelStore, Shrunk
 from fgssl.data.feed import ViewDataset, view_pairs
 from fgssl.encoder import evaluated
 from fgssl.errors import FgsslError
-from fgssl.evaluation.label_free import MEANINGS, feature_stats, label_free_signals, signals_of, view_stats
-from fgssl.evaluation.metrics import neighbour_overlap
+from fgssl.evaluation.metrics import (
+    MEANINGS,
+    feature_stats,
+    label_free_signals,
+    neighbour_overlap,
+    signals_of,
+    view_stats,
+)
 from fgssl.runs.encoder_file import load_encoder
 
 

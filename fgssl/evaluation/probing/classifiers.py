@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fgssl.errors import FgsslError, SettingError
 from fgssl.evaluation.bootstrap import Interval
-from fgssl.evaluation.features import check_features, check_labels, check_widths, unit_rows
-from fgssl.evaluation.probing.logistic import fit_logistic
+from fgssl.evaluation.features import Progress, check_features, check_labels, check_widths, silent, unit_rows
+from fgssl.evaluation.probing.linear import fit_logistic
 from fgssl.evaluation.probing.scores import ClassifierResult, judge
 from fgssl.evaluation.probing.splits import Rows, rows_by_class, stratified_split
 from fgssl.evaluation.retrieval.ranking import search
@@ -21,6 +21,16 @@ from fgssl.evaluation.retrieval.ranking import search
 # 0.1 to 10,000, for features of unit variance; an encoder whose features crowd together needs weaker regularisation
 COSTS = tuple(10 ** (half / 2) for half in range(-2, 9))
 HELD_OUT = 0.2
+_METHOD = "logistic regression on L2-normalised frozen features, C"
+
+
+class Sets(NamedTuple):
+    """What a classifier is fitted on, and what it is judged on."""
+
+    train: Tensor  # (N, D)
+    train_labels: Tensor  # (N,)
+    test: Tensor  # (M, D)
+    test_labels: Tensor  # (M,)
 
 
 @dataclass(frozen=True)
@@ -35,15 +45,7 @@ class ProbeResult(ClassifierResult):
 
 
 def linear_probe(
-    train: Tensor,
-    train_labels: Tensor,
-    test: Tensor,
-    test_labels: Tensor,
-    *,
-    classes: int | None = None,
-    costs: Sequence[float] | None = None,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    sets: Sets, *, classes: int | None = None, costs: Sequence[float] = (), seed: int = 0, progress: Progress = silent
 ) -> ProbeResult:
     """The `cached` protocol: logistic regression on frozen, length-1 features.
 
@@ -53,88 +55,74 @@ def linear_probe(
     taken unseen, and the protocol says so. Test images of a class without train images count as wrong.
 
     Args:
-        train: (N, D) features with `train_labels` (N,).
-        test: (M, D) features with `test_labels` (M,).
         classes: By default one more than the largest label.
         costs: Inverse strengths of regularisation to choose from (scikit-learn's C); by default `COSTS` over the total
             variance of the train features, so that the grid fits crowded and spread features alike.
         seed: Of the held-out slice.
         progress: Called with (fits done, fits), the last being the refit.
 
-    Raises:
-        FgsslError: Features with NaN or of different widths, labels that do not fit or are out of range, or fewer than
-            two classes to train on.
+    Raises FgsslError: features or labels that do not fit, or fewer than two classes to train on.
     """
-    data = _prepare(train, train_labels, test, test_labels, classes)
-    if costs is None:
-        variance = float(data.train.var(dim=0, correction=0).sum())
+    sets, classes = _prepare(sets, classes)
+    if not costs:
+        variance = float(sets.train.var(dim=0, correction=0).sum())
         costs = [cost / max(variance, 1e-6) for cost in COSTS]
-    costs, fits = sorted(costs), len(costs) + 1
-    if not costs or costs[0] <= 0:
+    costs = sorted(costs)
+    if costs[0] <= 0:
         raise FgsslError(f"a probe with costs {costs}", "give positive inverse strengths of regularisation")
-    show = progress or (lambda done, total: None)
-    present, targets = torch.unique(data.train_labels, return_inverse=True)
+    present, targets = torch.unique(sets.train_labels, return_inverse=True)
     if len(present) < 2:
         raise FgsslError("the train images are all of one class", "a probe needs two classes or more")
+    cost, tried, choice = _choose(sets.train, targets, costs, seed, progress)
+    model = fit_logistic(sets.train, targets, costs=[cost], tolerance=1e-5)
+    progress(len(costs) + 1, len(costs) + 1)
+    scores = sets.test.new_full((len(sets.test), classes), float("-inf"))
+    scores[:, present] = sets.test @ model.weight[0] + model.bias[0]
+    judged = judge(scores, sets.test_labels, f"{_METHOD} = {cost:.3g} of {len(costs)} values, {choice}")
+    method = f"{_METHOD} of {len(costs)} values"
+    return ProbeResult(**vars(judged), cost=cost, tried=tried, converged=model.converged, choice=choice, method=method)
+
+
+def _choose(
+    features: Tensor, targets: Tensor, costs: Sequence[float], seed: int, progress: Progress
+) -> tuple[float, tuple[tuple[float, float], ...], str]:
+    """The cost with the best top-1 on a held-out slice, the top-1 of each, and how it was chosen, in words."""
     kept, held = stratified_split(targets, HELD_OUT, seed=seed)
-    tried: tuple[tuple[float, float], ...] = ()
-    cost, choice = costs[len(costs) // 2], "not chosen: no class has two train images"
-    if len(held):
-        models = fit_logistic(
-            data.train[kept], targets[kept], classes=len(present), costs=costs, progress=lambda d, _: show(d, fits)
-        )
-        # (G, held) which class each member gives the held-out images
-        found = (data.train[held] @ models.weight + models.bias[:, None]).argmax(dim=2)
-        shares = (found == targets[held]).double().mean(dim=1)
-        tried = tuple(zip(costs, (100 * shares).tolist(), strict=True))
-        cost = max(tried, key=lambda pair: pair[1])[0]  # the first, so the stronger, of the best
-        choice = f"chosen on {len(held)} of {len(targets)} train images, then refitted on all"
-    model = fit_logistic(data.train, targets, classes=len(present), costs=[cost], tolerance=1e-5)
-    show(fits, fits)
-    scores = data.test.new_full((len(data.test), data.classes), float("-inf"))
-    scores[:, present] = data.test @ model.weight[0] + model.bias[0]
-    method = "logistic regression on L2-normalised frozen features, C"
-    judged = judge(scores, data.test_labels, f"{method} = {cost:.3g} of {len(costs)} values, {choice}")
-    return ProbeResult(
-        **vars(judged), cost=cost, tried=tried, converged=model.converged, choice=choice,
-        method=f"{method} of {len(costs)} values",
-    )  # fmt: skip
+    if not len(held):
+        return costs[len(costs) // 2], (), "not chosen: no class has two train images"
+    # the refit comes last
+    models = fit_logistic(
+        features[kept], targets[kept], costs=costs, progress=lambda done, fits: progress(done, fits + 1)
+    )
+    # (G, held) which class each member gives the held-out images
+    found = (features[held] @ models.weight + models.bias[:, None]).argmax(dim=2)
+    top1 = 100 * (found == targets[held]).double().mean(dim=1)
+    tried = tuple(zip(costs, top1.tolist(), strict=True))
+    best = max(tried, key=lambda pair: pair[1])[0]  # the first, so the stronger, of the best
+    return best, tried, f"chosen on {len(held)} of {len(targets)} train images, then refitted on all"
 
 
 def knn_classify(
-    train: Tensor,
-    train_labels: Tensor,
-    test: Tensor,
-    test_labels: Tensor,
-    *,
-    k: int = 20,
-    temperature: float = 0.07,
-    classes: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    sets: Sets, *, k: int = 20, temperature: float = 0.07, classes: int | None = None, progress: Progress = silent
 ) -> ClassifierResult:
-    """Weighted nearest neighbours, as in Wu et al. 2018 (section 3.4): the k nearest vote with exp(cosine / T).
+    """Weighted nearest neighbours (Wu et al. 2018, section 3.4): the k nearest, or all, vote with exp(cosine / T).
 
-    Equal votes go to the smaller label, equally near neighbours by row. Arguments and errors are those of
-    `linear_probe`; beside them:
-
-    Args:
-        k: Neighbours; the field reports 20 and 200. Beyond N, all train images vote, and the protocol says so.
-        temperature: T; 0.07 is the convention.
+    Equal votes go to the smaller label, equally near neighbours by row. The rest is as in `linear_probe`.
     """
     if k < 1 or temperature <= 0:
         raise SettingError(f"nearest neighbours with k = {k}, temperature {temperature}", "use k >= 1, temperature > 0")
-    data = _prepare(train, train_labels, test, test_labels, classes)
-    near = search(data.test, data.train, top=k, normalize=False, progress=progress)
+    sets, classes = _prepare(sets, classes)
+    near = search(sets.test, sets.train, top=k, normalize=False, progress=progress)
     # relative to the nearest, so that no temperature overflows
     votes = ((near.scores.double() - near.scores[:, :1].double()) / temperature).exp()
-    voted = data.train_labels[near.indices]  # (M, k)
-    scores = votes.new_full((len(data.test), data.classes), float("-inf"))
+    voted = sets.train_labels[near.indices]  # (M, k)
+    scores = votes.new_full((len(sets.test), classes), float("-inf"))
     # a class without a vote is never among the best five, however few have one
     scores = scores.scatter_(1, voted, 0.0).scatter_add_(1, voted, votes)
-    used = min(k, len(data.train))
+    used = min(k, len(sets.train))
     cut = "" if used == k else f" (all there are; {k} asked)"
     protocol = f"{used} nearest train images by cosine{cut}, votes exp(cosine / {temperature:g})"
-    return judge(scores, data.test_labels, protocol)
+    return judge(scores, sets.test_labels, protocol)
 
 
 @dataclass(frozen=True)
@@ -157,25 +145,13 @@ def few_shot(
     episodes: int = 600,
     queries: int = 15,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> FewShotResult:
     """Nearest class mean over random episodes (Snell et al. 2017, without training; cosine as in Chen et al. 2019).
 
-    An episode draws `ways` classes and from each `shots` supports and up to `queries` other images. A query, scaled
-    to length 1, goes to the class whose mean of length-1 supports is nearest by cosine.
-
-    Args:
-        features: (N, D).
-        labels: (N,) classes; those with `shots` images or fewer take no part and are counted.
-        shots: Supports of a class.
-        ways: Classes of an episode; None takes all of them in every episode (harder, and closer to real use).
-        episodes: Number of episodes.
-        queries: Of a class in an episode; 15 is the convention.
-        seed: Of the episodes.
-        progress: Called with (episodes done, episodes).
-
-    Raises:
-        FgsslError: Bad features or labels, numbers below 1, or fewer classes with enough images than `ways`.
+    Of features (N, D) with labels (N,), an episode draws `ways` classes (None: all, which is harder and closer to real
+    use) with more than `shots` images, and from each `shots` supports and up to `queries` others. A query goes to the
+    class whose mean of length-1 supports is nearest by cosine. Raises FgsslError where too few classes are so large.
     """
     if min(shots, episodes, queries) < 1 or (ways is not None and ways < 2):
         raise SettingError(f"few-shot with {shots} shots, {ways} ways", "use at least 1 shot, 1 query and 2 ways")
@@ -184,17 +160,14 @@ def few_shot(
     usable = [group for group in groups if len(group) > shots]
     drawn = len(usable) if ways is None else ways
     if len(usable) < max(2, drawn):
-        raise FgsslError(
-            f"{len(usable)} classes have more than {shots} images, {max(2, drawn)} are needed",
-            "use fewer shots or ways, or another split",
-        )
+        problem = f"{len(usable)} classes have more than {shots} images, {max(2, drawn)} are needed"
+        raise FgsslError(problem, "use fewer shots or ways, or another split")
     generator = np.random.default_rng(seed)
     accuracy = torch.zeros(episodes, dtype=torch.float64)
     for episode in range(episodes):
         chosen = generator.permutation(len(usable))[:drawn] if ways is not None else np.arange(drawn)
         accuracy[episode] = _episode(features, [usable[place] for place in chosen], shots, queries, generator)
-        if progress is not None:
-            progress(episode + 1, episodes)
+        progress(episode + 1, episodes)
     mean = float(accuracy.mean())
     error = 1.96 * float(accuracy.std(correction=1)) / episodes**0.5 if episodes > 1 else float("nan")
     protocol = (
@@ -217,23 +190,14 @@ def _episode(
     return 100 * float((found == truth).double().mean())
 
 
-class _Data(NamedTuple):
-    train: Tensor
-    train_labels: Tensor
-    test: Tensor
-    test_labels: Tensor
-    classes: int
-
-
-def _prepare(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, classes: int | None) -> _Data:
+def _prepare(sets: Sets, classes: int | None) -> tuple[Sets, int]:
     """Checked features of length 1 and labels in [0, classes)."""
-    train, test = check_features(train, "train features"), check_features(test, "test features")
+    train, test = check_features(sets.train, "train features"), check_features(sets.test, "test features")
     check_widths(train, test, ("train features", "test features"))
-    train_labels = check_labels(train_labels, len(train), "train labels").to(train.device)
-    test_labels = check_labels(test_labels, len(test), "test labels").to(test.device)
-    largest = int(max(train_labels.max(), test_labels.max()))
-    smallest = int(min(train_labels.min(), test_labels.min()))
+    train_labels = check_labels(sets.train_labels, len(train), "train labels").to(train.device)
+    test_labels = check_labels(sets.test_labels, len(test), "test labels").to(test.device)
+    smallest, largest = (int(label) for label in torch.cat([train_labels, test_labels]).aminmax())
     classes = largest + 1 if classes is None else classes
     if smallest < 0 or largest >= classes:
         raise FgsslError(f"label {min(smallest, 0) or largest} with {classes} classes", "number the classes from 0")
-    return _Data(unit_rows(train), train_labels, unit_rows(test), test_labels, classes)
+    return Sets(unit_rows(train), train_labels, unit_rows(test), test_labels), classes

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fgssl.errors import SettingError
 from fgssl.evaluation.bootstrap import Interval, bootstrap_interval
-from fgssl.evaluation.metrics import accuracy, per_class_accuracy, topk_accuracy
 from fgssl.evaluation.probing.splits import stratified_fraction
 
 
@@ -45,24 +44,27 @@ def judge(scores: Tensor, labels: Tensor, protocol: str) -> ClassifierResult:
     """What scores (M, C) of test images with labels (M,) are worth; minus infinity is a class not known."""
     scores, labels = scores.cpu(), labels.cpu()
     predictions, classes = scores.argmax(dim=1), scores.shape[1]
-    per_class = per_class_accuracy(predictions, labels, classes=classes)
-    return ClassifierResult(
-        top1=accuracy(predictions, labels),
-        top5=topk_accuracy(scores, labels, k=5),
-        mean_per_class=float(per_class.nanmean()),
-        per_class=per_class,
-        predictions=predictions,
-        correct=predictions == labels,
-        confusions=confusions(predictions, labels, classes),
-        protocol=protocol,
-    )
+    correct = predictions == labels
+    per_class = 100 * labels.bincount(correct.double(), classes) / labels.bincount(minlength=classes)
+    accuracies = 100 * float(correct.double().mean()), topk_accuracy(scores, labels, k=5), float(per_class.nanmean())
+    wrong = confusions(predictions, labels, classes)
+    return ClassifierResult(*accuracies, per_class, predictions, correct, wrong, protocol)
 
 
-def confusions(predictions: Tensor, labels: Tensor, classes: int, most: int = 20) -> tuple[Confusion, ...]:
-    """The most frequent mistakes, at most `most`; equally frequent ones by label, then by prediction."""
+def topk_accuracy(scores: Tensor, labels: Tensor, *, k: int) -> float:
+    """Share of rows whose label (N,) is among the k best scores (N, C), in percent; one of minus infinity never is."""
+    own = scores.gather(1, labels[:, None])
+    # of equal scores the smaller class is ahead: k = 1 agrees with argmax, and equal scores do not help
+    earlier = torch.arange(scores.shape[1]) < labels[:, None]
+    ahead = (scores > own).sum(1) + ((scores == own) & earlier).sum(1)
+    return 100 * float(((ahead < k) & (own[:, 0] > float("-inf"))).double().mean())
+
+
+def confusions(predictions: Tensor, labels: Tensor, classes: int) -> tuple[Confusion, ...]:
+    """The 20 most frequent mistakes; equally frequent ones by label, then by prediction."""
     wrong = predictions != labels
     pairs, counts = torch.unique(labels[wrong] * classes + predictions[wrong], return_counts=True)
-    order = counts.argsort(descending=True, stable=True)[:most]
+    order = counts.argsort(descending=True, stable=True)[:20]
     return tuple(Confusion(*divmod(int(pairs[i]), classes), int(counts[i])) for i in order)
 
 
@@ -77,66 +79,54 @@ class Draw(NamedTuple):
     rows: Tensor  # (M,) int64 rows of the train images, ascending
 
 
-class Trial(NamedTuple):
-    """One try and what came of it."""
+class Share(NamedTuple):
+    """All tries of one fraction of the labels, judged on the same test images; metrics are `to_dict`'s."""
 
-    draw: Draw
-    result: ClassifierResult
-
-
-@dataclass(frozen=True)
-class Share:
-    """All tries of one fraction of the labels, judged on the same test images."""
-
-    fraction: float
-    trials: tuple[Trial, ...]
+    draws: list[Draw]
+    results: list[ClassifierResult]  # of each
 
     @property
-    def labels(self) -> int:
-        """Labelled images in each try."""
-        return len(self.trials[0].draw.rows)
+    def fraction(self) -> float:
+        """Of the train labels."""
+        return self.draws[0].fraction
 
     @property
-    def seeds(self) -> tuple[int, ...]:
+    def seeds(self) -> list[int]:
         """Of the tries."""
-        return tuple(trial.draw.seed for trial in self.trials)
+        return [draw.seed for draw in self.draws]
 
     def values(self, name: str) -> list[float]:
-        """A metric of `ClassifierResult.to_dict` in each try."""
-        return [trial.result.to_dict()[name] for trial in self.trials]
+        """A metric in each try."""
+        return [result.to_dict()[name] for result in self.results]
 
     def mean(self, name: str) -> float:
         """Mean of a metric over the tries."""
-        return sum(self.values(name)) / len(self.trials)
+        return sum(self.values(name)) / len(self.results)
 
     def spread(self, name: str) -> float | None:
         """Standard deviation of a metric over the tries (n - 1), None for one try."""
-        return float(torch.tensor(self.values(name)).double().std(correction=1)) if len(self.trials) > 1 else None
+        return float(torch.tensor(self.values(name)).double().std(correction=1)) if len(self.results) > 1 else None
 
-    def interval(self, seed: int = 0) -> Interval:
+    def interval(self) -> Interval:
         """Top-1 with its 95 % bootstrap interval over the test images, in percent; each counts its mean over tries."""
-        return bootstrap_interval(self.correct(), seed=seed).percent()
+        return bootstrap_interval(100 * self.correct())
 
     def correct(self) -> Tensor:
         """(M,) float64: the share of tries in which each test image was right."""
-        return torch.stack([trial.result.correct.double() for trial in self.trials]).mean(0)
+        return torch.stack([result.correct.double() for result in self.results]).mean(0)
 
     def per_class(self) -> Tensor:
         """(classes,) float64 top-1 of each class, mean over the tries; NaN for a class without test images."""
-        return torch.stack([trial.result.per_class for trial in self.trials]).mean(0)
+        return torch.stack([result.per_class for result in self.results]).mean(0)
 
-    def confusions(self, test_labels: Tensor, most: int = 20) -> tuple[Confusion, ...]:
+    def confusions(self, test_labels: Tensor) -> tuple[Confusion, ...]:
         """The most frequent mistakes, summed over the tries."""
-        predictions = torch.cat([trial.result.predictions for trial in self.trials])
-        return confusions(predictions, test_labels.repeat(len(self.trials)), len(self.per_class()), most)
+        predictions = torch.cat([result.predictions for result in self.results])
+        return confusions(predictions, test_labels.repeat(len(self.results)), len(self.per_class()))
 
 
 def draw_labels(labels: Tensor, fractions: Sequence[float], *, tries: int = 1, seed: int = 0) -> list[list[Draw]]:
-    """The labelled images of every try, by fraction; a fraction of 1 has one try, because nothing is drawn.
-
-    The tries have the seeds `seed`, `seed + 1`, ... Raises FgsslError for no fraction or one twice, less than one try,
-    or as `stratified_fraction`.
-    """
+    """The labelled images of every try, by fraction, with the seeds `seed`, `seed + 1`, ...; of 1 there is one try."""
     if tries < 1:
         raise SettingError(f"{tries} tries of each fraction of the labels", "use --tries 1 or more")
     if not fractions or len(set(fractions)) != len(fractions):
@@ -147,6 +137,6 @@ def draw_labels(labels: Tensor, fractions: Sequence[float], *, tries: int = 1, s
     ]
 
 
-def run_trials(draws: Sequence[Sequence[Draw]], fit: Fit) -> list[Share]:
+def run_trials(draws: Sequence[list[Draw]], fit: Fit) -> list[Share]:
     """Fit and judge every try, in order."""
-    return [Share(draw[0].fraction, tuple(Trial(d, fit(d.rows, d.seed)) for d in draw)) for draw in draws]
+    return [Share(tries, [fit(draw.rows, draw.seed) for draw in tries]) for tries in draws]

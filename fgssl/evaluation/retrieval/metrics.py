@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fgssl.errors import FgsslError
 from fgssl.evaluation.bootstrap import Interval, metric_intervals
-from fgssl.evaluation.features import check_features, check_labels, check_widths, unit_rows
-from fgssl.evaluation.retrieval.ranking import RankedPositives, rank_positives
+from fgssl.evaluation.features import Progress, check_features, check_labels, check_widths, silent, unit_rows
+from fgssl.evaluation.retrieval.ranking import Sorted, rank_positives
 
 DEFINITIONS: dict[str, str] = {
     "rank1": "Share of queries whose best-ranked gallery image has the query's class (Recall@1).",
@@ -29,8 +28,7 @@ DEFINITIONS: dict[str, str] = {
     "equal features never help: a constant encoder scores the worst possible ranking.",
     "leave_one_out": "Without a gallery of its own, every image queries all the others; it is left out by its index, "
     "so an exact duplicate of it stays in.",
-    "lone_queries": "Queries without any image of their class in the gallery; they are counted and left out of every "
-    "mean.",
+    "lone_queries": "Queries without any image of their class in the gallery, counted and left out of every mean.",
     "intervals": "95 % percentile bootstrap: 1000 resamples of the queries with replacement (seed 0). Queries are "
     "taken as independent; photographs of one scene are not, so the real uncertainty is larger.",
     "score": "Cosine of the two features, in their own precision (float32).",
@@ -59,29 +57,21 @@ class RetrievalResult:
 
     def per_query(self) -> dict[str, Tensor]:
         """Each metric's (Q,) values in [0, 1], by its name; their means are the results."""
-        return {
-            **{f"rank{k}": (self.first_hit <= k).double() for k in self.ks},
-            "mAP": self.average_precision,
-            "mAP_at_R": self.average_precision_at_r,
-            "r_precision": self.r_precision,
-        }
+        ranks = {f"rank{k}": (self.first_hit <= k).double() for k in self.ks}
+        precisions = self.average_precision, self.average_precision_at_r, self.r_precision
+        return ranks | dict(zip(("mAP", "mAP_at_R", "r_precision"), precisions, strict=True))
 
     def to_dict(self) -> dict[str, float]:
         """Every metric in percent by its name, `macro_` before the class-averaged ones, and the counts."""
-        values = {name: 100 * float(value.mean()) for name, value in self.per_query().items()}
-        values |= {f"macro_{name}": 100 * self.macro(value) for name, value in self.per_query().items()}
+        found, (_, classes) = self.per_query(), torch.unique(self.labels, return_inverse=True)
+        values = {name: 100 * float(value.mean()) for name, value in found.items()}
+        means = {name: classes.bincount(value) / classes.bincount() for name, value in found.items()}
+        values |= {f"macro_{name}": 100 * float(value.mean()) for name, value in means.items()}
         return values | {"queries": self.queries, "gallery": self.gallery, "lone_queries": self.lone_queries}
 
-    def intervals(self, *, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
+    def intervals(self) -> dict[str, Interval]:
         """The 95 % bootstrap interval of every metric in percent, by the names of `to_dict`."""
-        found = metric_intervals(self.per_query(), self.labels, resamples=resamples, seed=seed)
-        return {name: interval.percent() for name, interval in found.items()}
-
-    def macro(self, values: Tensor) -> float:
-        """Mean of the class means of (Q,) values."""
-        _, classes = torch.unique(self.labels, return_inverse=True)
-        sums = torch.zeros(int(classes.max()) + 1, dtype=torch.float64).index_add_(0, classes, values.double())
-        return float((sums / classes.bincount()).mean())
+        return metric_intervals({name: 100 * value for name, value in self.per_query().items()}, self.labels)
 
 
 def evaluate_retrieval(
@@ -93,23 +83,17 @@ def evaluate_retrieval(
     ks: Iterable[int] = (1, 5, 10),
     memory_bytes: int | None = None,
     normalize: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> RetrievalResult:
     """Exact retrieval metrics of features against labels; `DEFINITIONS` says what each means.
 
     Args:
-        queries: (Nq, D) features.
-        query_labels: (Nq,) integer classes.
-        gallery: (Ng, D) features to search in; None is leave-one-out: every query searches all the others.
-        gallery_labels: (Ng,) classes, numbered as those of the queries.
-        ks: The k of rank-k.
+        queries: (Nq, D) features with `query_labels` (Nq,), integer classes.
+        gallery: (Ng, D) features to search in, with `gallery_labels` (Ng,) numbered alike; None is leave-one-out.
         memory_bytes: Bound on the scratch memory beside one sorted copy of the features; by default 512 MiB.
         normalize: Score by cosine; False takes the inner product.
-        progress: Called with (queries done, queries).
 
-    Raises:
-        FgsslError: Features with NaN or of different widths, labels that do not fit, an empty gallery, a k below 1,
-            or no query with an image of its class to find.
+    Raises FgsslError where these do not fit, or no query has an image of its class to find.
     """
     ks = tuple(ks)
     if any(k < 1 for k in ks):
@@ -123,44 +107,25 @@ def evaluate_retrieval(
         sought, own = _sorted_by_class(gallery, gallery_labels, "gallery", normalize), None
         check_widths(found.features, sought.features, ("queries", "gallery"))
     found, own, lone = _without_lone(found, own, sought.labels)
-    chunks = rank_positives(
-        found.features, found.labels, gallery=sought.features, gallery_labels=sought.labels, own=own,
-        memory_bytes=memory_bytes, progress=progress,
-    )  # fmt: skip
+    chunks = rank_positives(found, sought, own=own, memory_bytes=memory_bytes, progress=progress)
     # back from class order to the order of the queries
     back = found.order.argsort().cpu()
-    metrics = torch.cat([_query_metrics(chunk) for chunk in chunks])[back]
-    return RetrievalResult(
-        average_precision=metrics[:, 0],
-        average_precision_at_r=metrics[:, 1],
-        r_precision=metrics[:, 2],
-        first_hit=metrics[:, 3].long(),
-        labels=found.labels.cpu()[back],
-        indices=found.order.cpu()[back],
-        ks=ks,
-        gallery=len(sought.labels),
-        lone_queries=lone,
-    )
+    average_precision, at_r, r_precision, first_hit = torch.cat([_query_metrics(*chunk) for chunk in chunks])[back].T
+    labels, indices = found.labels.cpu()[back], found.order.cpu()[back]
+    columns = average_precision, at_r, r_precision, first_hit.long(), labels, indices
+    return RetrievalResult(*columns, ks, len(sought.labels), lone)
 
 
-class _Sorted(NamedTuple):
-    """Features in the order of their classes, and the row each had before."""
-
-    features: Tensor  # (N, D)
-    labels: Tensor  # (N,) ascending
-    order: Tensor  # (N,) original row
-
-
-def _sorted_by_class(features: Tensor, labels: Tensor, name: str, normalize: bool) -> _Sorted:
+def _sorted_by_class(features: Tensor, labels: Tensor, name: str, normalize: bool) -> Sorted:
     features = check_features(features, name)
     labels = check_labels(labels, len(features), f"labels of the {name}").to(features.device)
     labels, order = labels.sort(stable=True)
     in_order = torch.equal(order, torch.arange(len(order), device=order.device))
     features = features if in_order else features[order]
-    return _Sorted(unit_rows(features) if normalize else features, labels, order)
+    return Sorted(unit_rows(features) if normalize else features, labels, order)
 
 
-def _without_lone(found: _Sorted, own: Tensor | None, gallery_labels: Tensor) -> tuple[_Sorted, Tensor | None, int]:
+def _without_lone(found: Sorted, own: Tensor | None, gallery_labels: Tensor) -> tuple[Sorted, Tensor | None, int]:
     """The queries that have a positive, their own places in the gallery (leave-one-out), and how many have none."""
     positives = torch.searchsorted(gallery_labels, found.labels, right=True)
     positives -= torch.searchsorted(gallery_labels, found.labels)
@@ -173,13 +138,12 @@ def _without_lone(found: _Sorted, own: Tensor | None, gallery_labels: Tensor) ->
         )
     if lone == 0:
         return found, own, 0
-    kept = _Sorted(found.features[keep], found.labels[keep], found.order[keep])
-    return kept, None if own is None else own[keep], lone
+    return Sorted(*(each[keep] for each in found)), None if own is None else own[keep], lone
 
 
-def _query_metrics(chunk: RankedPositives) -> Tensor:
+def _query_metrics(ranks: Tensor, counts: Tensor) -> Tensor:
     """Average precision, the same at R, R-precision and first hit of each query: (c, 4) float64 on the CPU."""
-    ranks, counts = chunk.ranks.cpu(), chunk.counts.cpu().double()
+    ranks, counts = ranks.cpu(), counts.cpu().double()
     hits = torch.arange(1, ranks.shape[1] + 1, dtype=torch.float64)  # positives up to and including this one
     real = hits <= counts[:, None]
     precision = (hits / ranks).masked_fill_(~real, 0)

@@ -1,12 +1,12 @@
 """Exact ranks of the positives of many queries, without ranking everything else; exact nearest neighbours.
 
-A query's average precision, rank-k and R-precision depend only on the ranks of its positives: the j-th best
-positive stands at j plus the number of negatives at or above its score. So it is enough to count negatives.
+The j-th best positive of a query stands at j plus the number of negatives at or above its score, and all metrics depend
+on the ranks of positives alone: so it is enough to count negatives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fgssl.errors import FgsslError
-from fgssl.evaluation.features import check_features, check_widths, unit_rows
+from fgssl.evaluation.features import Progress, check_features, check_widths, silent, unit_rows
 
 LONG_ROW = 50_000  # scores in a row from which it pays to look before sorting
 DEFAULT_MEMORY = 512 * 2**20  # bytes of scratch: large enough for products at full speed
@@ -24,51 +24,42 @@ DEFAULT_MEMORY = 512 * 2**20  # bytes of scratch: large enough for products at f
 _Row = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 
-class RankedPositives(NamedTuple):
-    """Ranks of the positives of a chunk of queries."""
+class Sorted(NamedTuple):
+    """Features (N, D) in the order of their classes, so that a class is a slice."""
 
-    ranks: Tensor  # (c, R) int64, 1-based, ascending in each row; only the first `counts` entries of a row are meant
-    counts: Tensor  # (c,) int64, number of positives of each query
+    features: Tensor
+    labels: Tensor  # (N,) ascending
+    order: Tensor  # (N,) row before
 
 
 def rank_positives(
-    queries: Tensor,
-    query_labels: Tensor,
-    *,
-    gallery: Tensor,
-    gallery_labels: Tensor,
-    own: Tensor | None = None,
-    memory_bytes: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Iterator[RankedPositives]:
-    """Ranks of each query's positives among the gallery, in chunks of queries; equal negatives are ranked before.
+    queries: Sorted, gallery: Sorted, *, own: Tensor | None, memory_bytes: int | None, progress: Progress = silent
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ranks of each query's positives, of which it must have one, in chunks of queries; equal negatives come before.
 
-    Args:
-        queries: (Nq, D), rows in the order of `query_labels`.
-        query_labels: (Nq,) int64, ascending, so that a chunk meets few classes. Each must have a positive.
-        gallery: (Ng, D), with `gallery_labels` (Ng,) ascending: the positives of a query are one slice of the scores.
-        own: (Nq,) int64 place of each query in the gallery, which it does not see; None if none is in it.
-        memory_bytes: Bound on the scratch memory; never less than one row of scores.
-        progress: Called with (queries done, queries).
+    `own` (Nq,) is the place of each query in the gallery, which it does not see; None if none is in it. Yields ranks
+    (c, R) int64 from 1, ascending in each row, and how many of a row are meant, (c,) int64.
     """
-    total, images = len(queries), len(gallery)
-    start = torch.searchsorted(gallery_labels, query_labels)
-    size = torch.searchsorted(gallery_labels, query_labels, right=True) - start
+    total, images = len(queries.features), len(gallery.features)
+    start = torch.searchsorted(gallery.labels, queries.labels)
+    size = torch.searchsorted(gallery.labels, queries.labels, right=True) - start
     # of one query: its scores, and about nine 8-byte columns for each positive
-    per_row = images * queries.element_size() + int(size.max()) * 72
-    rows = max(1, min(total, 1024, (memory_bytes or DEFAULT_MEMORY) // per_row))
+    rows = _chunk(memory_bytes, images * queries.features.element_size() + int(size.max()) * 72, total)
     # one buffer for every chunk: fresh pages for each product would cost as much as the counting
-    buffer = torch.empty(rows, images, dtype=queries.dtype, device=queries.device)
+    buffer = queries.features.new_empty(rows, images)
     for first in range(0, total, rows):
         last = min(first + rows, total)
-        scores = torch.mm(queries[first:last], gallery.T, out=buffer[: last - first])
+        scores = torch.mm(queries.features[first:last], gallery.features.T, out=buffer[: last - first])
         place = None if own is None else own[first:last]
         yield _rank_slices(scores, start[first:last], size[first:last], place)
-        if progress is not None:
-            progress(last, total)
+        progress(last, total)
 
 
-def _rank_slices(scores: Tensor, start: Tensor, size: Tensor, own: Tensor | None) -> RankedPositives:
+def _chunk(memory_bytes: int | None, per_row: int, total: int) -> int:
+    return max(1, min(total, 1024, (memory_bytes or DEFAULT_MEMORY) // per_row))
+
+
+def _rank_slices(scores: Tensor, start: Tensor, size: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
     """Ranks of the positives scores[i, start[i]:start[i] + size[i]], without column own[i]; overwrites the scores."""
     place = torch.arange(int(size.max()), device=scores.device)
     columns = start[:, None] + torch.minimum(place, size[:, None] - 1)  # (c, R)
@@ -79,15 +70,11 @@ def _rank_slices(scores: Tensor, start: Tensor, size: Tensor, own: Tensor | None
     positives = scores.gather(1, columns).masked_fill_(outside, lowest)
     positives = positives.sort(dim=1, descending=True).values
     scores.scatter_(1, columns, lowest)  # what remains are the negatives
-    ranks = count_at_least(scores, positives) + place + 1
-    return RankedPositives(ranks, size - int(own is not None))
+    return count_at_least(scores, positives) + place + 1, size - int(own is not None)
 
 
 def count_at_least(scores: Tensor, thresholds: Tensor) -> Tensor:
-    """How many scores (c, N) of a row, overwritten, are at least each threshold (c, R) of that row: (c, R) int64.
-
-    The thresholds descend; minus infinity stands where there is none, and its count means nothing.
-    """
+    """How many scores (c, N) of a row, overwritten, are at least each of its descending thresholds (c, R): (c, R)."""
     if scores.device.type != "cpu":
         return scores.shape[1] - torch.searchsorted(scores.sort(dim=1).values, thresholds)
     parts = max(1, min(torch.get_num_threads(), len(scores)))
@@ -103,11 +90,7 @@ def _count_by_sorting(scores: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def _count_in_part(scores: Tensor, thresholds: Tensor) -> Tensor:
-    """Sorts only the part of a long row that most thresholds need, and counts for the few low ones one by one.
-
-    The positives of a useful ranking crowd at its top, with a few far down: sorting all for their sake is waste.
-    Scores below the part are raised to one value, since a sort is quick with equal values.
-    """
+    """Sorts only the part of a long row where positives crowd, and counts for the few far down one by one."""
     counts = np.zeros(thresholds.shape, dtype=np.int64)
     for row, wanted, count in zip(scores.numpy(), thresholds.numpy(), counts, strict=True):
         wanted = wanted[: np.count_nonzero(wanted > -np.inf)]
@@ -118,7 +101,8 @@ def _count_in_part(scores: Tensor, thresholds: Tensor) -> Tensor:
                 count[place] = np.count_nonzero(row >= wanted[place])
             wanted = wanted[: cut + 1]
             floor = min(wanted[cut], sample[-len(sample) // 20])
-            np.maximum(row, np.nextafter(floor, row.dtype.type(-np.inf)), out=row)  # below: not to be counted
+            # what lies below is not to be counted, and a sort is quick with equal values
+            np.maximum(row, np.nextafter(floor, row.dtype.type(-np.inf)), out=row)
         row.sort()
         count[: len(wanted)] = len(row) - row.searchsorted(wanted)
     return torch.from_numpy(counts)
@@ -150,22 +134,14 @@ def search(
     top: int = 10,
     memory_bytes: int | None = None,
     normalize: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Neighbours:
-    """The `top` most similar gallery images of each query, exactly; needs no labels.
+    """The `top` (all, beyond the gallery) most similar gallery images of each query, exactly; needs no labels.
 
-    Equal scores are ordered by gallery row, so the answer does not depend on chunks or threads.
-
-    Args:
-        queries: (Nq, D) features.
-        gallery: (Ng, D) features; None searches the queries themselves, each without itself.
-        top: How many; a number beyond the gallery gives the whole gallery.
-        memory_bytes: Bound on the scratch memory; by default 512 MiB.
-        normalize: Score by cosine; False takes the inner product.
-        progress: Called with (queries done, queries).
-
-    Raises:
-        FgsslError: Features with NaN or of different widths, an empty gallery, or `top` below 1.
+    Queries (Nq, D) and gallery (Ng, D), without which the queries are searched, each without itself, are compared by
+    cosine, or by inner product where not to `normalize`. Equal scores are ordered by gallery row, so the answer does
+    not depend on chunks, which `memory_bytes` of scratch (512 MiB) bounds, or threads. Raises FgsslError: features with
+    NaN or of different widths, an empty gallery, or `top` below 1.
     """
     if top < 1:
         raise FgsslError(f"a search for the top {top}", "ask for 1 or more")
@@ -178,17 +154,15 @@ def search(
         among = unit_rows(among)
         queries = among if gallery is None else unit_rows(queries)
     top = min(top, len(among) - (gallery is None))
-    # scores, and topk's own copy with indices
-    rows = max(1, min(1024, (memory_bytes or DEFAULT_MEMORY) // (len(among) * 16)))
+    rows = _chunk(memory_bytes, len(among) * 16, len(queries))  # scores, and topk's own copy with indices
     parts = []
     for first in range(0, len(queries), rows):
         scores = queries[first : first + rows] @ among.T
         if gallery is None:
             scores.diagonal(first).fill_(float("-inf"))
         parts.append(_top(scores, top))
-        if progress is not None:
-            progress(min(first + rows, len(queries)), len(queries))
-    return Neighbours(torch.cat([part.indices for part in parts]), torch.cat([part.scores for part in parts]))
+        progress(min(first + rows, len(queries)), len(queries))
+    return Neighbours(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 def _top(scores: Tensor, top: int) -> Neighbours:

@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 from fgssl.config.schema import DataConfig
+from fgssl.data import available_splits, load_images
 from fgssl.data.images import ImageSet
 from fgssl.errors import FgsslError
-from fgssl.evaluation.embed import Embeddings
-from fgssl.evaluation.feature_file import FeatureFile, read_features
+from fgssl.evaluation.feature_file import FeatureFile, is_feature_file, read_features
 from fgssl.evaluation.features import check_widths, common_labels
 from fgssl.evaluation.metrics import added_metrics
-from fgssl.evaluation.retrieval.gallery import (
-    gallery_file,
-    gallery_images,
-    names_of,
-    open_beside,
-    refuse_queries,
-    refuse_query_rows,
-    require_alike,
-)
 from fgssl.evaluation.retrieval.metrics import RetrievalResult, evaluate_retrieval
-from fgssl.evaluation.subject import EvaluationOptions, Subject, labels_of, open_split
+from fgssl.evaluation.subject import EvaluationOptions, Subject, labels_of, open_split, open_subject
+from fgssl.runs.encoder_file import identity
 
 _LABELS_WHY = "retrieval is scored by them"
-
-
-class Asked(NamedTuple):
-    """Which images query, and which are searched; without a gallery every image queries all the others of its split."""
-
-    query_split: str | None = None  # by default the source's test split
-    gallery: str | None = None  # another source, or a file of features
-    gallery_split: str | None = None  # of the gallery; of the queries' own source where `gallery` is None
 
 
 class Scored(NamedTuple):
@@ -45,91 +33,132 @@ class Scored(NamedTuple):
     added: dict[str, float]  # what metrics of plugins say of the queries
 
 
-class _Side(NamedTuple):
-    embeddings: Embeddings
-    name: str
+def score_encoder(
+    checkpoint: str, asked: EvaluationOptions, *, split: str | None, gallery: str | None, gallery_split: str | None
+) -> Scored:
+    """Embed queries, by default the test split, and gallery, and score the retrieval.
 
-
-def score_encoder(checkpoint: str, asked: Asked, options: EvaluationOptions) -> Scored:
-    """Embed queries and gallery, and score the retrieval.
-
-    Raises FgsslError where what is asked for is not there, has no labels, or shares images with the queries.
+    The gallery is a file of features, or a split (by default all) of another source or of the queries' own; without it
+    every query searches all the others. Raises FgsslError where something is not there, has no labels, or is in both.
     """
-    file = gallery_file(asked.gallery, asked.gallery_split)
-    subject = open_beside(checkpoint, file, options)
-    images = open_split(subject.data, asked.query_split, "test")
+    file = gallery_file(gallery, gallery_split)
+    subject = open_beside(checkpoint, file, asked)
+    images = open_split(subject.data, split, "test")
     labels_of(images, _LABELS_WHY)
-    if file is not None:
-        _require_labels(file)
-        refuse_queries(names_of(images), file.embeddings.identifiers, (images.split, file.path))
     others: ImageSet | None = None
-    if file is None and not (asked.gallery is None and asked.gallery_split is None):
-        data = subject.data if asked.gallery is None else DataConfig(source=asked.gallery)
-        others = gallery_images(data, asked.gallery_split)
+    if file is not None:
+        _refuse_names(images, _labelled(file).embeddings.identifiers, file.path)
+    elif gallery is not None or gallery_split is not None:
+        data = subject.data if gallery is None else DataConfig(source=gallery)
+        others = gallery_images(data, gallery_split)
         labels_of(others, _LABELS_WHY)
-        refuse_queries(names_of(images), names_of(others), (images.split, others.split))
-    queries = _Side(_embedded(subject, images), images.split)
-    gallery = None if file is None else _Side(file.embeddings, file.path)
+        _refuse_names(images, [others.name(row) for row in range(len(others))], others.split)
+    queries = FeatureFile(images.split, subject.embed(images), subject.data.source, pool=subject.pool)
     if others is not None:
-        name = others.split if asked.gallery is None else f"{others.source} [{others.split}]"
-        gallery = _Side(_embedded(subject, others), name)
-    result, protocol = _evaluate(queries, gallery, options)
-    return Scored(result, subject.data.source, protocol, subject.pool, _added(queries))
+        name = others.split if gallery is None else f"{others.source} [{others.split}]"
+        file = FeatureFile(name, subject.embed(others))
+    return _scored(queries, file, asked)
 
 
 def score_files(queries: str, gallery: str | None, options: EvaluationOptions) -> Scored:
-    """Score the retrieval of features that any model wrote; without a gallery, leave-one-out within the file.
-
-    Raises FgsslError where a file is damaged, has no labels, or does not fit the other.
-    """
-    found, side = read_features(queries), None
-    _require_labels(found)
+    """The same of features in files that any model wrote. Raises FgsslError where they do not fit each other."""
+    found, other = _labelled(read_features(queries)), None
     if gallery is not None:
-        other = read_features(gallery)
-        _require_labels(other)
-        require_alike(found, other)
-        refuse_query_rows(found.embeddings, other.embeddings, (queries, gallery))
-        side = _Side(other.embeddings, gallery)
-    own = _Side(found.embeddings, queries)
-    result, protocol = _evaluate(own, side, options)
-    return Scored(result, queries, protocol, found.pool, _added(own))
+        other = _labelled(read_features(gallery))
+        _refuse_rows(found, other)
+    return _scored(found._replace(source=queries), other, options)
 
 
-def _added(queries: _Side) -> dict[str, float]:
-    return added_metrics(queries.embeddings.features, queries.embeddings.known_labels)
+def gallery_file(gallery: str | None, split: str | None) -> FeatureFile | None:
+    """The gallery as a file of features, None where it is none. Raises FgsslError where a split is asked of a file."""
+    if gallery is None or not (is_feature_file(gallery) or gallery.endswith(".safetensors")):
+        return None
+    if split is not None:
+        problem = f"--gallery-split {split}: '{gallery}' is a file of features, which has no splits"
+        raise FgsslError(problem, "leave it out")
+    return read_features(gallery)
 
 
-def _embedded(subject: Subject, images: ImageSet) -> Embeddings:
-    found = subject.embed(images)
-    subject.name_faults(found)
-    return found
+def gallery_images(data: DataConfig, split: str | None) -> ImageSet:
+    """One split of a source, or all of them together where none is named."""
+    return load_images(data, "+".join(available_splits(data)) if split is None else split)
 
 
-def _require_labels(file: FeatureFile) -> None:
+def open_beside(checkpoint: str, file: FeatureFile | None, options: EvaluationOptions) -> Subject:
+    """An encoder that pools as a gallery of features does. Raises FgsslError where that is of another encoder."""
+    if file is None:
+        return open_subject(checkpoint, options)
+    told = file.pool or options.pool
+    if options.pool not in (None, told):
+        raise FgsslError(f"--pool {options.pool}: '{file.path}' holds features pooled by {told}", f"use --pool {told}")
+    subject = open_subject(checkpoint, replace(options, pool=told))
+    if file.encoder is not None and file.encoder != identity(subject.encoder):
+        problem = f"'{file.path}' holds features of another encoder ({file.checkpoint})"
+        raise FgsslError(problem, "embed it again with this one")
+    return subject
+
+
+def true_path(name: str | os.PathLike[str]) -> str:
+    """The same for one file, from whatever folder and through whatever link it is named."""
+    folder, file = os.path.split(name)
+    path = os.path.join(_true_folder(folder), file)
+    return os.path.realpath(path) if os.path.islink(path) else path
+
+
+_true_folder = functools.lru_cache(maxsize=4096)(os.path.realpath)  # the images of a folder share it
+
+
+def _labelled(file: FeatureFile) -> FeatureFile:
     if file.embeddings.labels is None:
         raise FgsslError(f"'{file.path}' has no labels ({file.embeddings.unlabelled}), and {_LABELS_WHY}",
                          "write a tensor `labels` (N,) into it")  # fmt: skip
+    return file
 
 
-def _evaluate(queries: _Side, gallery: _Side | None, options: EvaluationOptions) -> tuple[RetrievalResult, str]:
-    """The metrics of one side against the other, classes numbered alike, and the protocol in words."""
-    labels, reporter = queries.embeddings.known_labels, options.reporter
+def _refuse_names(images: ImageSet, gallery: Sequence[str], name: str) -> None:
+    """Raises FgsslError where queries are in the gallery, by their true paths or names."""
+    there = set(map(true_path, gallery))
+    _refuse(sum(true_path(images.name(row)) in there for row in range(len(images))), len(images), images.split, name)
+
+
+def _refuse_rows(queries: FeatureFile, gallery: FeatureFile) -> None:
+    """The same by name and by features, names alone may be numbers; and where the files say that they do not fit."""
+    for word, key, told in (("encoders", "encoder", "checkpoint"), ("poolings", "pool", "pool")):
+        one, other = getattr(queries, key), getattr(gallery, key)
+        if one is not None and other is not None and one != other:
+            said = f"{getattr(queries, told)}, {getattr(gallery, told)}"
+            problem = f"'{queries.path}' and '{gallery.path}' are of different {word} ({said})"
+            raise FgsslError(problem, "take both from the same encoder with the same pooling")
+    (features, _, names, *_), (others, _, other_names, *_) = queries.embeddings, gallery.embeddings
+    place = {name: row for row, name in enumerate(other_names)}
+    rows = [row for row, name in enumerate(names) if name in place]
+    if rows and features.shape[1] == others.shape[1]:
+        same = (features[rows] - others[[place[names[row]] for row in rows]]).abs().amax(dim=1) < 1e-6
+        _refuse(int(same.sum()), len(names), queries.path, gallery.path)
+
+
+def _refuse(shared: int, total: int, queries: str, gallery: str) -> None:
+    if shared:
+        problem = f"the gallery {gallery} holds the queries themselves ({shared} of {total} of {queries})"
+        raise FgsslError(problem, "name another gallery, or none for leave-one-out")
+
+
+def _scored(queries: FeatureFile, gallery: FeatureFile | None, options: EvaluationOptions) -> Scored:
+    """The metrics of one side, by its name and embeddings, against the other, classes numbered alike."""
+    features, labels, reporter = queries.embeddings.features, queries.embeddings.known_labels, options.reporter
+    added, protocol = added_metrics(features, labels), f"leave-one-out in {queries.path}"
     found, other_labels = None, None
     if gallery is not None:
-        sides = (f"'{queries.name}'", f"'{gallery.name}'")
-        check_widths(queries.embeddings.features, gallery.embeddings.features, sides)
+        protocol, names = f"{queries.path} -> {gallery.path}", (f"'{queries.path}'", f"'{gallery.path}'")
+        found = gallery.embeddings.features
+        check_widths(features, found, names)
         numbered = [(side.embeddings.known_labels, side.embeddings.class_names) for side in (queries, gallery)]
-        common = common_labels(*numbered, names=sides)
-        labels, other_labels, found = common.first, common.second, gallery.embeddings.features
-        if common.only_first:
-            classes = f"{len(common.only_first)} classes of the queries have no image in the gallery"
-            reporter.warn(f"{classes} (such as '{common.only_first[0]}'): their queries are left out and counted")
+        labels, other_labels, _, only, _ = common_labels(*numbered, names=names)
+        if only:
+            classes = f"{len(only)} classes of the queries have no image in the gallery"
+            reporter.warn(f"{classes} (such as '{only[0]}'): their queries are left out and counted")
+    show = partial(reporter.progress, "ranking")
     result = evaluate_retrieval(
-        queries.embeddings.features,
-        labels,
-        gallery=found,
-        gallery_labels=other_labels,
-        memory_bytes=options.scratch,
-        progress=partial(reporter.progress, "ranking"),
+        features, labels, gallery=found, gallery_labels=other_labels, memory_bytes=options.scratch, progress=show
     )
-    return result, f"leave-one-out in {queries.name}" if gallery is None else f"{queries.name} -> {gallery.name}"
+    return Scored(result, str(queries.source), protocol, queries.pool, added)

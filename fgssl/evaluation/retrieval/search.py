@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fgssl.config.schema import DataConfig
+from fgssl.data.cache.folder import cache_folder, cache_label
+from fgssl.data.cache.pixels import RETRIED_FAULTS, Fault, PixelStore
 from fgssl.data.decoding import decode_image, require_files
 from fgssl.data.images import ImageSet
 from fgssl.drawing import Map, Neighbour, QueryRow, search_sheet
 from fgssl.encoder import Encoder, Pool
 from fgssl.errors import FgsslError, SettingError, UnreadableImage
-from fgssl.evaluation.embed import Embeddings, evaluation_view
+from fgssl.evaluation.embed import Embeddings, evaluation_view, rows_of, seen
 from fgssl.evaluation.explain import explain, shown
 from fgssl.evaluation.feature_file import is_feature_file
 from fgssl.evaluation.features import check_widths
-from fgssl.evaluation.retrieval.gallery import gallery_file, gallery_images, open_beside, true_path
-from fgssl.evaluation.retrieval.gallery_cache import kept_embeddings
 from fgssl.evaluation.retrieval.ranking import search
+from fgssl.evaluation.retrieval.scored import gallery_file, gallery_images, open_beside, true_path
 from fgssl.evaluation.subject import EvaluationOptions, Subject
+from fgssl.runs.encoder_file import identity
+from fgssl.runtime.files import atomic_path
 
 SHEET_QUERIES, SHEET_HITS = 12, 24  # the most a sheet shows: larger ones no viewer opens
 PANEL = 200  # pixels of a picture on the sheet
+FORMAT = "fgssl-kept-features-1"
 
 
 class Hit(NamedTuple):
@@ -45,8 +54,8 @@ class Result(NamedTuple):
     """The hits of one query, best first; `rows` are their places in the gallery's embeddings."""
 
     name: str
-    hits: tuple[Hit, ...]
-    rows: tuple[int, ...]
+    hits: list[Hit]
+    rows: list[int]
 
 
 class Lookup(NamedTuple):
@@ -54,10 +63,8 @@ class Lookup(NamedTuple):
 
     encoder: Encoder
     gallery: str  # in words
-    images: int  # searched
     pool: Pool
-    queries: tuple[Path, ...]
-    results: tuple[Result, ...]
+    results: list[Result]
     source: ImageSet | None  # None for a file of features: its paths may or may not be files here
     embeddings: Embeddings
 
@@ -65,133 +72,158 @@ class Lookup(NamedTuple):
 def look_up(
     checkpoint: str,
     queries: Sequence[Path],
-    options: EvaluationOptions,
+    asked: EvaluationOptions,
     *,
-    gallery: str | None = None,
-    gallery_split: str | None = None,
-    top: int = 10,
+    gallery: str | None,
+    split: str | None,
+    top: int,
 ) -> Lookup:
     """The images of a gallery most similar to each picture; a picture that lies in the gallery is not its own hit.
 
     Args:
-        checkpoint: As in `open_subject`.
         queries: Pictures, and folders of pictures, whose unreadable ones are left out.
-        options: Of their `data` the default gallery.
+        asked: Of their `data` the default gallery.
         gallery: Data source or file of features, by default the data.
-        gallery_split: Split of the source, by default all of them.
+        split: Of the source, by default all of them.
         top: Hits a query; beyond the gallery it takes the whole gallery.
 
-    Raises:
-        UnreadableImage: A query cannot be read.
-        FgsslError: Bad checkpoint or gallery, features of another encoder, or `top` below 1.
+    Raises UnreadableImage, and FgsslError: bad checkpoint or gallery, features of another encoder, or `top` below 1.
     """
     if top < 1:
         raise SettingError(f"--top {top}", "ask for 1 or more")
     if is_feature_file(checkpoint):
-        raise FgsslError(
-            f"'{checkpoint}' holds features, not an encoder to embed a query with",
-            "give the encoder, and the file with --gallery",
-        )
+        problem = f"'{checkpoint}' holds features, not an encoder to embed a query with"
+        raise FgsslError(problem, "give the encoder, and the file with --gallery")
     require_files([path for path in queries if not path.is_dir()])
-    gallery = gallery or options.data
-    file = gallery_file(gallery, gallery_split)
-    subject = open_beside(checkpoint, file, replace(options, data=gallery))
+    gallery = gallery or asked.data
+    file = gallery_file(gallery, split)
+    subject = open_beside(checkpoint, file, replace(asked, data=gallery))
     # first: a query that is no image is told before the gallery is embedded
     queries, features = _queries(subject, queries)
     if file is not None:
         source, found, name = None, file.embeddings, file.path
     else:
-        source = gallery_images(subject.data, gallery_split)
-        found, name = kept_embeddings(subject, source), f"{source.source} [{source.split}]"
+        source = gallery_images(subject.data, split)
+        found, name = _kept(subject, source), f"{source.source} [{source.split}]"
     check_widths(features, found.features, ("the queries' features", f"those of '{name}'"))
-    subject.name_faults(found)
     if top > len(found.identifiers):
-        options.reporter.note(f"--top {top}: the gallery holds {len(found.identifiers)} images")
-    results = _results(queries, features, found, top, options.scratch)
-    return Lookup(subject.encoder, name, len(found.identifiers), subject.pool, tuple(queries), results, source, found)
+        asked.reporter.note(f"--top {top}: the gallery holds {len(found.identifiers)} images")
+    results = _results(queries, features, found, top, asked)
+    return Lookup(subject.encoder, name, subject.pool, results, source, found)
 
 
+@torch.inference_mode()
 def _queries(subject: Subject, queries: Sequence[Path]) -> tuple[list[Path], Tensor]:
     """The pictures asked for, those named before those of folders, and their embeddings (N, D)."""
-    files = [path for path in queries if not path.is_dir()]
-    parts = [embed_pictures(subject, files)] if files else []
+    encoder, pool, size = subject.encoder.eval(), subject.pool, 2 * subject.encoder.view_size(subject.pool)
+    files, parts = [path for path in queries if not path.is_dir()], []
+    for first in range(0, len(files), subject.batch_size):
+        pictures = [decode_image(path, size) for path in files[first : first + subject.batch_size]]
+        parts.append(encoder(seen(encoder, pictures, pool), pool).cpu())
     for folder in (path for path in queries if path.is_dir()):
         found = subject.embed(gallery_images(DataConfig(source=str(folder)), None))
-        subject.name_faults(found)
         files += map(Path, found.identifiers)
         parts.append(found.features)
     require_files(files)  # a folder may hold tables, whose pictures are no files
     return files, torch.cat(parts)
 
 
-@torch.inference_mode()
-def embed_pictures(subject: Subject, paths: Sequence[Path]) -> Tensor:
-    """Embeddings (N, D) of single files, exactly as `Subject.embed` makes them. Raises UnreadableImage."""
-    view, encoder = evaluation_view(subject.encoder, subject.pool), subject.encoder.eval()
-    parts = []
-    for first in range(0, len(paths), subject.batch_size):
-        chunk = paths[first : first + subject.batch_size]
-        pixels = np.stack([np.asarray(view(decode_image(path, 2 * view.size))) for path in chunk])  # (n, S, S, 3)
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(encoder.device)
-        parts.append(encoder(images, subject.pool).cpu())
-    return torch.cat(parts)
-
-
 def _results(
-    queries: Sequence[Path], features: Tensor, gallery: Embeddings, top: int, memory_bytes: int
-) -> tuple[Result, ...]:
+    queries: Sequence[Path], features: Tensor, gallery: Embeddings, top: int, asked: EvaluationOptions
+) -> list[Result]:
     paths = [true_path(name) for name in gallery.identifiers]
     copies = max(Counter(paths).values())  # one file may be there through several links
-    nearest = search(features, gallery.features, top=top + copies, memory_bytes=memory_bytes)
+    nearest = search(features, gallery.features, top=top + copies, memory_bytes=asked.scratch)
+    labels: list[str | None] = [None] * len(paths)
+    if gallery.labels is not None:
+        names = gallery.class_names
+        labels = [str(number) if names is None else names[number] for number in gallery.labels.tolist()]
     results = []
-    for query, rows, scores in zip(queries, nearest.indices.tolist(), nearest.scores.tolist(), strict=True):
+    for query, near, cosines in zip(queries, nearest.indices.tolist(), nearest.scores.tolist(), strict=True):
         itself = true_path(query)
-        kept = [(row, score) for row, score in zip(rows, scores, strict=True) if paths[row] != itself][:top]
-        hits = tuple(
-            Hit(rank, score, gallery.identifiers[row], _label(gallery, row))
-            for rank, (row, score) in enumerate(kept, 1)
-        )
-        results.append(Result(str(query), hits, tuple(row for row, _ in kept)))
-    return tuple(results)
+        score = {row: cosine for row, cosine in zip(near, cosines, strict=True) if paths[row] != itself}
+        rows = list(score)[:top]
+        hits = [Hit(rank, score[row], gallery.identifiers[row], labels[row]) for rank, row in enumerate(rows, 1)]
+        results.append(Result(str(query), hits, rows))
+    return results
 
 
-def _label(gallery: Embeddings, row: int) -> str | None:
-    if gallery.labels is None:
+def _kept(subject: Subject, images: ImageSet) -> Embeddings:
+    """Embeddings of a gallery from the cache, computed and kept first where they are not there.
+
+    One file a gallery below `features/`, named after where it comes from and what it was made of: when either changes,
+    it is made anew, and the old one goes. A disk that cannot be written only costs the time of the next search.
+    """
+    if subject.cache == "off":
+        return subject.embed(images)
+    path = _path(subject, images)
+    kept = _read(path, images)
+    # tried again: `chmod` changes neither size nor time of a file
+    fresh = PixelStore(images, evaluation_view(subject.encoder, subject.pool))
+    if kept is not None and all(isinstance(fresh.read(fault.index), str) for fault in kept.faults[:RETRIED_FAULTS]):
+        subject.name_faults(kept)
+        return kept
+    found = subject.embed(images)
+    tensors = {"features": found.features.contiguous(), "positions": torch.from_numpy(found.positions)}
+    faults = json.dumps([asdict(fault) for fault in found.faults])
+    with contextlib.suppress(FgsslError):
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": FORMAT, "faults": faults})
+        for former in path.parent.glob(f"*-{path.name.split('-')[-2]}-*"):
+            if former != path:
+                former.unlink(missing_ok=True)
+    return found
+
+
+def _path(subject: Subject, images: ImageSet) -> Path:
+    """LABEL-PLACE-CONTENT.safetensors: where images and encoder are, and what they are by files, weights and view."""
+    place = (os.path.abspath(images.source), images.split, subject.pool, os.path.abspath(subject.checkpoint))
+    view = evaluation_view(subject.encoder, subject.pool)
+    content = (images.fingerprint(), identity(subject.encoder), repr(view), FORMAT)
+    names = [hashlib.blake2b(repr(part).encode(), digest_size=12).hexdigest() for part in (place, content)]
+    folder = cache_folder() if subject.cache == "auto" else Path(subject.cache).expanduser()
+    return folder / "features" / f"{'-'.join((cache_label(images.source, images.split), *names))}.safetensors"
+
+
+def _read(path: Path, images: ImageSet) -> Embeddings | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            features, index = file.get_tensor("features"), file.get_tensor("positions").numpy()
+            faults = tuple(Fault(**fault) for fault in json.loads(file.metadata()["faults"]))
+        fits = len(features) == len(index) and len(index) + len(faults) == len(images)
+        return rows_of(images, features, index, faults) if fits else None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError):  # not there, or damaged by somebody
         return None
-    number = int(gallery.labels[row])
-    return str(number) if gallery.class_names is None else gallery.class_names[number]
 
 
 def draw_lookup(found: Lookup, *, title: str) -> Image.Image:
     """Queries with their hits, each above the rationale over it where the encoder has one."""
     rows = []
-    for path, result in list(zip(found.queries, found.results, strict=True))[:SHEET_QUERIES]:
-        hits = list(zip(result.hits, result.rows, strict=True))[:SHEET_HITS]
-        query, *others = _seen(found.encoder, [decode_image(path), *(_picture(found, row) for _, row in hits)])
+    for result in found.results[:SHEET_QUERIES]:
+        hits, path = result.hits[:SHEET_HITS], Path(result.name)
+        query, *others = _seen(
+            found.encoder, [decode_image(path), *(_picture(found, row) for row in result.rows[:SHEET_HITS])]
+        )
         neighbours = [
             Neighbour(view, _caption(hit), score=hit.score, rationale=weights)
-            for (view, weights), (hit, _) in zip(others, hits, strict=True)
+            for (view, weights), hit in zip(others, hits, strict=True)
         ]
         rows.append(QueryRow(query[0], path.name, neighbours, query[1]))
     footer = f"Scores are cosines; {found.pool} pooling. Each picture is cut to what the encoder sees of it."
-    left_out = len(found.results) - len(rows)
-    return search_sheet(
-        rows,
-        title=title,
-        footer=footer + (f" {left_out} more queries are not drawn." if left_out else ""),
-        panel_size=PANEL,
-    )
+    if left_out := len(found.results) - len(rows):
+        footer += f" {left_out} more queries are not drawn."
+    return search_sheet(rows, title=title, footer=footer, panel_size=PANEL)
 
 
 def _seen(encoder: Encoder, pictures: Sequence[Image.Image | None]) -> list[tuple[Image.Image, Map | None]]:
     """The part of each picture that the encoder sees, and its rationale; grey where there is no picture."""
     there = [picture for picture in pictures if picture is not None]
-    maps: list[Map | None] = [None] * len(there)
-    if encoder.rationale is not None:
-        maps = [each.rationale for each in explain(encoder, there, with_gradcam=False)]
-    views = iter([(shown(encoder, picture, size=PANEL), each) for picture, each in zip(there, maps, strict=True)])
+    maps = iter(explain(encoder, there, with_gradcam=False))  # without rationale None
     blank = Image.new("RGB", (PANEL, PANEL), (232, 232, 236))
-    return [(blank, None) if picture is None else next(views) for picture in pictures]
+    return [
+        (blank, None) if picture is None else (shown(encoder, picture, size=PANEL), next(maps).rationale)
+        for picture in pictures
+    ]
 
 
 def _picture(found: Lookup, row: int) -> Image.Image | None:

@@ -17,8 +17,7 @@ from fgssl.data.demo.demo_set import DemoMasks
 from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder, Pool
 from fgssl.evaluation.embed import evaluation_view, image_batches
-from fgssl.evaluation.metrics import energy_inside, entropy_relative_to_uniform, pointing_hit
-from fgssl.evaluation.probing.classifiers import linear_probe
+from fgssl.evaluation.probing.classifiers import Sets, linear_probe
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 from fgssl.rationale import window_share
 from fgssl.runtime.reporting import Reporter
@@ -35,6 +34,7 @@ from rationale_bench.controls import (
     uniform,
 )
 from rationale_bench.grid import Slice, pooling_config
+from rationale_bench.scores import energy_inside, entropy_relative_to_uniform, pointing_hit
 
 BATCH = 64
 
@@ -148,7 +148,7 @@ def _pooling_rows(
         row: dict[str, Any] = {"kind": "pooling", "pooling": name, "rank1": across["rank1"], "mAP": across["mAP"]}
         row |= {"loo_rank1": alone["rank1"], "loo_mAP": alone["mAP"]}
         if name in probed:
-            row["probe"] = linear_probe(gallery[name], gallery_labels, asked, labels).top1
+            row["probe"] = linear_probe(Sets(gallery[name], gallery_labels, asked, labels)).top1
         rows.append(row)
     return rows
 

@@ -13,8 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from fgssl.errors import FgsslError
-from fgssl.evaluation.probing.classifiers import few_shot, knn_classify, linear_probe
-from fgssl.evaluation.probing.logistic import fit_logistic
+from fgssl.evaluation.probing.classifiers import Sets, few_shot, knn_classify, linear_probe
+from fgssl.evaluation.probing.linear import fit_logistic
 from fgssl.evaluation.probing.splits import stratified_fraction, stratified_split
 
 
@@ -36,7 +36,7 @@ def test_fit_equals_scikit_learn(images: int, width: int) -> None:
     features, labels = blobs(images, width, 6, noise=1.5)
     features = torch.nn.functional.normalize(features.double())
     costs = [0.1, 3.0, 100.0]
-    models = fit_logistic(features, labels, classes=6, costs=costs, tolerance=1e-12)
+    models = fit_logistic(features, labels, costs=costs, tolerance=1e-12)
     assert models.converged
     for place, cost in enumerate(costs):
         theirs = LogisticRegression(C=cost, tol=1e-10, max_iter=10_000).fit(features.numpy(), labels.numpy())
@@ -48,24 +48,24 @@ def test_fit_equals_scikit_learn(images: int, width: int) -> None:
 def test_members_of_a_grid_do_not_touch_each_other() -> None:
     features, labels = blobs(120, 10, 4)
     features = features.double()
-    together = fit_logistic(features, labels, classes=4, costs=[0.1, 1.0, 1000.0], tolerance=1e-8)
+    together = fit_logistic(features, labels, costs=[0.1, 1.0, 1000.0], tolerance=1e-8)
     for place, cost in enumerate([0.1, 1.0, 1000.0]):
-        alone = fit_logistic(features, labels, classes=4, costs=[cost], tolerance=1e-8)
+        alone = fit_logistic(features, labels, costs=[cost], tolerance=1e-8)
         np.testing.assert_allclose(together.weight[place], alone.weight[0], rtol=1e-2, atol=1e-3)
 
 
 def test_chunks_of_rows_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = blobs(100, 8, 5)
-    whole = fit_logistic(features.double(), labels, classes=5, costs=[1.0])
-    monkeypatch.setattr("fgssl.evaluation.probing.logistic.CHUNK_BYTES", 1000)
-    np.testing.assert_allclose(fit_logistic(features.double(), labels, classes=5, costs=[1.0]).weight, whole.weight)
+    whole = fit_logistic(features.double(), labels, costs=[1.0])
+    monkeypatch.setattr("fgssl.evaluation.probing.linear.CHUNK_BYTES", 1000)
+    np.testing.assert_allclose(fit_logistic(features.double(), labels, costs=[1.0]).weight, whole.weight)
 
 
 def test_the_default_tolerance_has_the_exact_predictions() -> None:
     features, labels = blobs(600, 32, 10, noise=2.0)
     features = torch.nn.functional.normalize(features)
-    rough = fit_logistic(features, labels, classes=10, costs=[1, 100, 10_000])
-    fine = fit_logistic(features.double(), labels, classes=10, costs=[1, 100, 10_000], tolerance=1e-10)
+    rough = fit_logistic(features, labels, costs=[1, 100, 10_000])
+    fine = fit_logistic(features.double(), labels, costs=[1, 100, 10_000], tolerance=1e-10)
     for place in range(3):
         ours = (features @ rough.weight[place] + rough.bias[place]).argmax(1)
         exact = (features.double() @ fine.weight[place] + fine.bias[place]).argmax(1)
@@ -73,7 +73,7 @@ def test_the_default_tolerance_has_the_exact_predictions() -> None:
 
 
 def test_constant_features_have_no_weights() -> None:
-    model = fit_logistic(torch.ones(9, 3), torch.tensor([0] * 6 + [1] * 3), classes=2, costs=[1.0], tolerance=1e-10)
+    model = fit_logistic(torch.ones(9, 3), torch.tensor([0] * 6 + [1] * 3), costs=[1.0], tolerance=1e-10)
     assert not model.weight.any()
     assert torch.softmax(model.bias[0], 0).tolist() == pytest.approx([2 / 3, 1 / 3], abs=1e-4)
 
@@ -84,7 +84,7 @@ def test_constant_features_have_no_weights() -> None:
 def test_probe_agrees_with_scikit_learn_at_the_same_cost() -> None:
     features, labels = blobs(900, 24, 12, noise=2.0)
     train, test, train_labels, test_labels = features[:600], features[600:], labels[:600], labels[600:]
-    result = linear_probe(train, train_labels, test, test_labels)
+    result = linear_probe(Sets(train, train_labels, test, test_labels))
     unit = torch.nn.functional.normalize
     theirs = LogisticRegression(C=result.cost, max_iter=5000, tol=1e-8)
     theirs.fit(unit(train.double()).numpy(), train_labels.numpy())
@@ -97,16 +97,16 @@ def test_probe_agrees_with_scikit_learn_at_the_same_cost() -> None:
 
 def test_probe_does_not_look_at_the_test_labels_to_choose() -> None:
     features, labels = blobs(200, 8, 4, noise=2.0)
-    honest = linear_probe(features[:100], labels[:100], features[100:], labels[100:])
-    shuffled = linear_probe(features[:100], labels[:100], features[100:], labels[100:].flip(0))
+    honest = linear_probe(Sets(features[:100], labels[:100], features[100:], labels[100:]))
+    shuffled = linear_probe(Sets(features[:100], labels[:100], features[100:], labels[100:].flip(0)))
     assert honest.cost == shuffled.cost and torch.equal(honest.predictions, shuffled.predictions)
 
 
 def test_probe_is_deterministic_and_reports_progress() -> None:
     features, labels = blobs(120, 8, 4)
     seen: list[tuple[int, int]] = []
-    first = linear_probe(features, labels, features, labels, costs=[1, 10], progress=lambda *at: seen.append(at))
-    again = linear_probe(features, labels, features, labels, costs=[10, 1])
+    first = linear_probe(Sets(features, labels, features, labels), costs=[1, 10], progress=lambda *at: seen.append(at))
+    again = linear_probe(Sets(features, labels, features, labels), costs=[10, 1])
     assert first.to_dict() == again.to_dict() and torch.equal(first.predictions, again.predictions)
     assert seen[-1] == (3, 3)
 
@@ -116,7 +116,7 @@ def test_probe_result_in_detail() -> None:
     train, labels = blobs(90, 6, 3, noise=0.01)
     test, test_labels = train[:30].clone(), labels[:30]
     test[test_labels == 2] = test[test_labels == 1]
-    result = linear_probe(train, labels, test, test_labels, classes=5)
+    result = linear_probe(Sets(train, labels, test, test_labels), classes=5)
     assert result.top1 == pytest.approx(200 / 3) and result.top5 == 100
     assert result.mean_per_class == pytest.approx(200 / 3)
     np.testing.assert_allclose(result.per_class, [100, 100, 0, np.nan, np.nan])
@@ -126,10 +126,10 @@ def test_probe_result_in_detail() -> None:
 
 def test_probe_of_classes_with_one_image_or_unseen() -> None:
     features, labels = blobs(40, 16, 4, noise=0.1)
-    once = linear_probe(features[:4], labels[:4], features[4:], labels[4:])  # one image a class
+    once = linear_probe(Sets(features[:4], labels[:4], features[4:], labels[4:]))  # one image a class
     assert once.tried == () and "not chosen" in once.protocol and once.top1 == 100
     unseen = linear_probe(
-        features, labels, torch.cat([features, features[:10]]), torch.cat([labels, torch.full((10,), 7)])
+        Sets(features, labels, torch.cat([features, features[:10]]), torch.cat([labels, torch.full((10,), 7)]))
     )
     assert unseen.top1 == pytest.approx(80) and unseen.top5 == pytest.approx(80)  # class 7 is never right
 
@@ -137,17 +137,17 @@ def test_probe_of_classes_with_one_image_or_unseen() -> None:
 def test_probe_names_bad_input() -> None:
     features, labels = blobs(20, 4, 2)
     with pytest.raises(FgsslError, match="one class"):
-        linear_probe(features, torch.zeros(20, dtype=torch.int64), features, labels)
+        linear_probe(Sets(features, torch.zeros(20, dtype=torch.int64), features, labels))
     with pytest.raises(FgsslError, match="train features are 4 wide and test features 3"):
-        linear_probe(features, labels, features[:, :3], labels)
+        linear_probe(Sets(features, labels, features[:, :3], labels))
     with pytest.raises(FgsslError, match="label 1 with 1 classes"):
-        linear_probe(features, labels, features, labels, classes=1)
+        linear_probe(Sets(features, labels, features, labels), classes=1)
     with pytest.raises(FgsslError, match="label -1"):
-        linear_probe(features, labels - 1, features, labels)
+        linear_probe(Sets(features, labels - 1, features, labels))
     with pytest.raises(FgsslError, match="test features: row 2"):
-        linear_probe(features, labels, features.index_fill(0, torch.tensor([2]), math.nan), labels)
+        linear_probe(Sets(features, labels, features.index_fill(0, torch.tensor([2]), math.nan), labels))
     with pytest.raises(FgsslError, match="positive"):
-        linear_probe(features, labels, features, labels, costs=[0.0, 1.0])
+        linear_probe(Sets(features, labels, features, labels), costs=[0.0, 1.0])
 
 
 # nearest neighbours -----------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_neighbours_equal_a_slow_loop(k: int) -> None:
         for place in row.argsort(descending=True)[:k]:
             votes[labels[place]] += math.exp(float(row[place]) / 0.07)
         expected.append(int(votes.argmax()))
-    result = knn_classify(train, labels[:100], test, labels[100:], k=k)
+    result = knn_classify(Sets(train, labels[:100], test, labels[100:]), k=k)
     assert result.predictions.tolist() == expected
     assert result.top1 == pytest.approx(100 * np.mean(np.array(expected) == labels[100:].numpy()))
     assert ("100 nearest" in result.protocol and "500 asked" in result.protocol) == (k == 500)
@@ -174,16 +174,16 @@ def test_neighbours_vote_by_weight_not_by_number() -> None:
     # one very near neighbour of class 1 outvotes two of class 0 at a low temperature, not at a high one
     train = torch.tensor([[0.6, 0.8], [0.6, -0.8], [1.0, 0.0]])
     arguments = (train, torch.tensor([0, 0, 1]), torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
-    assert knn_classify(*arguments, k=3, temperature=0.07).top1 == 100
-    assert knn_classify(*arguments, k=3, temperature=100).top1 == 0
-    assert knn_classify(*arguments, k=3, temperature=1e-5).top1 == 100  # no overflow
+    assert knn_classify(Sets(*arguments), k=3, temperature=0.07).top1 == 100
+    assert knn_classify(Sets(*arguments), k=3, temperature=100).top1 == 0
+    assert knn_classify(Sets(*arguments), k=3, temperature=1e-5).top1 == 100  # no overflow
 
 
 def test_neighbours_name_bad_input() -> None:
     features, labels = blobs(10, 4, 2)
     for keywords in ({"k": 0}, {"temperature": 0.0}):
         with pytest.raises(FgsslError, match="nearest neighbours with"):
-            knn_classify(features, labels, features, labels, **keywords)
+            knn_classify(Sets(features, labels, features, labels), **keywords)
 
 
 # few-shot ---------------------------------------------------------------------------------------------------------
@@ -280,9 +280,11 @@ def test_fraction_by_hand() -> None:
 def test_a_class_without_a_vote_is_not_among_the_five_best() -> None:
     """facebookresearch/dino #89: with fewer voters than five, classes that nobody voted for counted as found."""
     train, labels = torch.eye(8), torch.arange(8)
-    result = knn_classify(train, labels, train[:4], torch.tensor([0, 2, 1, 7]), k=1)
+    result = knn_classify(Sets(train, labels, train[:4], torch.tensor([0, 2, 1, 7])), k=1)
     assert (result.top1, result.top5) == (25, 25)
-    two = knn_classify(train + 0.01, labels, torch.tensor([[2.0, 1, 0, 0, 0, 0, 0, 0]] * 2), torch.tensor([1, 2]), k=2)
+    two = knn_classify(
+        Sets(train + 0.01, labels, torch.tensor([[2.0, 1, 0, 0, 0, 0, 0, 0]] * 2), torch.tensor([1, 2])), k=2
+    )
     assert (two.top1, two.top5) == (0, 50)
 
 
@@ -290,6 +292,6 @@ def test_neighbours_do_not_depend_on_the_length_of_features() -> None:
     """lightly #1425: a search by inner product prefers long features."""
     features, labels = blobs(120, 6, 4, noise=1.5)
     scale = torch.linspace(0.01, 100, 120)[:, None]
-    first = knn_classify(features[:80], labels[:80], features[80:], labels[80:], k=5)
-    second = knn_classify((scale * features)[:80], labels[:80], (scale * features)[80:], labels[80:], k=5)
+    first = knn_classify(Sets(features[:80], labels[:80], features[80:], labels[80:]), k=5)
+    second = knn_classify(Sets((scale * features)[:80], labels[:80], (scale * features)[80:], labels[80:]), k=5)
     assert torch.equal(first.predictions, second.predictions)

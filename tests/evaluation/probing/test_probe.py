@@ -18,10 +18,10 @@ from fgssl.data import load_images
 from fgssl.data.cache.pixels import PixelStore, Shrunk
 from fgssl.data.feed import CropDataset, CropSampler, Key, crop_batches
 from fgssl.errors import FgsslError
-from fgssl.evaluation.probing.classifiers import linear_probe
+from fgssl.evaluation.probing.classifiers import Sets, linear_probe
+from fgssl.evaluation.probing.linear import SgdRecipe, fit_sgd, train_on_crops
 from fgssl.evaluation.probing.scores import Confusion, draw_labels, judge, run_trials
-from fgssl.evaluation.probing.sgd import SgdRecipe, fit_sgd, train_on_crops
-from fgssl.runs.encoder_file import load_encoder
+from fgssl.evaluation.subject import EvaluationOptions, open_subject
 
 LABELS = torch.arange(60) % 4
 
@@ -147,15 +147,17 @@ def test_every_image_once_an_epoch_in_new_crops_that_do_not_depend_on_the_worker
 def test_training_on_crops_leaves_the_encoder_as_it_was_and_skips_broken_images(tmp_path: Path) -> None:
     folder = make_photos(tmp_path / "photos", 20)
     (folder / "class 0" / "00.jpg").write_bytes(b"no picture")
-    images, encoder = load_images(DataConfig(source=str(folder)), "all"), load_encoder(str(plain_run()))
+    images = load_images(DataConfig(source=str(folder)), "all")
+    subject = open_subject(str(plain_run()), EvaluationOptions(data=str(folder), pool="gap", device="cpu"))
+    encoder = subject.encoder
     encoder.backbone.train()
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     calls: list[tuple[int, int]] = []
 
     def train() -> Tensor:
         model = train_on_crops(
-            encoder, images, torch.arange(20), pool="gap", width=encoder.backbone.channels, classes=3,
-            recipe=SgdRecipe(epochs=2), workers=0, progress=lambda done, total: calls.append((done, total)),
+            subject, images, SgdRecipe(epochs=2), positions=torch.arange(20), width=encoder.backbone.channels,
+            classes=3, workers=0, progress=lambda done, total: calls.append((done, total)),
         )  # fmt: skip
         return model.weight
 
@@ -215,7 +217,7 @@ def test_lists_of_labelled_images_are_data_sources_and_repeat_the_try(tmp_path: 
         encoder = finished_run()[0]
         features = {name: fgssl_features(encoder, source, tmp_path / name, split) for name, source, split in (
             ("chosen", tmp_path / "o" / f"labels-0.5-seed{seed}.txt", "all"), ("test", photos(), "test"))}  # fmt: skip
-        again = linear_probe(*features["chosen"], *features["test"], seed=seed)
+        again = linear_probe(Sets(*features["chosen"], *features["test"]), seed=seed)
         assert again.top1 == pytest.approx(expected)
 
 
