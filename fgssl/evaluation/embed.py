@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fgssl.data.cache.pixels import Fault, PixelStore, open_pixels
-from fgssl.data.feed import whole_batch
 from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder, Pool, evaluated
 from fgssl.errors import FgsslError
@@ -171,9 +170,9 @@ def image_batches(
     rows = range(len(pixels)) if rows is None else rows
     # from the cache a batch is a copy: processes would only add to its cost
     workers = 0 if not pixels.decodes or len(rows) <= batch_size else workers
-    views = _Batches(pixels)
+    parts = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
     yield from DataLoader(
-        views, batch_size, sampler=rows, collate_fn=whole_batch, num_workers=workers, worker_init_fn=ignore_stop_signals
+        _Batches(pixels), batch_size=None, sampler=parts, num_workers=workers, worker_init_fn=ignore_stop_signals
     )
 
 
@@ -183,7 +182,7 @@ class _Batches(Dataset[ImageBatch]):
     def __init__(self, pixels: PixelStore) -> None:
         self.pixels = pixels
 
-    def __getitems__(self, rows: Sequence[int]) -> ImageBatch:
+    def __getitem__(self, rows: Sequence[int]) -> ImageBatch:
         found = [(row, self.pixels.read(row)) for row in rows]
         faults = tuple(Fault(row, view) for row, view in found if isinstance(view, str))
         views = {row: view for row, view in found if not isinstance(view, str)}
