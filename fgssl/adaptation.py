@@ -103,9 +103,8 @@ def _views(
 def fit_whitening(views: Tensor) -> nn.Linear:
     """The inverse root of what changes with the view and between nearest neighbours, about the mean of the first view.
 
-    Takes (V, N, D) pooled features of V views (2 or more) of N pictures (2 or more), not normalised, the evaluation
-    view first; makes a layer (D -> D) without a gradient, on the CPU. Of all roots it is the triangular one: they
-    differ by a rotation, which no similarity sees, and this one takes seconds where the symmetric takes minutes.
+    Of pooled features (V, N, D) of 2 or more views of 2 or more pictures, the evaluation view first; on the CPU. The
+    triangular root differs from the symmetric by a rotation, which no similarity sees, and takes seconds, not minutes.
     """
     mean, averaged = views[0].mean(0), views.mean(0)
     within = sum((_scatter(view - averaged) for view in views), torch.zeros(()))

@@ -173,10 +173,7 @@ def pool_places(feature_map: Tensor, attention: Tensor | None = None, *, pool: s
 
 
 def pool_stages(maps: Sequence[Tensor], attention: Tensor | None = None, *, pool: str = "mean") -> Tensor:
-    """`pool_places` of the last map, then mean and deviation of each earlier one: (N, C + 2 * sum of theirs) float32.
-
-    The maps are the last one, (N, C, H, W), and earlier ones, whose places get the weight (N, H, W) of where they lie.
-    """
+    """`pool_places` of the last map, then mean and deviation of each earlier one: (N, C + 2 * their sum) float32."""
     pooled = [pool_places(maps[0], attention, pool=pool)]
     for earlier in maps[1:]:
         weights = None if attention is None else _spread(attention, earlier)

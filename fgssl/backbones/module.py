@@ -99,19 +99,16 @@ class Backbone(nn.Module):
     def forward_stages(self, images: Tensor, count: int) -> list[Tensor]:
         """The last feature map and those of the stages before it, `count` in all, each (N, C, h, w), in one pass."""
         stages = self.earlier.first(count - 1) if count > 1 else Stages()
-        return [
-            self._finished(found) for found in read_stages(self.model, self._prepare(images), self.plan.route, stages)
-        ]
+        maps = read_stages(self.model, self._prepare(images), self.plan.route, stages)
+        return [self._finished(found) for found in maps]
 
     @functools.cached_property
     def earlier(self) -> Stages:
         """The stages before the last map that can be read beside it; found by a trial of one image."""
         parameter, training = next(self.model.parameters()), self.training
-        picture = torch.linspace(-1, 1, 3 * self.image_size**2).view(1, 3, self.image_size, -1)
+        picture = torch.linspace(-1, 1, 3 * self.image_size**2).view(1, 3, self.image_size, -1).to(parameter)
         self.eval()
-        found = earlier_stages(
-            self.model, self._prepare(picture.to(parameter.device, parameter.dtype)), self.plan.route
-        )
+        found = earlier_stages(self.model, self._prepare(picture), self.plan.route)
         self.train(training)
         return found
 

@@ -1,8 +1,6 @@
-"""The maps of earlier stages, read in the same pass as the last.
+"""The maps of earlier stages, read in the same pass as the last: what it has lost is often still there.
 
-What ImageNet's classes have no use for is lost in the last stage; what tells one car from another is often still there
-a stage or two before. CNNs and hierarchical transformers count their stages themselves; of a row of equal blocks every
-quarter of the depth is one.
+CNNs and hierarchical transformers count their stages themselves; of a row of equal blocks every quarter is one.
 """
 
 from __future__ import annotations
@@ -40,9 +38,8 @@ def earlier_stages(model: nn.Module, images: Tensor, route: MapRoute) -> Stages:
         return Stages()
     try:
         last = read_map(model, images, route)
-        maps = model.forward_intermediates(  # type: ignore[operator]
-            images, output_fmt="NCHW", intermediates_only=True, norm=False
-        )
+        options = {"output_fmt": "NCHW", "intermediates_only": True, "norm": False}
+        maps = model.forward_intermediates(images, **options)  # type: ignore[operator]
         step = max(1, len(maps) // 4)
         # what forward_features returns may be the last of them (resnet) or come after it (efficientnet)
         after = 0 if maps[-1].shape == last.shape else step
@@ -61,13 +58,9 @@ def read_stages(model: nn.Module, images: Tensor, route: MapRoute, stages: Stage
     if not stages.places:
         return [read_map(model, images, route)]
     intermediates = route.kind == "intermediates"
-    found = model.forward_intermediates(  # type: ignore[operator]
-        images,
-        indices=[*reversed(stages.places), *([stages.last] if intermediates else [])],
-        norm=intermediates and route.final_norm,
-        output_fmt="NCHW",
-        intermediates_only=intermediates,
-    )
+    indices = [*reversed(stages.places), *([stages.last] if intermediates else [])]
+    options = {"norm": intermediates and route.final_norm, "output_fmt": "NCHW", "intermediates_only": intermediates}
+    found = model.forward_intermediates(images, indices=indices, **options)  # type: ignore[operator]
     if intermediates:
         return list(reversed(found))
     last, earlier = found
