@@ -133,7 +133,6 @@ def _assemble(given: dict[str, tuple[Any, str]]) -> Resolved:
 
 
 def _unknown(key: str, objective: str, known: Mapping[str, Any]) -> SettingError:
-    """Names what has the setting: another objective, or another section, or nothing but one that is much alike."""
     name = key.rpartition(".")[2]
     if key.startswith("objective.") and (found := _no_such_setting(objective, key.removeprefix("objective."))):
         return found
@@ -224,9 +223,6 @@ def _no_such_setting(objective: str, *keys: str) -> SettingError | None:
     owners = [name for name, settings in has.items() if keys[0] in settings]
     problem = f"the objective {objective} has no {', '.join(f'objective.{key}' for key in keys)}"
     return SettingError(problem, f"leave it out, or use --objective {' or '.join(owners)}") if owners else None
-
-
-# ---- a resumed run
 
 
 class Change(NamedTuple):

@@ -94,9 +94,7 @@ class BackboneConfig:
         None, "BatchNorm normalises by the batch, or by the statistics it came with (default: rest on trained weights)"
     )
     whitening: bool | None = knob(None, "damp what differs between views in the features (default: on trained weights)")
-    stages: int | None = knob(
-        None, "last stages whose maps whitening takes together: 1 is the last alone (default: up to 4)", Range(1, 4)
-    )
+    stages: int | None = knob(None, "last stages whitening takes: 1 is the last alone (default: up to 4)", Range(1, 4))
     cached_views: int = knob(1, "with a frozen backbone: pairs of views an image whose maps are kept", Range(1, 1_000))
     image_size: int | None = knob(None, "side of the square input (default: the model's own)", Range(8, 4_096))
     output_stride: int | None = knob(None, "stride of a CNN for a finer map (8 or 16, where supported)", Range(1, 64))

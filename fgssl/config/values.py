@@ -29,7 +29,6 @@ class Interval(NamedTuple):
     seconds: float | None
 
     def over(self, steps: int, seconds: float) -> bool:
-        """Whether it is time again after so many steps and seconds."""
         return steps >= self.steps if self.steps is not None else seconds > (self.seconds or 0)
 
 

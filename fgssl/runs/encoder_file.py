@@ -100,7 +100,6 @@ def load_encoder(checkpoint: str, *, backbone: str | None = None, image_size: in
 
 
 def _weights(checkpoint: str, backbone: str | None, image_size: int | None) -> Backbone:
-    """A backbone with weights that another tool wrote or published; the remedies are not those of training."""
     source, local = checkpoint.removeprefix(TIMM_PREFIX), f"as {TIMM_PREFIX}local-dir:FOLDER"
     try:
         if checkpoint.startswith(NAMES) and not source.startswith(LOCAL_PREFIX):

@@ -62,7 +62,6 @@ def hold_run(output: Path, *, note: Callable[[str], None] = lambda text: None) -
 
 
 def _locked(path: Path, note: Callable[[str], None]) -> int:
-    """An open, locked handle of the lock file, which names this process."""
     while True:
         handle = os.open(path, _FLAGS, 0o666)
         try:
@@ -112,7 +111,6 @@ def _owner(handle: int) -> dict[str, Any]:
 
 
 def _alive(owner: dict[str, Any], path: Path, *, kernel: bool, note: Callable[[str], None]) -> bool:
-    """Whether the named owner still trains: asked of the kernel on its own host, of its beats from another one."""
     if owner.get("host") == socket.gethostname():
         born = None if kernel or owner["pid"] == os.getpid() else _born(owner["pid"])
         return born is not None and born == owner.get("born")

@@ -148,9 +148,6 @@ def remedies(settings: TrainingConfig, pixels: PixelStore, *, workers: int, core
     return [*found, f"smaller pictures (--image-size below {image_size})"]
 
 
-# ---- memory
-
-
 def memory_needs(
     config: PretrainConfig, *, channels: int, map_size: tuple[int, int], images: int, world: int = 1
 ) -> dict[str, float]:

@@ -141,7 +141,6 @@ class StepLog:
         self.setup.reporter.step(report)
 
     def _signals(self, step: int) -> dict[str, float]:
-        """The label-free signals as entries of the log, where the window just logged holds a step they are due at."""
         every, model = self.plan.config.training.signals_every, self.setup.model
         last = step == self.plan.total_steps
         if not every or not (last or step // every > (step - len(self.window.steps)) // every):

@@ -83,7 +83,6 @@ class Trainer:
         return Progress(summary["steps"], summary["train_seconds"], initial, {})
 
     def _note_schedule(self, step: int, planned: int | None) -> None:
-        """Say what the learning rate does where the run is now longer or shorter than planned when it was saved."""
         plan, config = self.plan, self.plan.config.optimizer
         if planned is None or planned == plan.total_steps or step >= plan.total_steps:
             return

@@ -51,7 +51,6 @@ class Plan(NamedTuple):
     needs: Mapping[str, float] = MappingProxyType({})  # bytes by the setting that decides them
 
     def warnings(self) -> list[str]:
-        """Lines that should be read before the run starts."""
         backbone, training = self.backbone, self.config.training
         lines = [] if self.initial is None else self.initial.describe()
         if backbone.frozen and not starts_trained(flatten(self.config)):
@@ -193,9 +192,6 @@ def describe(plan: Plan) -> dict[str, dict[str, Any]]:
     return {key: {"value": value, "origin": plan.origins.get(key, "default")} for key, value in flat.items()}
 
 
-# ---- how a run starts
-
-
 def starts_trained(values: Draft | Mapping[str, Any]) -> bool:
     """Whether the backbone starts from weights that have learned something."""
     return bool(values["backbone.pretrained"] or values["backbone.init"])
@@ -266,13 +262,11 @@ def derive_optimizer(draft: Draft, backbone: Backbone) -> None:
 
 
 def _derive_stages(draft: Draft, backbone: Backbone) -> None:
-    asked = draft["backbone.stages"] or 1
-    if not draft["backbone.whitening"]:
-        if asked > 1:
-            problem = f"backbone.stages {asked} without backbone.whitening"
-            raise FgsslError(problem, "turn whitening on, or leave the stages out")
-        return
-    offered = 1 + len(backbone.earlier.places)
+    asked, offered = draft["backbone.stages"] or 1, 1 + len(backbone.earlier.places)
+    if asked > 1 and not draft["backbone.whitening"]:
+        problem = f"backbone.stages {asked} without backbone.whitening"
+        raise FgsslError(problem, "turn whitening on, or leave the stages out")
     if asked > offered:
         raise FgsslError(f"backbone.stages {asked}: {backbone.name} hands out {offered}", f"use 1 to {offered}")
-    draft.derive("backbone.stages", offered, "earlier stages tell what the last has lost")
+    if draft["backbone.whitening"]:
+        draft.derive("backbone.stages", offered, "earlier stages tell what the last has lost")

@@ -67,7 +67,6 @@ def _embed(plan: Plan, encoder: Encoder, name: str, reporter: Reporter) -> dict[
 
 
 def _rows(found: dict[Pool, Embeddings], name: str) -> list[dict[str, Any]]:
-    """Of the retrieval table; none without labels, or where every class has one image: nothing to retrieve."""
     rows = []
     for pool, embeddings in found.items():
         if embeddings.labels is not None:
@@ -168,7 +167,6 @@ def draw_overview(encoder: Encoder, images: ImageSet, embeddings: Embeddings) ->
 
 
 def _name(images: ImageSet, index: int) -> str:
-    """What a picture is called below it: its class where there is one, else its file."""
     if images.labels is not None and images.class_names is not None:
         return images.class_names[int(images.labels[index])]
     return images.identifier(index).rsplit("/", 1)[-1]

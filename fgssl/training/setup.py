@@ -93,7 +93,6 @@ def _accelerator(plan: Plan) -> Accelerator:
 
 
 def _training_pixels(plan: Plan, accelerator: Accelerator, reporter: Reporter, detector: HangDetector) -> PixelStore:
-    """Decode the training split once; the first process builds the cache, the others open it."""
     training, is_main, told = plan.config.training, accelerator.is_main_process, reporter.progress
     workers, shrunk = available_cores() if training.workers else 0, Shrunk(round(plan.backbone.image_size * SHRINK))
     open_them = functools.partial(open_pixels, plan.train, shrunk, cache=training.cache, budget=training.cache_budget)
