@@ -262,11 +262,12 @@ def derive_optimizer(draft: Draft, backbone: Backbone) -> None:
 
 
 def _derive_stages(draft: Draft, backbone: Backbone) -> None:
-    asked, offered = draft["backbone.stages"] or 1, 1 + len(backbone.earlier.places)
+    asked = draft["backbone.stages"] or 1
     if asked > 1 and not draft["backbone.whitening"]:
         problem = f"backbone.stages {asked} without backbone.whitening"
         raise FgsslError(problem, "turn whitening on, or leave the stages out")
-    if asked > offered:
-        raise FgsslError(f"backbone.stages {asked}: {backbone.name} hands out {offered}", f"use 1 to {offered}")
     if draft["backbone.whitening"]:
+        offered = 1 + len(backbone.earlier.places)
+        if asked > offered:
+            raise FgsslError(f"backbone.stages {asked}: {backbone.name} hands out {offered}", f"use 1 to {offered}")
         draft.derive("backbone.stages", offered, "earlier stages tell what the last has lost")
