@@ -173,7 +173,6 @@ def _told(error: Any) -> int:
 
 
 def _misfortune(error: Exception) -> tuple[str, str]:
-    """What went wrong, and what to do: only what nobody foresaw is a bug to report."""
     from fgssl.runtime.machine import is_out_of_memory
 
     reason = (str(error) or type(error).__name__).strip().splitlines()[0]
@@ -181,9 +180,10 @@ def _misfortune(error: Exception) -> tuple[str, str]:
         return "out of memory", "use a smaller --batch-size or --image-size"
     if reason.startswith("DataLoader worker"):
         return "a loader process died", "mostly for lack of memory: use fewer --workers, or --workers 0"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return reason, "free the disk, or write elsewhere"
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+    if number in (errno.EMFILE, errno.ENFILE):
         return reason, "allow more open files (ulimit -n), or use fewer --workers"
     if isinstance(error, OSError) and error.filename is not None:
         return reason, "look at that file, its folder and their permissions"

@@ -1,7 +1,4 @@
-"""The options that verbs share, and the slips in them that are answered at once: a moment, not the heavy imports.
-
-Of paths only whether something is there is looked at, by the rules of those who open it; what it holds is seen later.
-"""
+"""The options that verbs share, and the slips in them that are answered at once, before the heavy imports."""
 
 from __future__ import annotations
 
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
     from fgssl.evaluation.subject import EvaluationOptions
 
 POOL_NAMES = ("gap", "rationale", "concat", "zoom", "cls")
-QUERY_FLAG = "--query"
 Verb = Callable[..., None]
 Text = str | None
 
@@ -124,12 +120,10 @@ class QueryCommand(TyperCommand):
     """A command whose `--query` takes every word up to the next option; click's options take a fixed number."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, repeat_flag(args, QUERY_FLAG))
+        return super().parse_args(ctx, repeat_flag(args, "--query"))
 
 
-def check_paths(
-    checkpoint: str | None = None, data: str | None = None, cache: str | None = None, *, make: bool = True
-) -> None:
+def check_paths(checkpoint: Text = None, data: Text = None, cache: Text = None, *, make: bool = True) -> None:
     """Refuses what is not there: a checkpoint (or files of features joined by "+"), or a data source of no known kind.
 
     Makes the cache folder, or only looks whether it could be made and written. Raises FgsslError.

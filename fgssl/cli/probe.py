@@ -111,8 +111,8 @@ def _linear(source: Source, splits: Any, asked: ProbeOptions, output: Path | Non
     from fgssl.evaluation.probing import run
 
     report = run.run_probe(source, splits, asked)
-    head = {"checkpoint": checkpoint, "data": splits.test.source, "pool": source.pool, "seed": asked.seed}
-    document = {**head, **run.probe_document(report), "output": None if output is None else str(output)}
+    document = {"checkpoint": checkpoint, "data": splits.test.source, "pool": source.pool, "seed": asked.seed,
+                **run.probe_document(report), "output": None if output is None else str(output)}  # fmt: skip
     if output is not None:
         run.write_probe(output, document, report)
     return document

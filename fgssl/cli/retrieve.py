@@ -32,7 +32,7 @@ def retrieve(
     query_split: Annotated[Text, Option("--query-split", "--split", help="Split of queries. [the test split]")] = None,
     gallery: Annotated[Text, Option(metavar="SOURCE", help="Search this data source or features.safetensors.")] = None,
     gallery_split: Annotated[Text, Option(help="Split to search. [all of --gallery; else leave-one-out]")] = None,
-    query: Annotated[list[Path] | None, Option(options.QUERY_FLAG, metavar="IMAGE...", help=_QUERY)] = None,
+    query: Annotated[list[Path] | None, Option("--query", metavar="IMAGE...", help=_QUERY)] = None,
     top: Annotated[int, Option(help="Hits of each --query.")] = 10,
     output: Annotated[Path | None, Option("--output", "-o", help="Picture of queries and hits (.png, .jpg).")] = None,
     overwrite: options.Overwrite = False,

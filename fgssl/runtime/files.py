@@ -74,9 +74,8 @@ def check_output(path: Path, *, kind: OutputKind, inputs: Inputs = (), overwrite
     """Decides for every verb, before its long work, whether a file may be written.
 
     What is there already is replaced only where fgssl wrote it, as the same kind of file. `overwrite` replaces other
-    regular files and links, too, but never an input, a folder, a device or a pipe. A link is not followed: `overwrite`
-    puts the file in the place of the link, and what the link points to stays. `inputs` is what the verb reads: files,
-    or folders, in which no foreign file may be replaced; what is no path (None, a preset) is passed over.
+    regular files and links (not what they point to), too, but never an input, a folder, a device or a pipe. `inputs` is
+    what the verb reads: files, or folders, in which no foreign file may be replaced; what is no path is passed over.
 
     Raises FgsslError: it may not or cannot be written.
     """

@@ -19,10 +19,8 @@ from typing import Any, NamedTuple
 from fgssl.runtime.reporting import Reporter
 
 CONNECT_TIMEOUT = timedelta(seconds=600)
-REMEDY = (
-    "look at its machine, mounts and memory, and go on with --resume, for the saved state is whole; "
-    "--set training.stall_limit=1h waits longer"
-)
+REMEDY = """look at its machine, mounts and memory, and go on with --resume, for the saved state is whole; \
+--set training.stall_limit=1h waits longer"""
 
 
 class Heartbeat(NamedTuple):

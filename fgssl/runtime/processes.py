@@ -120,8 +120,18 @@ def launch(command: Sequence[str], count: int) -> End:
             "OMP_NUM_THREADS": str(max(1, cores // count)),
             "TORCH_CPP_LOG_LEVEL": "ERROR",  # when one ends, torch shows where in its code the others lost it
             **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), SPOKEN: str(spoken),
+            "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
         }  # fmt: skip
-        children = [_start(command, rank, count, environment) for rank in range(count)]
+        children = [
+            subprocess.Popen(
+                list(command),
+                env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=None if rank == 0 else subprocess.DEVNULL,
+                start_new_session=True,  # a terminal's Ctrl-C comes once, through this process
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            )
+            for rank in range(count)
+        ]
         with _forwarding(children) as received:
             first = _first_failure(children, received)
         if first is None:
@@ -133,18 +143,6 @@ def launch(command: Sequence[str], count: int) -> End:
         hint = " (often for lack of memory)" if code == -getattr(signal, "SIGKILL", 9) else ""
         problem = f"process {first} of {count} {how}{hint}; the others were stopped"
         return End(1, "" if spoken.exists() else problem)
-
-
-def _start(command: Sequence[str], rank: int, count: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-    # sessions of their own: a terminal's Ctrl-C comes once, through this process
-    return subprocess.Popen(
-        list(command),
-        env={**environment, **{name: str(number) for name, number in ranks.items()}},
-        stdout=None if rank == 0 else subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-    )
 
 
 def _end_with_parent() -> None:

@@ -1,7 +1,6 @@
 """What a long task tells whoever runs it. The library never prints: it calls a Reporter, which is silent by default.
 
-Of what goes on deep below (a download, the listing of a folder, what a data set was taken for), the one reporter hears
-that listens in this process: a dozen functions lie between, all of which would only hand it down.
+What goes on deep below (a download, a listing) is told to the one that listens in this process, handed down by nobody.
 """
 
 from __future__ import annotations

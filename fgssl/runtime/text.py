@@ -26,9 +26,8 @@ _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # noqa: RUF001  the
 def shown(name: str | bytes | os.PathLike[str]) -> str:
     """Any text as one line that a terminal only shows: no control, no bidirectional, no invisible character.
 
-    Those, line breaks and bytes that are not UTF-8 become backslash escapes; every ordinary name stays as it is,
-    emoji and spaces included. What is shown already stays, too. Markup of a terminal library is not looked at: who
-    prints, prints it as plain text. A file name may come as bytes or as `os.fsdecode` gives it.
+    Those, line breaks and bytes that are not UTF-8 become backslash escapes; every ordinary name stays as it is, and
+    what is shown already, too. A file name may come as bytes or as `os.fsdecode` gives it.
     """
     text = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else os.fspath(name)
     if text.isascii() and text.isprintable():
