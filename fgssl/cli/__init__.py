@@ -21,10 +21,9 @@ import typer
 
 from fgssl import __version__
 from fgssl.cli.console import print_error
-from fgssl.cli.embed import embed, visualize
+from fgssl.cli.features import embed, probe, visualize
 from fgssl.cli.options import Plugins, QueryCommand, takes
 from fgssl.cli.pretrain import pretrain
-from fgssl.cli.probe import probe
 from fgssl.cli.retrieve import compare, retrieve
 from fgssl.cli.survey import backbones, cache, check
 from fgssl.errors import FgsslError, SettingError
@@ -56,7 +55,6 @@ def _shielded(verb: Callable[..., None]) -> Callable[..., None]:
 
 app = typer.Typer(
     name="fgssl",
-    help="Learn representations of fine-grained images without labels, and see what they look at.",
     epilog="Start with: fgssl pretrain (the built-in demo, offline, minutes). Manual: README.md",
     no_args_is_help=True,
     add_completion=False,

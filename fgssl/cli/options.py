@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from inspect import Parameter
-from inspect import signature as signature_of
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,12 +70,12 @@ def takes(options: Mapping[str, Any], *, before: str = "json_output") -> Callabl
     """A verb's `**keywords` as options of their own (name -> annotated type), None unless given, `before` another."""
 
     def expand(verb: Verb) -> Verb:
-        signature = signature_of(verb, eval_str=True)
-        named = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
+        own = signature(verb, eval_str=True)
+        named = [p.replace(kind=p.KEYWORD_ONLY) for p in own.parameters.values() if p.kind != p.VAR_KEYWORD]
         place = [parameter.name for parameter in named].index(before)
         more = (Parameter(key, Parameter.KEYWORD_ONLY, default=None, annotation=kind) for key, kind in options.items())
         parameters = [*named[:place], *more, *named[place:]]
-        verb.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        verb.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
         return verb
 
     return expand

@@ -15,6 +15,7 @@ from fgssl.errors import FgsslError
 
 TEMPORARY = ".fgssl-"  # how the name of a file begins that is being written
 LONGEST_NAME = 255  # bytes
+Inputs = Iterable[str | Path | None]
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # None: a failure of a writer, mostly for want of space
 # how torch.save (twice) and safetensors report a full disk: as errors of their own, not as OSError
 _WRITER_FAILURES = ("inline_container", "PytorchStreamWriter", "I/O error")
@@ -56,9 +57,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-Inputs = Iterable[str | Path | None]
 
 
 class OutputKind(NamedTuple):

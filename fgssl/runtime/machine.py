@@ -45,12 +45,12 @@ def peak_memory(device: torch.device) -> float:
     with contextlib.suppress(OSError, IndexError):  # Linux; there `resource` counts what started this process, too
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
         return round(int(status.split("VmHWM:")[1].split()[0]) / 2**20, 3)
-    try:
+    with contextlib.suppress(ImportError):  # not on Windows
         import resource
-    except ImportError:  # not on Windows
-        return 0.0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
+    return 0.0
 
 
 def available_cores() -> int:

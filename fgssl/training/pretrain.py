@@ -17,9 +17,8 @@ from fgssl.errors import FgsslError
 from fgssl.runs.encoder_file import load_encoder, save_encoder
 from fgssl.runs.folder import ENCODER_FILE, truncate_metrics, write_config
 from fgssl.runs.resume_state import load_state
-from fgssl.runtime.hang import HangDetector
 from fgssl.runtime.processes import listen_for_stop
-from fgssl.runtime.reporting import Reporter
+from fgssl.runtime.reporting import HangDetector, Reporter
 from fgssl.training.diagnosis import memory_named
 from fgssl.training.loop import Progress, Trainer
 from fgssl.training.model import KEYS_KEPT, Build, build_model

@@ -22,9 +22,8 @@ from fgssl.data.cache.pixels import PixelStore, Shrunk, open_pixels
 from fgssl.data.feed import ViewDataset
 from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import reject_unreadable
-from fgssl.runtime.hang import HangDetector
 from fgssl.runtime.machine import available_cores, keep_freed_memory
-from fgssl.runtime.reporting import Reporter
+from fgssl.runtime.reporting import HangDetector, Reporter
 from fgssl.training.model import Build, PretrainModel, build_optimizer
 from fgssl.training.plan import Plan
 

@@ -14,8 +14,7 @@ import pytest
 from torch.distributed import TCPStore
 from two_processes import launched
 
-from fgssl.runtime.hang import HangDetector, Heartbeat, diagnose
-from fgssl.runtime.reporting import Reporter, StepReport
+from fgssl.runtime.reporting import HangDetector, Heartbeat, Reporter, StepReport, diagnose
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
 
