@@ -175,7 +175,7 @@ def _source(checkpoint: str, train: str | None, *, quiet: bool, **encoding: Any)
         with options.reported(quiet=quiet, **encoding) as given:
             yield open_subject(checkpoint, given)
         return
-    if refused := options.flags({**encoding, "data": None}):
+    if refused := options.given_flags({**encoding, "data": None}):
         raise BadParameter("a file of features needs none", param_hint=" ".join(refused))
     with reporting(quiet=quiet, warn=False) as reporter:
         yield FeatureTable(SEPARATOR.join(filter(None, (checkpoint, train))), reporter=reporter)

@@ -81,8 +81,7 @@ def takes(options: Mapping[str, Any], *, before: str = "json_output") -> Callabl
     return expand
 
 
-def flags(given: Mapping[str, Any]) -> list[str]:
-    """The flags of those keywords that were given."""
+def given_flags(given: Mapping[str, Any]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
 
 

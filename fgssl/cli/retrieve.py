@@ -43,7 +43,7 @@ def retrieve(
     **encoding: Any,
 ) -> None:
     """Score nearest neighbours, or find images like --query. Scoring asks whether they share a class."""
-    if query and (refused := options.flags({"query_split": query_split, "explain": explain or None})):
+    if query and (refused := options.given_flags({"query_split": query_split, "explain": explain or None})):
         raise BadParameter(f"{' and '.join(refused)} goes with scoring, not with --query")
     if output and not query:
         raise BadParameter("--output draws the hits of --query; without it there are none")
@@ -64,7 +64,7 @@ def retrieve(
             if output is not None:
                 save_png(search.draw_lookup(found, title=f"{checkpoint} in {found.gallery}"), output)
         elif is_feature_file(checkpoint):
-            if refused := options.flags({"query_split": query_split, "gallery_split": gallery_split, **given}):
+            if refused := options.given_flags({"query_split": query_split, "gallery_split": gallery_split, **given}):
                 raise BadParameter(f"{' and '.join(refused)} has no meaning for a file of features ('{checkpoint}')")
             result = scored.score_files(checkpoint, gallery, asked)
         else:

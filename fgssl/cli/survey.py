@@ -36,14 +36,9 @@ def check(
     """Report what a data set holds. Counts, sizes, unreadable pictures, duplicates, leakage between splits."""
     options.check_paths(data=source)
     config = load_config(flags={"data.source": source, "backbone.image_size": image_size}, sets=sets or ()).config
+    size = config.backbone.image_size or USUAL_SIZE
     with reporting(quiet=quiet) as told:
-        report = check_source(
-            config.data,
-            splits=split or (),
-            image_size=config.backbone.image_size or USUAL_SIZE,
-            workers=workers,
-            progress=told.progress,
-        )
+        report = check_source(config.data, splits=split or (), image_size=size, workers=workers, progress=told.progress)
     print_json(report.to_dict()) if json_output else _print_report(report)
     if report.verdict == "unusable":
         raise FgsslError(f"{source} cannot be used: {report.findings[0].text}")

@@ -86,7 +86,6 @@ def handling_stop_signals(handler: Callable[[int, FrameType | None], None]) -> I
 
 @contextlib.contextmanager
 def listen_for_stop() -> Iterator[StopRequest]:
-    """Catch stop signals inside the block."""
     request = StopRequest()
     with handling_stop_signals(request._receive):
         yield request
