@@ -94,6 +94,7 @@ class FolderSource:
             names = PackedNames(walk_images(level.path, report))
             about = About(unlabelled=_unlabelled(level, own))
         if report.told:
+            report.told(report.met)
             report.told.end(report.met)
         if not len(names):
             raise _no_image(self._source if len(self.splits) == 1 else named, report)
