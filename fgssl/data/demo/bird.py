@@ -59,9 +59,8 @@ _QUILLS = tuple(np.array([(-0.75, y), (-1.1, y * 0.7 + 0.06), (-1.5, 0.17)]) for
 # Hues of the coats: few, so that a coat does not tell one bird from all others
 _COATS = (0.03, 0.12, 0.3, 0.5, 0.65, 0.83)
 # Saturation and brightness of back, belly, wing and cheek
-_SHADES = (
-    ((0.3, 0.4), (0.48, 0.54)), ((0.15, 0.2), (0.72, 0.78)), ((0.3, 0.4), (0.45, 0.5)), ((0.15, 0.2), (0.62, 0.68))
-)  # fmt: skip
+_SATURATION = ((0.3, 0.4), (0.15, 0.2), (0.3, 0.4), (0.15, 0.2))
+_BRIGHTNESS = ((0.48, 0.54), (0.72, 0.78), (0.45, 0.5), (0.62, 0.68))
 # Head frame
 _CHEEK = smooth([(0.75, 0.2), (0.3, 0.0), (-0.3, 0.12), (-0.45, 0.5), (0.0, 0.8), (0.55, 0.65)])
 _EYE = (
@@ -79,21 +78,14 @@ def draw_nuisance(rng: np.random.Generator) -> Nuisance:
     nod, droop = rng.uniform(-0.25, 0.45) - 0.6 * tilt, rng.uniform(-0.15, 0.2)
     body = Frame(matrix, _random_place(rng, Frame(matrix, np.zeros(2)), nod, droop))
     hue = float(rng.choice(_COATS)) + rng.normal(0, 0.01)
-    back, belly, wing, cheek = (colour_of(hue, rng.uniform(*grey), rng.uniform(*bright)) for grey, bright in _SHADES)
-    tones = ((rng.normal(0, 0.03), rng.uniform(-0.15, 0.15), rng.uniform(-0.12, 0.12)) for _ in range(3))
-    beak, crown, panel = tones
+    coat = zip(_SATURATION, _BRIGHTNESS, strict=True)
+    back, belly, wing, cheek = (colour_of(hue, rng.uniform(*grey), rng.uniform(*bright)) for grey, bright in coat)
+    beak, crown, panel = ((rng.normal(0, 0.03), rng.uniform(-0.15, 0.15), rng.uniform(-0.12, 0.12)) for _ in range(3))
     leg = colour_of(rng.uniform(0.02, 0.12), rng.uniform(0.1, 0.7), rng.uniform(0.2, 0.7))
-    return Nuisance(
-        body=body,
-        head=body.turned(HEAD_CENTRE, nod, HEAD_RADIUS),
-        wing=body.turned(SHOULDER, droop),
-        tail_angle=rng.uniform(-0.35, 0.3),
-        plumage=(back, belly, wing, cheek),
-        tones=(beak, crown, panel),
-        leg=leg,
-        season=scene.draw_season(rng),
-        scene_seed=int(rng.integers(2**32)),
-    )
+    tail, season = rng.uniform(-0.35, 0.3), scene.draw_season(rng)
+    frames = (body, body.turned(HEAD_CENTRE, nod, HEAD_RADIUS), body.turned(SHOULDER, droop))
+    plumage, tones = (back, belly, wing, cheek), (beak, crown, panel)
+    return Nuisance(*frames, tail, plumage, tones, leg, season, scene_seed=int(rng.integers(2**32)))
 
 
 def _random_place(rng: np.random.Generator, body: Frame, nod: float, droop: float) -> Points:

@@ -1,18 +1,13 @@
 """The demo set: birds drawn by code whose 16 kinds differ in beak, crown and wing pattern and in nothing else.
 
-It needs no download, and it is the offline default, the tests' data and the yardstick for "does the model look at the
-right place", since every image comes with the exact mask of the bird and of its class-telling parts.
+It needs no download, and is the yardstick for "does the model look at the right place": every image comes with the exact
+mask of the bird and of its class-telling parts.
 
 Each of the three parts comes in four kinds, and a class is one row of an orthogonal array: any two parts tell the
 class, a single one never does. Pose, scale, place, body colour, light, background and distractors are drawn at random
 and say nothing of the class. Coats come in six hues and backgrounds are calm, so that many birds share all but their
 parts: where every picture has colours of its own, telling pictures apart (which is all that self-supervision asks)
-takes no look at the parts.
-
-`python recipes/bench/demo_baselines.py` prints what colour and layout alone can do and the size of the masks. The
-nearest neighbour in the test split is of the right class in 5.9 % of the cases by an 8 x 8 x 8 colour histogram and in
-8.9 % by the picture at 16 x 16 pixels; the nearest training image in 5.5 % and 10.8 % (chance 6.25 %, seed 0). The bird
-covers 21-42 % of a picture, its parts 5-12 %. tests/test_demo.py holds both figures below twice chance.
+takes no look at the parts. `python recipes/bench/demo_baselines.py` prints what colour and layout alone can do.
 """
 
 from __future__ import annotations
@@ -54,15 +49,8 @@ class DemoMasks(NamedTuple):
 class DemoSet(ImageSet):
     """One split of the demo set, drawn when asked for; an `ImageSet` with masks.
 
-    Image i is a pure function of (seed, split, i): a smaller set is the beginning of a larger one.
-
-    Args:
-        split: "train" or "test": the same classes, other nuisances.
-        seed: Another seed gives another set of the same kind.
-        size: Number of images; by default SIZES[split]. Each class has as many where it is a multiple of 16.
-
-    Raises:
-        FgsslError: The split does not exist, or the seed is below 0 or the size below 1.
+    Image i is a pure function of (seed, split, i): a smaller set is the beginning of a larger one. Each class has as
+    many where the size (by default SIZES[split]) is a multiple of 16.
     """
 
     def __init__(self, split: str, seed: int = 0, size: int | None = None) -> None:

@@ -60,7 +60,7 @@ class Paper:
 
 
 def colour_of(hue: float, saturation: float, value: float) -> Colour:
-    """The RGB colour of a hue in turns and a saturation and value that are clipped to 0..1."""
+    """RGB of a hue in turns and a saturation and value that are clipped to 0..1."""
     red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, min(max(saturation, 0.0), 1.0), min(max(value, 0.0), 1.0))
     return round(red * 255), round(green * 255), round(blue * 255)
 
@@ -113,8 +113,7 @@ def background(rng: np.random.Generator, season: Season) -> Image.Image:
     """One of six out-of-focus backgrounds: sky, foliage, bark, meadow, water, stone."""
     painters = (_sky, _foliage, _foliage, _bark, _meadow, _water, _stone)
     picture = painters[int(rng.integers(len(painters)))](rng, season)
-    # out of focus, as behind a long lens: a background that tells every picture from every other would leave a
-    # self-supervised encoder no reason to look at the bird
+    # out of focus: one that tells every picture from every other would leave an encoder no reason to look at the bird
     values = np.asarray(picture.filter(ImageFilter.BoxBlur(4)), np.float32)
     return to_picture(BACKDROP + BACKGROUND_CONTRAST * (values - BACKDROP))
 
