@@ -1,7 +1,7 @@
 """The demo set: birds drawn by code whose 16 kinds differ in beak, crown and wing pattern and in nothing else.
 
-It needs no download, and is the yardstick for "does the model look at the right place": every image comes with the exact
-mask of the bird and of its class-telling parts.
+It needs no download, and is the yardstick for "does the model look at the right place": every image comes with the
+exact mask of the bird and of its class-telling parts.
 
 Each of the three parts comes in four kinds, and a class is one row of an orthogonal array: any two parts tell the
 class, a single one never does. Pose, scale, place, body colour, light, background and distractors are drawn at random
