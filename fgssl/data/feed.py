@@ -121,18 +121,16 @@ class Ahead(Sampler[list[Key]]):
         return len(self.sampler)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[list[Key]]:
-        waiting: list[Key] | None = None
+        waiting: list[list[Key]] = []
         for keys in self.sampler:
             self.announce(keys)
-            if waiting is not None:
-                yield waiting
-            waiting = keys
-        if waiting is not None:
-            yield waiting
+            yield from waiting
+            waiting = [keys]
+        yield from waiting
 
 
 class _Crops:
-    """Random crops of a split's shrunk pixels, of `size` pixels: each depends on seed, epoch and image alone."""
+    """Random crops of a split's shrunk pixels, of `size` pixels a side: each depends on seed, epoch and image alone."""
 
     def __init__(self, pixels: PixelStore, views: ViewsConfig, *, size: int, seed: int) -> None:
         self.pixels, self.config, self.size, self.seed = pixels, views, size, seed
@@ -162,15 +160,7 @@ class _Crops:
 
 
 class ViewDataset(_Crops, Dataset[ViewBatch]):
-    """Whole batches of two views by key.
-
-    Args:
-        pixels: The training split, shrunk.
-        views: Probabilities and ranges.
-        size: Side of a view in pixels.
-        seed: Of the views.
-        on_device: Leave making the views to the device that trains; a batch then holds pictures and parameters.
-    """
+    """Whole batches of two views by key; `on_device` leaves making them to the device that trains."""
 
     def __init__(
         self, pixels: PixelStore, views: ViewsConfig, *, size: int, seed: int, on_device: bool = False
@@ -205,7 +195,7 @@ class ViewDataset(_Crops, Dataset[ViewBatch]):
 
 
 class CropDataset(_Crops, Dataset[CropBatch]):
-    """Whole batches of crops by key, for a classifier on a frozen encoder; arguments as of `ViewDataset`."""
+    """Whole batches of crops by key, for a classifier on a frozen encoder."""
 
     def __init__(self, pixels: PixelStore, *, size: int, seed: int, views: ViewsConfig = CROPS) -> None:
         super().__init__(pixels, views, size=size, seed=seed)
@@ -226,7 +216,6 @@ def view_pairs(views: ViewDataset, count: int) -> Tensor:
 
 
 def _whole(batch: Any) -> Any:
-    """The dataset already made the batch."""
     return batch
 
 

@@ -257,7 +257,7 @@ def test_a_source_that_only_a_file_names_is_not_opened(
     _renamed_source(alone, source)
     if beside:  # the run of another source
         shutil.copy(finished_run()[0] / "config.yaml", alone.with_name("config.yaml"))
-    for opened in ("fgssl.data.open_source", "fgssl.data.sources.open.open_source"):
+    for opened in ("fgssl.data.sources.open.open_source",):
         monkeypatch.setattr(opened, mock.Mock(side_effect=AssertionError("opened")))
     picture = photos() / "test" / "class 1" / "01.png"
     for verb in (("retrieve",), ("retrieve", "--query", picture), ("probe",), ("embed",), ("compare",)):

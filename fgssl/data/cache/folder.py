@@ -60,12 +60,10 @@ def cache_files(folder: Path) -> list[CacheFile]:
 
 def clear_cache(files: list[CacheFile]) -> list[CacheFile]:
     """Delete the files; runs that read them now keep them until they end. Returns those that are gone."""
-    gone = []
     for file in files:
         with contextlib.suppress(OSError):
-            os.unlink(file.path)
-            gone.append(file)
-    return gone
+            file.path.unlink()
+    return [file for file in files if not file.path.exists()]
 
 
 def remove_unused(folder: Path, pattern: str, *, days: float) -> None:

@@ -243,23 +243,20 @@ def _build(images: ImageSet, prepare: Preparation, path: Path, workers: int, pro
     offsets, shapes = np.zeros(count + 1, np.int64), np.zeros((count, 2), np.int32)
     faults: dict[int, str] = {}
     remove_unused(path.parent, ".building-*", days=ABANDONED_DAYS)  # what builders that were killed have left
-    loader: DataLoader[np.ndarray | str] = DataLoader(
-        _Readings(images, prepare),
-        collate_fn=_first_of,
-        num_workers=workers if count > 64 else 0,
-        worker_init_fn=ignore_stop_signals,
-    )
+    readings, used = _Readings(images, prepare), workers if count > 64 else 0
+    loader = DataLoader(readings, collate_fn=_first_of, num_workers=used, worker_init_fn=ignore_stop_signals)
     handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=".building-", delete=False)  # noqa: SIM115
     try:
         with handle:
             for index, pixels in enumerate(loader):
+                offsets[index + 1] = offsets[index]
                 if isinstance(pixels, str):
                     faults[index] = pixels
-                    offsets[index + 1] = offsets[index]
                 else:
-                    content = _to_jpeg(pixels) if encoded else np.ascontiguousarray(pixels).data
                     shapes[index] = pixels.shape[:2]
-                    offsets[index + 1] = offsets[index] + handle.write(content)
+                    offsets[index + 1] += handle.write(
+                        _to_jpeg(pixels) if encoded else np.ascontiguousarray(pixels).data
+                    )
                 if progress is not None:
                     progress(index + 1, count)
             padding = -int(offsets[-1]) % 8  # keeps the int64 index aligned

@@ -92,10 +92,9 @@ def _part(table: datasets.Dataset, column: str, source: str) -> _Part:
     distinct = encoded.dictionary.to_pylist()
     listed = tuple(getattr(table.features[column], "names", None) or ())
     if listed and not all(0 <= value < len(listed) for value in distinct):
-        raise FgsslError(
-            f"column {column!r} of {source} holds {max(distinct)}, and has {len(listed)} class names",
-            "name another column with --set data.label_column=NAME, or save the table with all its names",
-        )
+        problem = f"column {column!r} of {source} holds {max(distinct)}, and has {len(listed)} class names"
+        remedy = "name another column with --set data.label_column=NAME, or save the table with all its names"
+        raise FgsslError(problem, remedy)
     texts = [listed[value] if listed else str(value) for value in distinct]
     bare = not listed and pa.types.is_integer(encoded.dictionary.type)
     return _Part(listed, bare, texts, encoded.indices.to_numpy())
@@ -108,10 +107,9 @@ def _class_names(parts: Sequence[_Part], column: str, source: str) -> tuple[str,
     named = listed.keys() | {text for part in parts if not part.bare for text in part.texts}
     bare = {text for part in parts if part.bare for text in part.texts}
     if named and bare - named:
-        raise FgsslError(
-            f"column {column!r} of {source} holds names in one split and numbers ({min(bare - named)}) in another",
-            "they cannot be matched: save the column alike in all splits, as text or as one ClassLabel",
-        )
+        problem = f"column {column!r} of {source} holds names in one split and numbers ({min(bare - named)}) in another"
+        remedy = "they cannot be matched: save the column alike in all splits, as text or as one ClassLabel"
+        raise FgsslError(problem, remedy)
     return (*listed, *sorted_classes((named | bare) - listed.keys()))
 
 

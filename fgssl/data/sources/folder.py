@@ -197,8 +197,5 @@ def _no_image(named: str, report: WalkReport) -> FgsslError:
     if not report.others:
         runs = " but for runs of fgssl" if report.runs else ""
         return FgsslError(f"the folder {named} is empty{runs}", "give a folder with images")
-    total = sum(report.others.values())
-    return FgsslError(
-        f"no image among the {total} files in {named} ({report.kinds()})",
-        "give a folder with .jpg, .png, .webp, .tif or similar files",
-    )
+    problem = f"no image among the {sum(report.others.values())} files in {named} ({report.kinds()})"
+    return FgsslError(problem, "give a folder with .jpg, .png, .webp, .tif or similar files")

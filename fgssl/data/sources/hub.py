@@ -28,11 +28,7 @@ _Answer = TypeVar("_Answer")
 
 
 def split_names(data: DataConfig, hub_id: str) -> tuple[str, ...]:
-    """Names of the splits; without downloading images where the data set's card tells them.
-
-    Raises:
-        FgsslError: Missing, gated, unreachable, or otherwise not loadable; one line with the remedy.
-    """
+    """Names of the splits; without downloading images where the data set's card tells them. Raises FgsslError."""
     return _asked(_split_names, data, hub_id)
 
 
@@ -61,10 +57,8 @@ def _builder(hub_id: str, subset: str | None, revision: str | None) -> datasets.
     builder = datasets.load_dataset_builder(hub_id, subset, revision=revision)
     from_cache = type(builder).__module__.startswith("datasets.packaged_modules.cache")
     if from_cache and revision is not None and not str(builder.hash).startswith(revision):
-        raise FgsslError(
-            f"the hub cannot be reached and the cached copy of {hub_id} is not known to be revision {revision!r}",
-            f"go online, or give the cached one: --set data.revision={builder.hash}",
-        )
+        problem = f"the hub cannot be reached and the cached copy of {hub_id} is not known to be revision {revision!r}"
+        raise FgsslError(problem, f"go online, or give the cached one: --set data.revision={builder.hash}")
     return builder
 
 
@@ -85,10 +79,9 @@ def _with_one_type(builder: Any, make: Callable[[Any], Any], hub_id: str, manage
         for column, feature in parquet_features(file).items():
             names = getattr(feature, "names", None)
             if names and getattr(builder.info.features.get(column), "names", names) != names:
-                raise FgsslError(
-                    f"the class names of the column {column!r} differ between the files of {hub_id}",
-                    "ids would be read with the wrong names: download its parquet files and give the folder",
-                )
+                problem = f"the class names of the column {column!r} differ between the files of {hub_id}"
+                remedy = "ids would be read with the wrong names: download its parquet files and give the folder"
+                raise FgsslError(problem, remedy)
     return generators
 
 
