@@ -56,7 +56,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone, self.rationale, self.config = backbone, rationale, config
         self.projector, self.predictor = projector, predictor
-        self.whitening: nn.Linear | None = None  # of every feature pooled from the map, before it is normalised
+        self.whitening: nn.Linear | None = None  # of every feature pooled from the maps, before it is normalised
+        self.stages = 1  # of how many of the backbone's last stages the maps are pooled
         self.register_buffer("keys", keys)
         self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
@@ -98,10 +99,9 @@ class Encoder(nn.Module):
             problem = f"the encoder {self.backbone.name} has no class token beside its map to pool with"
             raise FgsslError(problem, "use --pool gap")
 
-    @property
-    def stages(self) -> int:
-        """Of how many of the backbone's stages the maps are pooled: without whitening the last alone."""
-        return 1 if self.config is None or self.whitening is None else self.config.backbone.stages or 1
+    def whiten_by(self, layer: nn.Linear, *, stages: int) -> None:
+        """Take over a whitening of the features pooled from the last so many stages."""
+        self.whitening, self.stages = layer.requires_grad_(False).to(self.device), stages
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """(N, 3, S, S) uint8 -> the last map (N, C, H, W), and those of earlier stages that are pooled beside it."""

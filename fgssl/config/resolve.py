@@ -35,6 +35,7 @@ BEFORE = {
     "backbone.batch_norm": "batch",
     "backbone.whitening": False,
     "backbone.stages": 1,
+    "training.choose": False,
     "optimizer.layer_decay": 1.0,
 }
 

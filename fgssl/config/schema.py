@@ -189,6 +189,9 @@ class TrainingConfig:
         None, "steps between label-free signals, 0 for none (default: about 1% of the work)", Range(0, 1_000_000_000)
     )
     evaluate: bool = knob(True, "retrieval and overview.png at the end of the run")
+    choose: bool | None = knob(
+        None, "save of start, trained, averaged and interpolated weights the best by their views (default: on trained)"
+    )
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def save_encoder(path: Path, encoder: Encoder) -> None:
     """Write one self-contained encoder file, atomically."""
     config = None if encoder.config is None else flatten(encoder.config)
     metadata = {"format": FORMAT, "fgssl": __version__, "timm": timm.__version__}
-    metadata |= {"backbone": encoder.backbone.description(), "config": config}
+    metadata |= {"backbone": encoder.backbone.description(), "config": config, "stages": encoder.stages}
     tensors: dict[str, Tensor] = {} if encoder.keys is None else {"keys": encoder.keys}
     for name in ("backbone", "rationale", "projector", "predictor", "whitening"):
         module = encoder.backbone.model if name == "backbone" else getattr(encoder, name)
@@ -83,14 +83,15 @@ def load_encoder(checkpoint: str, *, backbone: str | None = None, image_size: in
             head, channels, keys = config.rationale, rebuilt.channels, encoder.keys
             if head.enabled:
                 encoder.rationale = _filled(lambda: RationaleHead(channels, head), _part(tensors, "rationale"))
-            encoder.projector = _filled(lambda: made.build_projector(channels, told), _part(tensors, "projector"))
-            encoder.predictor = _filled(lambda: made.build_predictor(told), _part(tensors, "predictor"))
+            if projector := _part(tensors, "projector"):  # a run that kept its start has none that belongs to it
+                encoder.projector = _filled(lambda: made.build_projector(channels, told), projector)
+                encoder.predictor = _filled(lambda: made.build_predictor(told), _part(tensors, "predictor"))
             if keys is not None and (keys.shape[1:] != (told.projector_dim,) or not keys.is_floating_point()):
                 raise ValueError(f"keys of shape {tuple(keys.shape)}")
         if whitening := _part(tensors, "whitening"):
-            stages = 1 if config is None else config.backbone.stages or 1
+            stages = int(metadata.get("stages", 1))
             width = rebuilt.channels + 2 * sum(rebuilt.earlier.channels[: stages - 1])
-            encoder.whitening = _filled(lambda: nn.Linear(width, width), whitening)
+            encoder.whiten_by(_filled(lambda: nn.Linear(width, width), whitening), stages=stages)
     except FgsslError as error:
         raise FgsslError(f"'{path}': {error.problem}", error.remedy) from error
     except Exception as error:  # what a file says can fail anywhere in timm

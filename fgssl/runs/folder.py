@@ -26,6 +26,7 @@ from fgssl.runtime.files import TEMPORARY, check_folder, not_writable, refuse_fi
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
 ENCODER_FILE = "encoder.safetensors"
+CANDIDATES = "candidates"  # folder of the weights that the encoder was chosen from
 TIMM_PREFIX = "timm:"  # of a checkpoint argument that names one of timm's models
 NAMES = (TIMM_PREFIX, "hf-hub:", "hf_hub:", "local-dir:")
 PICKLES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
@@ -59,6 +60,7 @@ RUN_FILES: dict[str, Callable[[Path], bool]] = {
     METRICS_FILE: _begins(b'{"epoch"', cut_off=True),  # or none may be there yet
     SUMMARY_FILE: _holds("steps", "versions"),
     ENCODER_FILE: functools.partial(_holds_tensors, key="fgssl"),
+    f"{CANDIDATES}/*.safetensors": functools.partial(_holds_tensors, key="fgssl"),
     "overview.png": PICTURE.is_own,
     "views.png": PICTURE.is_own,
     "timm/config.json": _holds("architecture"),
@@ -66,7 +68,9 @@ RUN_FILES: dict[str, Callable[[Path], bool]] = {
     **{f"{folder}/{_STATE}.{kind}": _named for folder in ("resume", ".resume-removed") for kind in ("pt", "sha256")},
     f"fault/step-{_STATE}.json": _holds("step", "images"),
     f"fault/step-{_STATE}.safetensors": _holds_tensors,
-    **{f"{folder}{TEMPORARY}*": _named for folder in ("", "timm/", "resume/", "fault/")},  # of a killed process
+    **{
+        f"{folder}{TEMPORARY}*": _named for folder in ("", "timm/", "resume/", "fault/", f"{CANDIDATES}/")
+    },  # of a killed process
 }
 RUN_FOLDERS = tuple(sorted({name.partition("/")[0] for name in RUN_FILES if "/" in name}))
 

@@ -227,6 +227,7 @@ def start_backbone(draft: Draft, *, load_weights: bool) -> tuple[Backbone, Initi
     draft.derive("backbone.batch_norm", "rest" if started else "batch", reason)
     draft.derive("backbone.whitening", started, "helps trained weights" if started else "for trained weights")
     _derive_stages(draft, backbone)
+    _derive_choice(draft, backbone)
     if draft["backbone.batch_norm"] == "rest":
         backbones.rest_batch_norm(backbone)
     return backbone, initial
@@ -271,3 +272,13 @@ def _derive_stages(draft: Draft, backbone: Backbone) -> None:
         if asked > offered:
             raise FgsslError(f"backbone.stages {asked}: {backbone.name} hands out {offered}", f"use 1 to {offered}")
         draft.derive("backbone.stages", offered, "earlier stages tell what the last has lost")
+
+
+def _derive_choice(draft: Draft, backbone: Backbone) -> None:
+    """Between weights, which a frozen backbone has one set of; whitened, as whitening moves them most."""
+    able = bool(draft["backbone.whitening"] and not backbone.frozen)
+    if draft["training.choose"] and not able:
+        remedy = "leave it out, or turn on backbone.whitening and train the backbone"
+        raise FgsslError("training.choose has one set of weights, or none that is whitened, to choose from", remedy)
+    reason = "training can make trained weights worse" if able else "nothing to choose from"
+    draft.derive("training.choose", able, reason)

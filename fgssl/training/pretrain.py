@@ -5,23 +5,22 @@ plan -> pixels decoded once -> model, optimiser -> steps (views, loss, GradCAM, 
 
 from __future__ import annotations
 
-import functools
 import os
 from pathlib import Path
 
 import torch
 
-from fgssl.adaptation import whiten
 from fgssl.config.values import interval
 from fgssl.errors import FgsslError
-from fgssl.runs.encoder_file import load_encoder, save_encoder
+from fgssl.runs.encoder_file import load_encoder
 from fgssl.runs.folder import ENCODER_FILE, truncate_metrics, write_config
 from fgssl.runs.resume_state import load_state
 from fgssl.runtime.processes import listen_for_stop
 from fgssl.runtime.reporting import HangDetector, Reporter
+from fgssl.training.choice import TRAINED, candidate_path, choose_encoder, keep_start
 from fgssl.training.diagnosis import memory_named
 from fgssl.training.loop import Progress, Trainer
-from fgssl.training.model import KEYS_KEPT, Build, build_model
+from fgssl.training.model import Build, build_model
 from fgssl.training.plan import Plan
 from fgssl.training.results import RunResult, finish_run, finished_result, retrieval_rows, save_view_pairs
 from fgssl.training.setup import set_up
@@ -77,7 +76,8 @@ def _begin(trainer: Trainer, *, resume: bool, allow_changes: bool) -> Progress:
         progress = trainer.restore(saved, allow_changes=allow_changes)
     elif finished is not None:
         torch.manual_seed(training.seed)
-        progress = trainer.go_on(load_encoder(str(output)), finished.summary)
+        trained = candidate_path(output, TRAINED)
+        progress = trainer.go_on(load_encoder(str(trained if trained.is_file() else output)), finished.summary)
     else:
         if resume:  # a run stopped early begins again, a finished one is not thrown away
             if (output / ENCODER_FILE).exists():
@@ -93,21 +93,16 @@ def _begin(trainer: Trainer, *, resume: bool, allow_changes: bool) -> Progress:
         write_config(output, plan.config, plan.origins)
         truncate_metrics(output, progress.step)
         if progress.step == 0:
+            keep_start(setup)
             save_view_pairs(output, plan, setup.views)
     return progress
 
 
 def _finish(trainer: Trainer, progress: Progress) -> RunResult:
-    setup, model = trainer.setup, trainer.model
+    setup = trainer.setup
     result = RunResult(setup.output, {}, [])
     if setup.is_main:
-        show = functools.partial(setup.reporter.progress, "whitening")
-        wanted, seed = setup.plan.config.backbone.whitening, setup.plan.config.training.seed
-        if wanted and not whiten(model.encoder, setup.views.pixels, seed=seed, progress=show):
-            setup.reporter.warn("the features are not whitened: fewer than two training pictures can be read")
-        model.encoder.keys = model.objective.sample_keys(KEYS_KEPT)
-        save_encoder(setup.output / ENCODER_FILE, model.encoder)
-        result = finish_run(setup, progress._asdict(), trainer.log.last_means)
+        result = finish_run(setup, choose_encoder(setup), progress._asdict(), trainer.log.last_means)
     setup.detector.at("writing the results")
     setup.accelerator.wait_for_everyone()
     return result

@@ -19,6 +19,7 @@ from fgssl.data.images import ImageSet
 from fgssl.drawing import Neighbour, QueryRow, overview_sheet, save_png, view_pairs_sheet
 from fgssl.encoder import Encoder, Pool
 from fgssl.errors import FgsslError, UnreadableImage
+from fgssl.evaluation.bootstrap import paired_bootstrap
 from fgssl.evaluation.embed import Embeddings, embed
 from fgssl.evaluation.explain import explain, shown
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
@@ -28,6 +29,7 @@ from fgssl.runs.resume_state import has_state, remove_states
 from fgssl.runtime.files import write_text
 from fgssl.runtime.machine import peak_memory
 from fgssl.runtime.reporting import Reporter
+from fgssl.training.choice import Choice, start_encoder
 from fgssl.training.plan import Plan
 from fgssl.training.setup import Setup
 
@@ -76,12 +78,12 @@ def _rows(found: dict[Pool, Embeddings], name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def finish_run(setup: Setup, progress: dict[str, Any], last: dict[str, float]) -> RunResult:
-    """Write timm/, overview.png and summary.json of the last epoch's weights; nothing is selected on the test split."""
-    plan, encoder, output, reporter = setup.plan, setup.model.encoder, setup.output, setup.reporter
+def finish_run(setup: Setup, choice: Choice, progress: dict[str, Any], last: dict[str, float]) -> RunResult:
+    """Write timm/, overview.png and summary.json of the run's encoder; nothing is selected on the test split."""
+    plan, encoder, output, reporter = setup.plan, choice.encoder, setup.output, setup.reporter
     encoder.eval()
     save_timm(encoder.backbone, output / "timm", head=encoder.whitening if encoder.stages == 1 else None)
-    rows, faults = list(progress["initial_rows"]), list(progress["faults"].values())
+    rows, faults, beside = list(progress["initial_rows"]), list(progress["faults"].values()), None
     if plan.config.training.evaluate:
         images, found = plan.train if plan.test is None else plan.test, dict[Pool, Embeddings]()
         try:
@@ -89,6 +91,7 @@ def finish_run(setup: Setup, progress: dict[str, Any], last: dict[str, float]) -
         except FgsslError as error:  # pictures went away while it trained: the encoder is saved, its table is not all
             reporter.warn(f"no retrieval of the trained encoder and no overview: {error.problem}")
         rows += _rows(found, "trained") if plan.test is not None else []
+        beside = _against_start(setup, encoder.default_pool(), found) if rows and found else None
         for fault in found["gap"].faults if found else ():
             if fault.reason not in faults:
                 reporter.warn(f"left out: {fault.reason}")
@@ -104,6 +107,8 @@ def finish_run(setup: Setup, progress: dict[str, Any], last: dict[str, float]) -
         "peak_memory_gb": peak_memory(plan.device),
         "last": last,
         "retrieval": rows,
+        "choice": {"weights": choice.name, "agreement": dict(choice.agreement)} if choice.agreement else None,
+        "against_start": beside,
         "retrieval_protocol": "leave-one-out in the test split" if rows else None,
         "unreadable": faults,
         "seed": plan.config.training.seed,
@@ -113,6 +118,24 @@ def finish_run(setup: Setup, progress: dict[str, Any], last: dict[str, float]) -
     if not plan.config.training.keep_states:  # last: until then a killed process can be resumed
         remove_states(output)
     return RunResult(output, summary, rows)
+
+
+def _against_start(setup: Setup, pool: Pool, found: dict[Pool, Embeddings]) -> dict[str, float] | None:
+    """Rank-1 of the run's encoder, in its default pooling, beside the frozen start's gap, and whether it is chance."""
+    plan, start, own = setup.plan, start_encoder(setup), found[pool]
+    if start is None or plan.test is None:
+        return None
+    where: dict[str, Any] = {"device": plan.device, "cache": plan.config.training.cache}
+    progress = functools.partial(setup.reporter.progress, "embedding (start)")
+    first = embed(start.to(plan.device), plan.test, pools=("gap",), progress=progress, **where)["gap"]
+    if not np.array_equal(first.positions, own.positions):  # a picture went away in between
+        return None
+    before, after = (100 * evaluate_retrieval(e.features, e.known_labels).per_query()["rank1"] for e in (first, own))
+    apart, means = paired_bootstrap(after, before), (float(after.mean()), float(before.mean()))
+    chance = "beyond chance" if apart.low > 0 or apart.high < 0 else "not beyond chance"
+    told = f"rank-1 {means[0]:.1f} ({pool}) against {means[1]:.1f} of the frozen start (gap)"
+    setup.reporter.note(f"{told}: {apart.difference:+.1f}, 95 % from {apart.low:+.1f} to {apart.high:+.1f}, {chance}")
+    return {"rank1": means[0], "start_rank1": means[1], **apart._asdict()}
 
 
 def finished_result(output: Path) -> RunResult | None:

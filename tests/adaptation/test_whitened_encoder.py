@@ -32,7 +32,7 @@ def encoder_of(*, rationale: bool = False) -> Encoder:
 
 def whitened(images: ArrayImages, **options: bool) -> Encoder:
     encoder = encoder_of(**options)
-    assert whiten(encoder, PixelStore(images, Shrunk(80)), seed=0, progress=lambda done, total: None)
+    assert whiten(encoder, PixelStore(images, Shrunk(80)), stages=1, seed=0, progress=lambda done, total: None)
     return encoder
 
 
@@ -73,7 +73,9 @@ def test_the_same_seed_gives_the_same_layer_and_unreadable_pictures_are_left_out
 
 def test_one_picture_is_nothing_to_whiten_by(memory_images: Callable[..., ArrayImages]) -> None:
     encoder = encoder_of()
-    assert not whiten(encoder, PixelStore(memory_images(2, (0,)), Shrunk(80)), seed=0, progress=lambda *_: None)
+    assert not whiten(
+        encoder, PixelStore(memory_images(2, (0,)), Shrunk(80)), stages=1, seed=0, progress=lambda *_: None
+    )
     assert encoder.whitening is None
 
 

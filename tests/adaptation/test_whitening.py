@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from fgssl.adaptation import SHRINKAGE, fit_whitening, mutual_neighbours
+from fgssl.adaptation.whitening import SHRINKAGE, fit_whitening, mutual_neighbours
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""From trained weights to better features without labels: view whitening.
+"""View whitening: what changes in the features when only the view of a picture does is damped.
 
 Within-class covariance normalisation (Hatch et al., 2006), in closed form, divides features by their scatter within a
 class. Without labels two things stand in for a class: the views of one picture, whose scatter is nuisance by
@@ -26,7 +26,7 @@ from fgssl.errors import UnreadableImage
 from fgssl.rationale import pool_stages
 from fgssl.views import EvaluationView
 
-PICTURES = 5000  # more do not change a scatter of a few thousand channels
+PICTURES = 2000  # in five views each: more hardly change a scatter of a few thousand numbers
 PAIRS = 2  # of random views a picture, beside its evaluation view
 BATCH = 32
 # where a picture is cut and mirrored says nothing of its class in any set; what its colour says nobody knows
@@ -38,18 +38,15 @@ CHUNK = 1024  # rows of similarities held at once
 Progress = Callable[[int, int], None]
 
 
-def whiten(encoder: Encoder, pixels: PixelStore, *, seed: int, progress: Progress) -> bool:
+def whiten(encoder: Encoder, pixels: PixelStore, *, stages: int, seed: int, progress: Progress) -> bool:
     """Fit the encoder's whitening on pictures of a training split; False where not even two of them can be read.
 
-    `progress` is told (done, total) of the pictures.
+    Of the last so many of the backbone's stages together. `progress` is told (done, total) of the pictures.
     """
-    encoder.whitening = None
-    config = encoder.config
-    stages = 1 if config is None else config.backbone.stages or 1
     views = embed_views(encoder, pixels, stages=stages, seed=seed, progress=progress).features
     if views.shape[1] < 2:
         return False
-    encoder.whitening = fit_whitening(views).to(encoder.device)
+    encoder.whiten_by(fit_whitening(views), stages=stages)
     return True
 
 
