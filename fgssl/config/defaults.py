@@ -96,6 +96,23 @@ class Recommended(NamedTuple):
     warmup: float  # share of the run, at most 10 epochs
 
 
+def derive_views(draft: Draft, preset: str, crop_min: float, reason: str) -> None:
+    """Give an objective the views that it needs, where nobody asked for a preset of others."""
+
+    def asked(key: str) -> bool:
+        origin = draft.origins.get(f"views.{key}", "default")
+        return not (origin.endswith("default") or origin.startswith("preset "))
+
+    if asked("preset"):
+        return
+    values = {"preset": preset, **VIEW_PRESETS[preset]}
+    if draft.origins.get("views.crop_min") == "default":  # some data have small parts
+        values["crop_min"] = crop_min
+    for key, value in values.items():
+        if not asked(key):
+            draft.decide(f"views.{key}", value, reason)
+
+
 def derive_objective(draft: Draft, run: RunFacts) -> None:
     """Fill in what the objective needs, or raise FgsslError; what it has no use for is said to be so."""
     name = draft["objective.name"]

@@ -105,15 +105,19 @@ class BackboneConfig:
 class ObjectiveConfig:
     """The objective, and what several have (its `uses`); an objective's own settings are declared in its file."""
 
-    name: str = knob("mocov2", "self-supervised objective: mocov2, byol, simsiam, simclr, or one of a plugin")
+    name: str = knob("mocov2", "self-supervised objective: mocov2, byol, simsiam, simclr, nnclr, stml, or of a plugin")
     plugin: str | None = knob(None, "the package or file that it came from (filled in; never loaded by this name)")
     projector_hidden: int | None = knob(None, "hidden width of the projector (default: by objective and map)", WIDTH)
     projector_dim: int | None = knob(None, "width of the projection (default: by objective)", WIDTH)
-    predictor_hidden: int | None = knob(None, "hidden width of byol's and simsiam's predictor", WIDTH)
-    temperature: float | None = knob(None, "temperature of mocov2 and simclr (default: 0.1 from scratch)", POSITIVE)
+    predictor_hidden: int | None = knob(None, "hidden width of byol's, nnclr's and simsiam's predictor", WIDTH)
+    temperature: float | None = knob(
+        None, "temperature of mocov2, nnclr and simclr (default: 0.1 from scratch)", POSITIVE
+    )
     momentum: float | None = knob(None, "momentum of the key encoder (default: averages a fifth of the run)", SHARE)
     momentum_end: float | None = knob(None, "momentum at the end, risen by half a cosine (default: byol 1)", SHARE)
-    queue_size: int | None = knob(None, "keys mocov2 keeps (default: half an epoch; scratch: a batch)", Range(1, 10**6))
+    queue_size: int | None = knob(
+        None, "keys mocov2 keeps (default: half an epoch; scratch: a batch), or nnclr (an epoch)", Range(1, 10**6)
+    )
     batch_negatives: bool | None = knob(
         None, "mocov2's negatives hold the keys of the same batch, too (default: from scratch; MoCo: older keys alone)"
     )

@@ -64,6 +64,9 @@ class Key:
     index: int
 
 
+Arrange = Callable[[int, NDArray[np.int64]], NDArray[np.int64]]  # an epoch and its images -> the same, in other order
+
+
 def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
     """The (length,) order of images in an epoch, a pure function of its arguments."""
     return np.random.default_rng([seed, epoch, 0x0DE5]).permutation(length)
@@ -73,24 +76,36 @@ class StepSampler(Sampler[list[Key]]):
     """The image keys of process `rank` of `world` for every step from `start` to before `stop`.
 
     A split of `length` images has `batch_size` of them a step over all processes; what is left at the end is dropped.
+    `arrange` is asked for the order of the others when the first step of an epoch is.
     """
 
     def __init__(
-        self, length: int, batch_size: int, *, seed: int, start: int, stop: int, rank: int = 0, world: int = 1
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int,
+        stop: int,
+        rank: int = 0,
+        world: int = 1,
+        arrange: Arrange | None = None,
     ) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
+        self.per_epoch, self.arrange = length // batch_size, arrange
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[Key]]:
-        per_epoch = self.length // self.batch_size
         order, order_epoch = np.empty(0, np.int64), -1
         for step in range(self.start, self.stop):
-            epoch, position = divmod(step, per_epoch)
+            epoch, position = divmod(step, self.per_epoch)
             if epoch != order_epoch:
                 order, order_epoch = epoch_order(self.length, self.seed, epoch), epoch
+                if self.arrange is not None:
+                    order = self.arrange(epoch, order[: self.per_epoch * self.batch_size])
             batch = order[position * self.batch_size : (position + 1) * self.batch_size]
             yield [Key(epoch, int(i)) for i in batch[self.rank :: self.world]]
 
@@ -225,9 +240,10 @@ def _start_worker(_worker: int) -> None:
     ignore_stop_signals()
 
 
-def build_feed(dataset: Any, sampler: Sampler[Any], *, workers: int, pin: bool) -> DataLoader[Any]:
-    """A loader over all remaining steps of the run: workers live as long as it does, one batch ahead each."""
+def build_feed(dataset: Any, sampler: Sampler[Any], *, workers: int, pin: bool, again: bool = False) -> DataLoader[Any]:
+    """A loader over all remaining steps: workers are one batch ahead each, and kept where it is read `again`."""
     extra: dict[str, Any] = {"prefetch_factor": 2, "worker_init_fn": _start_worker} if workers else {}
+    extra |= {"persistent_workers": True} if workers and again else {}
     if not workers and isinstance(dataset, ViewDataset):  # loader processes are ahead of the training anyway
         sampler = Ahead(sampler, dataset.announce)
     # bytes travel between processes; made in this one, floats of the same levels save a conversion to and fro

@@ -35,6 +35,7 @@ class Objective(nn.Module):
     uses: ClassVar[tuple[str, ...]] = ()  # optional settings of `ObjectiveConfig` that it has; others are refused
     paper: ClassVar[Recommended] = Recommended("sgd", 0.03, 128, 1e-4, 0.0)  # optimiser on trained weights
     step_forwards: ClassVar[int] = 6  # work of a step on an image; a backward pass counts as two forward passes
+    arranges: ClassVar[bool] = False  # whether it says in which order an epoch's pictures come
     needs_keys: ClassVar[bool] = False  # whether `picture_loss` takes a sample of keys as negatives
     projector_layers: ClassVar[int] = 2
     projector_norm: ClassVar[tuple[bool, bool]] = (False, False)  # BatchNorm inside it, and after it
@@ -80,6 +81,14 @@ class Objective(nn.Module):
         All l2-normalised: the last head's (N, D), those of mirror images, and (M, D) training keys if `needs_keys`.
         """
         raise NotImplementedError
+
+    def arrange(self, pictures: Tensor, epoch: int) -> Tensor:
+        """The positions (M,) of an epoch's pictures, given in random order, in the order of its steps: if `arranges`.
+
+        Asked for when the epoch begins and again where a run is resumed in the middle of it: the same answer then, so
+        what decides it is kept in the state, and on every process. Nothing is fetched ahead beyond an epoch's end.
+        """
+        return pictures
 
     def backbones(self) -> list[Backbone]:
         """Every backbone that takes part in a step."""

@@ -22,6 +22,7 @@ class MomentumObjective(Objective):
     uses: ClassVar[tuple[str, ...]] = ("momentum", "momentum_end", "key_norm")
     longest_average: ClassVar[float] = 1000.0  # steps that the momentum averages over at most, as in the paper
     momentum_rises: ClassVar[bool] = False  # to 1 over the run
+    averaged_norms: ClassVar[bool] = False  # whatever `key_norm` says
 
     @classmethod
     def derive(cls, draft: Draft, run: RunFacts) -> None:
@@ -36,7 +37,7 @@ class MomentumObjective(Objective):
 
     def __init__(self, backbone: Backbone | GivenMap, config: ObjectiveConfig) -> None:
         super().__init__(backbone, config)
-        self.momentum = filled(config.momentum)
+        self.momentum, self.running = filled(config.momentum), self.averaged_norms or config.key_norm == "running"
         self.momentum_end = self.momentum if config.momentum_end is None else config.momentum_end
         self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
@@ -47,7 +48,7 @@ class MomentumObjective(Objective):
         super().train(mode)
         if mode:
             for module in (*self.key_backbone.modules(), *self.key_projector.modules()):
-                is_norm = isinstance(module, _BatchNorm) and self.config.key_norm == "running"
+                is_norm = isinstance(module, _BatchNorm) and self.running
                 if is_norm or "drop" in type(module).__name__.lower():
                     module.eval()
         return self
@@ -70,7 +71,7 @@ class MomentumObjective(Objective):
     def follow(self) -> None:
         """Move the key encoder towards the trained one: once a training step, before its keys are computed."""
         if self.training and self.update_target:
-            self._move(self.current_momentum(), buffers=self.config.key_norm == "running")
+            self._move(self.current_momentum(), buffers=self.running)
 
     def _move(self, momentum: float, *, buffers: bool) -> None:
         update_momentum(self.backbone, self.key_backbone, momentum, buffers=buffers)

@@ -11,6 +11,7 @@ from torch.nn import functional
 from fgssl.backbones import Backbone, GivenMap
 from fgssl.config.defaults import Draft, RunFacts
 from fgssl.config.schema import ObjectiveConfig, filled
+from fgssl.errors import FgsslError
 from fgssl.objectives.base import Objective
 
 KEYS = 512  # of objectives whose loss does not use them: for GradCAM of single pictures
@@ -62,6 +63,15 @@ class KeyQueue(Objective):
         self.queue.index_copy_(0, places, keys)
         self.queue_index.index_copy_(0, places, index)
         self.queue_pointer.add_(len(keys)).remainder_(size)
+
+
+def require_batch(draft: Draft) -> int:
+    """The batch, which a queue that somebody asked for must hold, or FgsslError."""
+    batch, asked = int(draft["training.batch_size"]), draft["objective.queue_size"]
+    if asked is not None and asked < batch:
+        remedy = "make the queue at least one batch long, or leave it out"
+        raise FgsslError(f"objective.queue_size {asked} is smaller than the batch of {batch}", remedy)
+    return batch
 
 
 def info_nce(

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -59,7 +60,7 @@ class FrozenSampler(Sampler[list[Request]]):
 
     def __iter__(self) -> Iterator[list[Request]]:
         sampler, slots = self.sampler, self.slots
-        per_epoch = sampler.length // sampler.batch_size
+        per_epoch = sampler.per_epoch
         seen, epochs_seen = np.zeros((slots, sampler.length), bool), 0
         for step, keys in enumerate(sampler, start=sampler.start):
             epoch = step // per_epoch
@@ -91,6 +92,7 @@ class StepFeed:
     def __init__(self, setup: Setup) -> None:
         self.setup, self.plan = setup, setup.plan
         self.store: MapStore | None = None  # opened with the first batch, when the backbone has its weights
+        self.orders: dict[int, NDArray[np.int64]] = {}  # of the epochs since the last line of the log
         derived = self.plan.origins.get("training.workers", "").startswith("derived")
         alone = derived and not setup.views.pixels.decodes and feeds_itself(self.plan.device)
         self.workers = 0 if alone else filled(self.plan.config.training.workers)  # loader processes in use
@@ -98,15 +100,34 @@ class StepFeed:
 
     def batches(self, start: int) -> Iterator[ViewBatch] | Iterator[FrozenBatch]:
         """This process's share of every step from `start` to the end of the run."""
-        plan, batch_size, seed = self.plan, filled(self.plan.config.training.batch_size), self.setup.views.seed
+        plan, arranges = self.plan, self.setup.model.objective.arranges
         rank, world = self.setup.accelerator.process_index, self.setup.accelerator.num_processes
-        sampler = StepSampler(
-            len(plan.train), batch_size, seed=seed, start=start, stop=plan.total_steps, rank=rank, world=world
-        )
+        sampler = self._sampler(start, plan.total_steps, rank=rank, world=world)
         source = self._open_maps(sampler) if plan.backbone.frozen else (self.setup.views, sampler)
-        feed: DataLoader[Any] = build_feed(*source, workers=self.workers, pin=plan.device.type == "cuda")
+        feed: DataLoader[Any] = build_feed(
+            *source, workers=self.workers, pin=plan.device.type == "cuda", again=arranges
+        )
         feed.generator = torch.Generator()  # a loader draws one number when it starts: not from the run's stream
-        return iter(feed)
+        return _epoch_by_epoch(feed, sampler) if arranges else iter(feed)
+
+    def keys(self, step: int) -> list[Key]:
+        """The images, over all processes, of a step taken since the last line of the log."""
+        return next(iter(self._sampler(step, step + 1)))
+
+    def _sampler(self, start: int, stop: int, **share: int) -> StepSampler:
+        arrange = self._arranged if self.setup.model.objective.arranges else None
+        batch_size, seed = filled(self.plan.config.training.batch_size), self.setup.views.seed
+        return StepSampler(
+            len(self.plan.train), batch_size, seed=seed, start=start, stop=stop, arrange=arrange, **share
+        )
+
+    def _arranged(self, epoch: int, pictures: NDArray[np.int64]) -> NDArray[np.int64]:
+        if epoch not in self.orders:
+            order = self.setup.model.objective.arrange(torch.from_numpy(pictures), epoch)
+            recent = epoch - self.plan.config.training.log_every // self.plan.steps_per_epoch - 1
+            self.orders = {past: kept for past, kept in self.orders.items() if past >= recent}
+            self.orders[epoch] = np.array(order.cpu())  # a copy
+        return self.orders[epoch]
 
     def inputs(self, batch: ViewBatch | FrozenBatch) -> tuple[Tensor, Tensor]:
         """What the model steps on: views, or maps of a frozen backbone; and the images' positions; on the device."""
@@ -147,6 +168,10 @@ class StepFeed:
         slots, images = plan.config.backbone.cached_views, len(plan.train)
         views = [plan.train.fingerprint(), repr(self.setup.views.pixels.prepare), asdict(plan.config.views), slots]
         run = [training.seed, training.batch_size, self.setup.accelerator.num_processes]
+        if self.setup.model.objective.arranges:  # what it learns decides which images are together
+            config = plan.config
+            learned = [asdict(config.objective), asdict(config.optimizer), asdict(config.rationale)]
+            run += [training.accumulate, plan.total_steps, learned]
         numbers = [training.mixed_precision, plan.device.type, torch.__version__]
         told = json.dumps([identity(Encoder(plan.backbone)), views, run, numbers], sort_keys=True)
         name = hashlib.sha256(told.encode()).hexdigest()[:32]
@@ -161,3 +186,13 @@ class StepFeed:
         if self.store is not None and kept < images:
             warn(f"a quarter of the free disk holds the maps of {kept} of {images} images; others are made")
         return MissingViews(self.setup.views, self.store), FrozenSampler(sampler, slots=slots, kept=kept)
+
+
+def _epoch_by_epoch(feed: DataLoader[Any], sampler: StepSampler) -> Iterator[Any]:
+    """The feed of a sampler, nothing ahead of an epoch's end: the order of the next one is known when it begins."""
+    start, stop = sampler.start, sampler.stop
+    while start < stop:
+        end = min(stop, (start // sampler.per_epoch + 1) * sampler.per_epoch)
+        sampler.start, sampler.stop = start, end
+        yield from feed
+        start = end

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fgssl.config.schema import filled
-from fgssl.data.feed import StepSampler, view_pairs
+from fgssl.data.feed import view_pairs
 from fgssl.errors import FgsslError, TrainingFault
 from fgssl.evaluation.metrics import effective_rank, relative_std, signals_of
 from fgssl.objectives.base import gather, is_distributed
@@ -80,7 +80,7 @@ class StepLog:
     """The log of one process; every process takes part in the means, the main one writes."""
 
     def __init__(self, setup: Setup, feed: StepFeed) -> None:
-        self.setup, self.plan = setup, setup.plan
+        self.setup, self.plan, self.feed = setup, setup.plan, feed
         self.window, self.last_means = LogWindow(), dict[str, float]()  # steps since the last line, and its numbers
         training = self.plan.config.training
         self.watch = Watch(total_steps=self.plan.total_steps, stop_on_collapse=training.stop_on_collapse)
@@ -173,9 +173,7 @@ class StepLog:
     def _save_images(self, step: int, problem: str) -> Path:
         """RUN/fault/step-N.json with the names of the images of a step, and step-N.safetensors with their two views."""
         plan, views = self.plan, self.setup.views
-        batch_size = filled(plan.config.training.batch_size)
-        sampler = StepSampler(len(plan.train), batch_size, seed=views.seed, start=step - 1, stop=step)
-        batch = views.__getitems__(next(iter(sampler)))  # they depend on seed, epoch and image alone
+        batch = views.__getitems__(self.feed.keys(step - 1))  # they depend on seed, epoch and image alone
         path = self.setup.output / "fault" / f"step-{step:09d}.json"
         with atomic_path(path.with_suffix(".safetensors")) as temporary:
             save_file({"views": batch.views_on(torch.device("cpu")).contiguous(), "index": batch.index}, temporary)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from pathlib import Path
 
@@ -30,18 +29,21 @@ from fgssl.training.model import build_optimizer
 from fgssl.training.plan import make_plan
 
 OTHERS = ("byol", "simsiam", "simclr")
+ALL_BUT_MOCO = (*OTHERS, "nnclr", "stml")
 SETTINGS = {
     "byol": {"momentum": 0.9, "momentum_end": 1.0, "predictor_hidden": 9},
     "simsiam": {"predictor_hidden": 3},
     "simclr": {"temperature": 0.2},
     "mocov2": {"momentum": 0.9, "temperature": 0.2, "queue_size": 10},
+    "nnclr": {"temperature": 0.2, "queue_size": 10, "predictor_hidden": 9},
+    "stml": {"projector_hidden": None, "momentum": 0.9, "narrow_dim": 4, "group_size": 2, "bank_size": 200},
 }
 
 
 def build(name: str, **changes: object) -> Objective:
     settings = {"name": name, "projector_hidden": 7, "projector_dim": 8, **SETTINGS[name], **changes}
     torch.manual_seed(0)
-    return OBJECTIVES[name](TinyBackbone(), dataclasses.replace(ObjectiveConfig(), **settings)).train()
+    return OBJECTIVES[name](TinyBackbone(), OBJECTIVES[name].settings(**settings)).train()
 
 
 def cosine(first: Tensor, second: Tensor) -> float:
@@ -140,7 +142,7 @@ def test_losses_that_do_not_tell_have_no_chance_level() -> None:
     assert build("byol").chance_level() is None and build("simsiam").chance_level() is None
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", ALL_BUT_MOCO)
 def test_gradients_reach_all_that_is_trained_and_nothing_else(name: str) -> None:
     model = build(name)
     output = model(views(0), torch.arange(BATCH))
@@ -166,7 +168,7 @@ def test_the_loss_depends_on_the_returned_maps_alone(name: str) -> None:
         assert torch.allclose(gradient, gradient[:, :, :1, :1].expand_as(gradient), atol=1e-7)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", ALL_BUT_MOCO)
 def test_another_pooling_is_used_in_all_of_the_loss(name: str) -> None:
     """Pooled from one corner, the rest of the maps gets no gradient."""
     model = build(name)
@@ -177,19 +179,19 @@ def test_another_pooling_is_used_in_all_of_the_loss(name: str) -> None:
         assert gradient[:, :, 0, 0].abs().sum() > 0 and gradient[:, :, 1:].abs().sum() == 0
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", ALL_BUT_MOCO)
 def test_the_state_holds_all_that_a_resumed_run_needs(name: str) -> None:
     model = build(name)
     for seed in range(3):
         model(views(seed), torch.arange(BATCH))
-    resumed = build(name, projector_hidden=7)
+    resumed = build(name)
     resumed.load_state_dict(copy.deepcopy(model.state_dict()))
     index = torch.arange(BATCH)
     assert model(views(9), index).loss.item() == resumed(views(9), index).loss.item()
     assert model.chance_level() == resumed.chance_level()
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", ALL_BUT_MOCO)
 def test_eval_changes_nothing(name: str) -> None:
     model = build(name).eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -330,6 +332,7 @@ def test_an_objective_has_its_own_settings_and_no_others(name: str) -> None:
         ("byol", ("lars", 0.15, 1.5e-6, 10.0)),  # the paper's, section 4: 0.3 x 128 / 256, 10 epochs of 100
         ("simsiam", ("sgd", 0.025, 1e-4, 0.0)),
         ("simclr", ("lars", 0.15, 1e-6, 10.0)),
+        ("nnclr", ("lars", 0.15, 1e-6, 10.0)),
     ],
 )
 def test_on_trained_weights_each_has_the_optimiser_of_its_paper(name: str, expected: tuple[object, ...]) -> None:
@@ -342,7 +345,9 @@ def test_on_trained_weights_each_has_the_optimiser_of_its_paper(name: str, expec
 def test_widths_are_the_papers_for_2048_channels() -> None:
     from fgssl.config.defaults import Draft, RunFacts, derive_objective
 
-    for name, widths in (("byol", (4096, 256, 4096)), ("simsiam", (2048, 2048, 512)), ("simclr", (2048, 128, None))):
+    papers = {"byol": (4096, 256, 4096), "simsiam": (2048, 2048, 512), "simclr": (2048, 128, None)}
+    papers |= {"nnclr": (2048, 256, 4096), "stml": (None, 1024, None)}
+    for name, widths in papers.items():
         values: dict[str, object] = {f"objective.{key}": None for key in ObjectiveConfig.__dataclass_fields__}
         draft = Draft(values | {"objective.name": name, "training.batch_size": 128}, {})
         derive_objective(draft, RunFacts(channels=2048, images=5994, total_steps=4600, started=True))
@@ -354,7 +359,7 @@ def test_widths_are_the_papers_for_2048_channels() -> None:
 
 def test_settings_of_another_objective_are_refused_by_name() -> None:
     with pytest.raises(
-        FgsslError, match=r"byol has no objective.temperature, objective.queue_size; .*mocov2 or simclr"
+        FgsslError, match=r"byol has no objective.temperature, objective.queue_size; .*mocov2 or nnclr or simclr"
     ):
         load_config(sets=["objective.name=byol", "objective.temperature=0.1", "objective.queue_size=64"])
     with pytest.raises(FgsslError, match=r"simclr has no objective.batch_negatives; .*--objective mocov2"):
@@ -376,10 +381,11 @@ def run_of(name: str) -> Path:
 
 def options_of(name: str) -> tuple[str, ...]:
     more = ("--set", "optimizer.name=lars") if name == "byol" else ()
-    return ("--objective", name, "--set", "objective.projector_hidden=16", *more)
+    hidden = ("--set", "objective.projector_dim=16" if name == "stml" else "objective.projector_hidden=16")
+    return ("--objective", name, *hidden, *more)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", ALL_BUT_MOCO)
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
     run = stopped_run(tmp_path / "run", (*TINY, *options_of(name)))
     assert fgssl("pretrain", "--resume", run).code == 0

@@ -17,10 +17,9 @@ import math
 from torch import Tensor
 
 from fgssl.config.defaults import Draft, Recommended, RunFacts
-from fgssl.errors import FgsslError
 from fgssl.objectives.base import ObjectiveOutput, gather, project
 from fgssl.objectives.momentum import MomentumObjective
-from fgssl.objectives.queue import KeyQueue, info_nce
+from fgssl.objectives.queue import KeyQueue, info_nce, require_batch
 from fgssl.registry import OBJECTIVES
 
 LARGEST_QUEUE = 65_536
@@ -37,10 +36,7 @@ class MoCo(MomentumObjective, KeyQueue):
     @classmethod
     def derive(cls, draft: Draft, run: RunFacts) -> None:
         """Queue and negatives: from scratch of the same step, as older keys are told by their age."""
-        batch, asked = draft["training.batch_size"], draft["objective.queue_size"]
-        if asked is not None and asked < batch:
-            remedy = "make the queue at least one batch long, or leave it out"
-            raise FgsslError(f"objective.queue_size {asked} is smaller than the batch of {batch}", remedy)
+        batch = require_batch(draft)
         if draft["objective.batch_negatives"] is False or run.started:
             half = max(batch, min(LARGEST_QUEUE, run.images // 2))
             draft.derive("objective.queue_size", half, "half an epoch of keys")
