@@ -29,7 +29,7 @@ from fgssl.training.model import KEYS_KEPT
 from fgssl.training.plan import starts_trained
 from fgssl.training.setup import Setup
 
-LEAST = 4  # pictures, whitened by one half and judged by the other
+LEAST, MOST = 4, 1000  # pictures that judge, whitened by one half of them and judged by the other
 TRAINED = "trained"
 Weights = dict[str, Tensor]  # of a timm model
 
@@ -113,11 +113,12 @@ def _weights(backbone: Backbone) -> Weights:
 def _judged(setup: Setup, candidates: dict[str, Weights]) -> Choice:
     """The best; every candidate is written beside the encoder, whitened like it."""
     encoder, backbone, config = setup.model.encoder, setup.plan.backbone, setup.plan.config
-    stages, agreement = config.backbone.stages or 1, dict[str, float]()
+    pixels, told = setup.views.pixels, setup.reporter.progress
+    stages, seed, agreement = config.backbone.stages or 1, config.training.seed, dict[str, float]()
     for name, weights in candidates.items():
         backbone.model.load_state_dict(weights)
-        show = functools.partial(setup.reporter.progress, f"judging the {name} weights")
-        views = embed_views(encoder, setup.views.pixels, stages=stages, seed=config.training.seed, progress=show)
+        show = functools.partial(told, f"judging the {name} weights")
+        views = embed_views(encoder, pixels, stages=stages, seed=seed, progress=show, most=MOST)
         if views.features.shape[1] < LEAST:
             setup.reporter.warn(f"the weights of the last step are kept: fewer than {LEAST} pictures can be read")
             backbone.model.load_state_dict(candidates[TRAINED])
@@ -129,6 +130,9 @@ def _judged(setup: Setup, candidates: dict[str, Weights]) -> Choice:
             own.whiten_by(fit_whitening(views.features), stages=stages)
         save_encoder(candidate_path(setup.output, name), own)
     best = max(agreement, key=lambda name: agreement[name])
-    choice = Choice(load_encoder(str(candidate_path(setup.output, best))).to(encoder.device), best, agreement)
+    chosen = load_encoder(str(candidate_path(setup.output, best))).to(encoder.device)
+    if len(pixels) > MOST:  # by more pictures than it was judged on
+        whiten(chosen, pixels, stages=stages, seed=seed, progress=functools.partial(told, "whitening"))
+    choice = Choice(chosen, best, agreement)
     setup.reporter.note(choice.sentence())
     return choice

@@ -1,0 +1,165 @@
+"""From trained weights: what harms, what helps, and by how much. A table of ways over data sets and seeds.
+
+    python recipes/trained_weights.py --data groceries=FOLDER cars=FOLDER --weights FILE --backbone resnet18 \\
+        --image-size 96 --output runs/trained-weights --held-out
+
+Each cell is `fgssl pretrain`, `retrieve` (test pictures searched in the training split, gap and the default pooling)
+and `probe`, run one after another; a cell that has its numbers is not run again. `--held-out` chooses on held-out parts
+of the training splits (links in the output folder), `--unseen` on classes that no training picture is of: half of them
+train, the other half is searched leave-one-out. Without either the test splits are used, which nothing may be chosen
+on. `--only` takes names with wildcards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from bench.harness import markdown, report
+
+PLAIN = ("--no-rationale", "--set", "backbone.whitening=false")
+FROZEN = ("--freeze", "backbone", "--epochs", "1")
+# Name -> options of `fgssl pretrain`; None is the start itself. In the order of the table of causes.
+WAYS: dict[str, Sequence[str] | None] = {
+    "start": None,
+    "statistics of the batch, weights at rest": (*PLAIN, "--set", "backbone.batch_norm=batch", "--lr", "1e-9"),
+    "statistics of the batch": (*PLAIN, "--set", "backbone.batch_norm=batch"),
+    "statistics at rest": PLAIN,
+    "at rest, a tenth of the rate": (*PLAIN, "--lr", "0.003"),
+    "at rest, AdamW 1e-4": (*PLAIN, "--set", "optimizer.name=adamw", "--lr", "1e-4"),
+    "at rest, a queue of one batch": (*PLAIN, "--set", "objective.batch_negatives=true"),
+    "at rest, no colour in the views": (*PLAIN, "--set", "views.preset=geometric"),
+    "at rest, no small crops": (*PLAIN, "--set", "views.crop_min=0.5"),
+    "at rest, byol": (*PLAIN, "--objective", "byol"),
+    "at rest, simclr": (*PLAIN, "--objective", "simclr"),
+    "whitened start, last stage": (*FROZEN, "--no-rationale", "--set", "backbone.stages=1"),
+    "whitened start": (*FROZEN, "--no-rationale"),
+    "whitened start, rationale": (*FROZEN,),
+    "whitened, without rationale": ("--no-rationale",),
+    "default": (),
+    "stml": ("--objective", "stml"),
+    "nnclr": ("--objective", "nnclr"),
+    "dino": ("--objective", "dino"),
+}
+
+
+def main() -> None:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--data", nargs="+", required=True, metavar="NAME=FOLDER", help="with train/ and test/")
+    made.add_argument("--weights", required=True, help="as in fgssl pretrain --init")
+    made.add_argument("--backbone", required=True)
+    made.add_argument("--image-size", type=int, required=True)
+    made.add_argument("--epochs", type=int, default=10)
+    made.add_argument("--seeds", type=int, nargs="+", default=[0])
+    made.add_argument("--only", nargs="+", default=["*"], metavar="NAME")
+    made.add_argument("--held-out", action="store_true")
+    made.add_argument("--unseen", action="store_true")
+    made.add_argument("--output", type=Path, required=True, help="folder of the cells")
+    arguments = made.parse_args()
+    ways = [name for name in WAYS if any(fnmatch(name, pattern) for pattern in arguments.only)]
+    sets = dict(entry.split("=", 1) for entry in arguments.data)
+    rows, kept = [], arguments.output
+    for name, folder in sets.items():
+        data = (
+            divided(Path(folder), kept / "data" / name, arguments) if arguments.held_out or arguments.unseen else folder
+        )
+        for way in ways:
+            cells = [cell(arguments, way, seed, Path(data), kept / name) for seed in arguments.seeds]
+            rows.append([name, way, *summary(cells)])
+            print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
+    arguments.output = kept / "table.json"
+    head = ("data", "way", "gap: rank-1", "mAP", "default pooling: rank-1", "mAP", "probe", "saved", "minutes")
+    report(arguments, {"rows": rows}, markdown(head, rows))
+
+
+def divided(source: Path, target: Path, arguments: argparse.Namespace) -> Path:
+    """A folder of links: of each class of the training split three fifths train; or half of the classes do."""
+    classes = sorted(path for path in (source / "train").iterdir() if path.is_dir())
+    target = target.with_name(f"{target.name}-{'unseen' if arguments.unseen else 'held-out'}")
+    for place, folder in enumerate(classes):
+        pictures = sorted(folder.iterdir())
+        if arguments.unseen:
+            parts = {"train" if place < len(classes) // 2 else "test": pictures}
+            if place >= len(classes) // 2:
+                parts["test"] = pictures + sorted((source / "test" / folder.name).glob("*"))
+        else:
+            part = -(-3 * len(pictures) // 5)
+            parts = {"train": pictures[:part], "test": pictures[part:]}
+        for split, files in parts.items():
+            place_of = target / split / folder.name
+            place_of.mkdir(parents=True, exist_ok=True)
+            for file in files:
+                link = place_of / f"{file.parent.parent.name}-{file.name}"
+                if not link.is_symlink():
+                    link.symlink_to(file.resolve())
+    return target
+
+
+def cell(arguments: argparse.Namespace, way: str, seed: int, data: Path, folder: Path) -> dict[str, Any]:
+    """The numbers of one training, or of the start, whose seed does not matter."""
+    name = f"{way.replace(' ', '-').replace(',', '')}-{data.name}" + ("" if WAYS[way] is None else f"-seed{seed}")
+    run, kept = folder / name, folder / f"{name}.json"
+    if kept.exists():
+        return dict(json.loads(kept.read_text()))
+    options, begun = WAYS[way], time.monotonic()
+    own = ("--backbone", arguments.backbone, "--image-size", str(arguments.image_size))
+    if options is not None:
+        again = ("--resume", str(run)) if (run / "resume").exists() else None
+        given = (*own, "--init", arguments.weights, "--data", str(data), "--epochs", str(arguments.epochs), *options)
+        fixed = ("--seed", str(seed), "--set", "training.evaluate=false", "--output", str(run), "--overwrite")
+        fgssl("pretrain", *(again or (*given, *fixed)))
+    minutes = (time.monotonic() - begun) / 60
+    subject = (arguments.weights, *own, "--data", str(data)) if options is None else (str(run),)
+    found: dict[str, Any] = {"minutes": minutes, **scores(subject, unseen=arguments.unseen)}
+    if options is not None:
+        choice = json.loads((run / "summary.json").read_text())["choice"]
+        found["saved"] = "trained" if choice is None else choice["weights"]
+        found["agreement"] = None if choice is None else choice["agreement"]
+    folder.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(found, indent=2))
+    return found
+
+
+def scores(subject: Sequence[str], *, unseen: bool) -> dict[str, Any]:
+    """Rank-1 and mAP in gap and in the default pooling (of the start the better of gap and zoom), probe in gap."""
+    gallery = () if unseen else ("--gallery-split", "train")
+    own = ("gap", "zoom") if "--backbone" in subject else ("gap", None)
+    found = []
+    for pool in own:
+        chosen = () if pool is None else ("--pool", pool)
+        found.append(json.loads(fgssl("retrieve", *subject, *gallery, *chosen, "--json", "--quiet")))
+    gap, other = found
+    best = max(found, key=lambda one: float(one["rank1"])) if None not in own else other
+    result = {"rank1": gap["rank1"], "mAP": gap["mAP"], "default_rank1": best["rank1"], "default_mAP": best["mAP"]}
+    if not unseen:
+        probe = json.loads(fgssl("probe", *subject, "--pool", "gap", "--json", "--quiet"))
+        result["probe"] = probe["top1"]
+    return result
+
+
+def fgssl(*arguments: str) -> str:
+    """What the command prints; its messages go on to the terminal."""
+    found = subprocess.run([sys.executable, "-m", "fgssl", *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    return found.stdout
+
+
+def summary(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Mean over the seeds, with the least and the largest where there are several."""
+    for key in ("rank1", "mAP", "default_rank1", "default_mAP", "probe"):
+        values = [float(found[key]) for found in cells if key in found]
+        spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+        yield f"{statistics.mean(values):.1f}{spread}" if values else "-"
+    yield ", ".join(sorted({found.get("saved", "-") for found in cells}))
+    yield f"{statistics.mean(found['minutes'] for found in cells):.1f}"
+
+
+if __name__ == "__main__":
+    main()
