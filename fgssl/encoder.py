@@ -29,6 +29,7 @@ from fgssl.rationale import (
 Pool = Literal["gap", "rationale", "concat", "zoom", "cls"]
 MAP_POOLS: tuple[Pool, ...] = ("gap", "rationale", "concat")  # of one feature map
 POOLS: tuple[Pool, ...] = (*MAP_POOLS, "zoom", "cls")
+WINDOW_WEIGHT = 0.5  # in zoom, of whitened features: they know of the whole what plain ones see in the window alone
 RATIONALE_WEIGHT = 0.5  # of its part in zoom: keeps what it adds on drawn birds, not what it costs on photographs
 
 
@@ -168,7 +169,8 @@ class Encoder(nn.Module):
         if self.rationale is not None:
             parts.append(RATIONALE_WEIGHT * self._weighted(maps))
         window = self.maps(cut_windows(images, self.window_centres(maps[0]), size))
-        parts.append(self._finished(pool_stages(window)))
+        weight = 1.0 if self.whitening is None else WINDOW_WEIGHT
+        parts.append(weight * self._finished(pool_stages(window)))
         return functional.normalize(torch.cat(parts, 1), dim=1)
 
     def window_centres(self, feature_map: Tensor) -> Tensor:

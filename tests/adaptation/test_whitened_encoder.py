@@ -47,6 +47,8 @@ def test_every_pooling_of_the_map_is_whitened_and_of_unit_length(memory_images: 
     assert torch.allclose(encoder.pool([feature_map], "concat"), torch.cat([gap, weighted], 1) / 2**0.5, atol=1e-6)
     zoomed = encoder(torch.randint(0, 256, (2, 3, *[encoder.view_size("zoom")] * 2), dtype=torch.uint8), "zoom")
     assert torch.allclose(zoomed.norm(dim=1), torch.ones(2), atol=1e-5)
+    lengths = torch.stack([part.norm(dim=1) for part in zoomed.chunk(3, 1)])  # whole, rationale, window
+    assert torch.allclose(lengths / lengths[0], torch.tensor([[1.0], [0.5], [0.5]]).expand(3, 2), atol=1e-5)
 
 
 def test_it_is_fitted_on_the_features_that_evaluation_sees(memory_images: Callable[..., ArrayImages]) -> None:
