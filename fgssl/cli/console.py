@@ -43,6 +43,7 @@ def tell(text: str, *, kind: str = "", style: str = "") -> None:
 
 
 def print_error(problem: str, remedy: str = "") -> None:
+    """The one line that a failed command ends with."""
     tell(f"{problem}; {remedy}" if remedy else problem, kind="error", style="bold red")
 
 
@@ -53,6 +54,7 @@ def _echo(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
+    """A result as JSON, on stdout."""
     _echo(json_text(value))
 
 
@@ -87,6 +89,7 @@ def print_table(
 
 
 def cell(value: Any) -> str:
+    """A value as people read it in a table."""
     if value is None:
         return "-"
     return f"{value:.2f}" if isinstance(value, float) else shown(str(value))

@@ -82,6 +82,7 @@ def takes(options: Mapping[str, Any], *, before: str = "json_output") -> Callabl
 
 
 def given_flags(given: Mapping[str, Any]) -> list[str]:
+    """The flags that were given, as they are typed."""
     return [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
 
 

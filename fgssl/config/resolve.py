@@ -39,7 +39,7 @@ BEFORE = {
     "optimizer.layer_decay": 1.0,
 }
 
-# Settings of forms of the rationale that lost (recipes/RESULTS.md): files of earlier versions name them.
+# Settings of forms of the rationale that lost (docs/results.md): files of earlier versions name them.
 RETIRED: dict[str, str | float | bool] = {
     "rationale.views": "first",
     "rationale.top_fraction": 0.25,
@@ -108,7 +108,7 @@ def _assemble(given: dict[str, tuple[Any, str]]) -> Resolved:
         if kept is None and key not in defaults:
             raise _unknown(key, objective, defaults)
         if kept is not None and value is not None and coerce(key, value, type(kept)) != kept:
-            remedy = f"leave it out: it is always {kept} (see recipes/RESULTS.md)"
+            remedy = f"leave it out: it is always {kept} (see docs/results.md)"
             raise SettingError(f"{key} {shown(value)} is no longer computed", remedy)
     given = {key: value for key, value in given.items() if key in defaults}
     values = {k: (coerce(k, v, hints[k], within.get(k)), origin) for k, (v, origin) in given.items()}

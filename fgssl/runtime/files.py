@@ -55,6 +55,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -136,6 +137,7 @@ def check_folder(path: Path, *, option: str = "--output") -> None:
 
 
 def refuse_file(path: Path, *, option: str) -> None:
+    """Raises FgsslError where a folder is wanted and a file lies there."""
     if path.exists() and not path.is_dir():
         raise FgsslError(f"{option.strip('-')} '{path}' is a file", "name a folder")
 
@@ -149,6 +151,7 @@ def make_folder(path: Path, *, option: str = "--output") -> None:
 
 
 def not_writable(path: Path, error: OSError, *, option: str = "--output", act: str = "write") -> FgsslError:
+    """What to say where the disk refuses."""
     free = "free the disk or " if error.errno in _NO_ROOM else ""
     return FgsslError(f"cannot {act} '{path}': {error.strerror or error}", f"{free}choose another {option}")
 

@@ -45,6 +45,8 @@ class Interrupted(Exception):
 
 
 class StopRequest:
+    """Whether somebody has asked this run to stop, and by which signal."""
+
     def __init__(self) -> None:
         self.received = 0
 
@@ -86,6 +88,7 @@ def handling_stop_signals(handler: Callable[[int, FrameType | None], None]) -> I
 
 @contextlib.contextmanager
 def listen_for_stop() -> Iterator[StopRequest]:
+    """Stop signals become a `StopRequest` for the block, instead of ending the process."""
     request = StopRequest()
     with handling_stop_signals(request._receive):
         yield request

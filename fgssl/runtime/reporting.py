@@ -69,6 +69,7 @@ _remarked: set[str] = set()
 
 
 def listen(reporter: Reporter | None) -> None:
+    """Have a reporter hear what is remarked deep below; None: nobody."""
     global _listener
     _listener = reporter
     _remarked.clear()

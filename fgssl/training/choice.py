@@ -44,7 +44,10 @@ class Choice(NamedTuple):
     def sentence(self) -> str:
         """Which weights were taken, for whoever runs it."""
         told = ", ".join(f"{name} {100 * value:.1f} %" for name, value in self.agreement.items())
-        worse = "; training did not make them better: the start is kept" if self.name == "start" else ""
+        worse = (
+            f": training did not better them; what was trained, maps included, is in {CANDIDATES}/{TRAINED}.safetensors"
+        )
+        worse = worse if self.name == "start" else ""
         return f"views of training pictures agree: {told}; {ENCODER_FILE} holds the {self.name} weights{worse}"
 
 

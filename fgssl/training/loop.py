@@ -105,10 +105,7 @@ class Trainer:
         self.log.warn_of(self.log.watch.look_at_rate(self.plan.config.optimizer))
         training, detector = self.plan.config.training, self.setup.detector
         self.model.train()  # checkpointing and compiling in this mode only, so that evaluation is not compiled too
-        if training.checkpoint_gradients:
-            self.plan.backbone.checkpoint_gradients()
-        if training.compile:
-            self.model.objective.compile_backbones()
+        self.prepare_backbone()
         progress, faults = begun, dict(begun.faults)
         started = last_saved = time.monotonic()
         mark = asked = time.perf_counter()
@@ -142,6 +139,13 @@ class Trainer:
             self._save(progress)
         self.model.objective.forget_compiled()
         return progress
+
+    def prepare_backbone(self) -> None:
+        """Checkpointing and compiling, where they are asked for."""
+        if self.plan.config.training.checkpoint_gradients:
+            self.plan.backbone.checkpoint_gradients()
+        if self.plan.config.training.compile:
+            self.model.objective.compile_backbones()
 
     def step(self, step: int, batch: ViewBatch | FrozenBatch) -> StepOutput:
         plan, config = self.plan, self.plan.config

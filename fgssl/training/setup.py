@@ -86,7 +86,7 @@ def _accelerator(plan: Plan) -> Accelerator:
         torch.cuda.set_device(plan.device)
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(plan.device)
     # the key encoder and the queue are kept equal by the objective itself; others wait while the first decodes or
-    # evaluates, which may take hours: who dies or hangs is noticed otherwise (`fgssl.runtime.processes`, `.hang`)
+    # evaluates, which may take hours: who dies or hangs is noticed otherwise (`fgssl.runtime.processes`, `.reporting`)
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=timedelta(2))]
     return Accelerator(mixed_precision=plan.config.training.mixed_precision, cpu=on_cpu, kwargs_handlers=handlers)
 

@@ -78,7 +78,7 @@ def test_checkpointed_gradients_are_the_same(tmp_path):
     results = {}
     for checkpointed in (False, True):
         trainer = tiny_trainer(tmp_path, **{"training.checkpoint_gradients": checkpointed})
-        trainer._prepare_backbone()
+        trainer.prepare_backbone()
         batch, kept = next(trainer.batches(0)), []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
             output = trainer.wrapped(batch.views, batch.index, 1.0)
@@ -97,7 +97,7 @@ def test_checkpointed_gradients_leave_the_running_statistics_of_one_forward(part
     for checkpointed in (False, True):
         settings = {"training.checkpoint_gradients": checkpointed, "training.accumulate": parts}
         trainer = tiny_trainer(tmp_path, **settings)
-        trainer._prepare_backbone()
+        trainer.prepare_backbone()
         for step, batch in zip(range(2), trainer.batches(0), strict=False):
             trainer.step(step, batch)
         states.append(trainer.model.state_dict())
@@ -123,7 +123,7 @@ def test_compiling_wraps_the_backbones_alone_and_is_undone(tmp_path):
     trainer = tiny_trainer(tmp_path, **{"training.compile": True})
     names = list(trainer.model.state_dict())
     with mock.patch("torch.compile", side_effect=lambda call, *_args, **_kwargs: call) as compiler:
-        trainer._prepare_backbone()
+        trainer.prepare_backbone()
     assert compiler.call_count == 2  # query and key
     assert list(trainer.model.state_dict()) == names
     trainer.step(0, next(trainer.batches(0)))

@@ -150,6 +150,7 @@ class PixelStore(Dataset[np.ndarray]):
 
 
 def decode(images: ImageSet, index: int, prepare: Preparation) -> np.ndarray:
+    """A picture as the cache keeps it: (H, W, 3) uint8."""
     least = prepare.side if isinstance(prepare, Shrunk) else 2 * prepare.size
     return np.asarray(prepare(images.load(index, least)))
 
