@@ -8,7 +8,7 @@ as it is: what comes out is one linear layer after the pooling.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,17 +58,24 @@ class ViewFeatures(NamedTuple):
 
 
 def embed_views(
-    encoder: Encoder, pixels: PixelStore, *, stages: int, seed: int, progress: Progress, most: int = PICTURES
+    encoder: Encoder,
+    pixels: PixelStore,
+    *,
+    stages: int,
+    seed: int,
+    progress: Progress,
+    most: int = PICTURES,
+    rows: Sequence[int] = (),
 ) -> ViewFeatures:
-    """Pooled features, not whitened, of the evaluation view and four random crops of at most so many pictures.
+    """Pooled features, not whitened, of the evaluation view and four random crops of some pictures.
 
-    The pictures lie evenly over the split, decoded somewhat larger than the views. Computes on the encoder's device, in
-    eval mode, and leaves it in its mode.
+    Of those at `rows`, or else of at most so many, evenly over the split; decoded somewhat larger than the views.
+    Computes on the encoder's device, in eval mode, and leaves it in its mode.
     """
+    rows = rows or sample_rows(len(pixels), most)
     size = encoder.backbone.image_size
     crops = ViewDataset(pixels, CROPS, size=size, seed=seed)
     whole = EvaluationView(size, encoder.backbone.crop_pct, encoder.backbone.interpolation)
-    rows = np.unique(np.linspace(0, len(pixels) - 1, min(most, len(pixels))).astype(np.int64)).tolist()
     parts, positions = list[Tensor](), list[int]()
     with torch.no_grad(), evaluated(encoder):
         for start in range(0, len(rows), BATCH):
@@ -83,8 +90,14 @@ def embed_views(
     return ViewFeatures(features, torch.tensor(positions, dtype=torch.int64))
 
 
+def sample_rows(total: int, most: int = PICTURES) -> list[int]:
+    """Positions of at most so many of a split's pictures, evenly over it."""
+    rows: list[int] = np.unique(np.linspace(0, total - 1, min(most, total)).astype(np.int64)).tolist()
+    return rows
+
+
 def _views(
-    pixels: PixelStore, crops: ViewDataset, whole: EvaluationView, rows: list[int]
+    pixels: PixelStore, crops: ViewDataset, whole: EvaluationView, rows: Sequence[int]
 ) -> Iterator[tuple[int, Tensor]]:
     """Position and views (V, 3, S, S) uint8 of each picture that can be read."""
     for row in rows:

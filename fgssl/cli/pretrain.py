@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 _SETS = "Any setting, e.g. rationale.projections=16. Repeatable."
 
-_KEYS = """data.source backbone.name objective.name rationale.enabled backbone.pretrained backbone.init backbone.freeze
+_KEYS = """data.source backbone.name objective.name objective.teacher objective.teacher_backbone rationale.enabled
+backbone.pretrained backbone.init backbone.freeze
 training.epochs training.max_steps training.batch_size optimizer.lr backbone.image_size training.seed training.workers
 training.mixed_precision training.device training.save_every training.accumulate training.checkpoint_gradients
 training.compile training.cache training.stop_on_collapse"""
@@ -38,7 +39,8 @@ SETTINGS = {
     section if name in ("source", "name", "enabled") else name: f"{section}.{name}"
     for section, name in (key.split(".") for key in _KEYS.split())
 }
-METAVARS = {"data": "SOURCE", "backbone": "NAME", "init": "FILE|RUN|NAME", "freeze": "none|backbone|N",
+METAVARS = {"data": "SOURCE", "backbone": "NAME", "init": "FILE|RUN|NAME", "teacher": "RUN|FILE|NAME",
+            "freeze": "none|backbone|N",
             "save_every": "N|TIME", "cache": "auto|off|PATH", "mixed_precision": "auto|no|bf16|fp16"}  # fmt: skip
 
 
@@ -145,7 +147,8 @@ def _run(
         return finished
     first = process_rank() == 0
     saved = finished is not None or (resume and folder is not None and resume_state.has_state(folder))
-    plan = make_plan(resolved, world=int(os.environ.get("WORLD_SIZE", "1")), load_weights=not saved)
+    needed = not saved or resolved.config.objective.anchor > 0  # an anchored run goes back to its start
+    plan = make_plan(resolved, world=int(os.environ.get("WORLD_SIZE", "1")), load_weights=needed)
     target = folder or _default_output(resolved.config.data.source, plan.config.backbone.name)
     for line in plan.warnings():
         reporter.warn(line)

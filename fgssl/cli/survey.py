@@ -101,7 +101,7 @@ def _listings(report: Report) -> dict[str, list[str]]:
 
 def cache(
     clear: Annotated[bool, Option("--clear", help="Delete the files instead of listing them.")] = False,
-    kind: Annotated[str | None, Option(help="Only this kind: decoded, features or maps.", metavar="KIND")] = None,
+    kind: Annotated[str | None, Option(help="Only decoded, features, maps or targets.", metavar="KIND")] = None,
     unused_days: Annotated[float, Option(help="Only files unused for so many days.", min=0)] = 0.0,
     folder: Annotated[str | None, Option("--cache", help="Another folder. [FGSSL_CACHE or ~/.cache/fgssl]")] = None,
     json_output: options.Json = False,

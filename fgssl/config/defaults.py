@@ -94,6 +94,7 @@ class Recommended(NamedTuple):
     batch: int
     weight_decay: float
     warmup: float  # share of the run, at most 10 epochs
+    reason: str = "paper"
 
 
 def derive_views(draft: Draft, preset: str, crop_min: float, reason: str) -> None:

@@ -30,6 +30,7 @@ FREE = (
     "training.keep_states", "training.stop_on_collapse", "training.cache", "training.cache_budget", "training.compile",
     "training.checkpoint_gradients",
 )  # fmt: skip
+PATHS = ("data.source", "backbone.init", "objective.teacher")  # what may name a file
 # Settings that later versions brought, as a run without them goes on: it did so before they existed.
 BEFORE = {
     "backbone.batch_norm": "batch",
@@ -213,6 +214,8 @@ def _reject_contradictions(config: PretrainConfig) -> None:
         raise SettingError(f"--freeze cannot be {shown(freeze)}", "choose none, backbone, or a number of layer groups")
     if freeze == "backbone" and training.checkpoint_gradients:
         raise SettingError("--freeze backbone leaves --checkpoint-gradients nothing to save", "leave one out")
+    if freeze == "backbone" and objective.anchor > 0:
+        raise SettingError("--freeze backbone leaves objective.anchor nothing to hold", "leave one out")
     if freeze == "backbone" and config.optimizer.layer_decay not in (None, 1.0):
         raise SettingError("--freeze backbone leaves optimizer.layer_decay nothing to slow down", "choose one")
 
@@ -272,6 +275,6 @@ def with_changes(saved: Resolved, changes: Sequence[Change], *, allow: bool, run
 
 
 def _same(key: str, before: Any, after: Any) -> bool:
-    if key in ("data.source", "backbone.init") and before != after:  # remembered by their absolute path
+    if key in PATHS and before != after:  # remembered by their absolute path
         return bool(before == os.path.abspath(os.path.expanduser(after)))
     return bool(before == after or (key == "training.mixed_precision" and after == "auto"))

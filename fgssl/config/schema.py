@@ -105,10 +105,11 @@ class BackboneConfig:
 class ObjectiveConfig:
     """The objective, and what several have (its `uses`); an objective's own settings are declared in its file."""
 
-    name: str = knob("mocov2", "self-supervised objective: mocov2, byol, simsiam, simclr, nnclr, stml, or of a plugin")
+    name: str = knob("mocov2", "what to train for: mocov2, byol, simsiam, simclr, nnclr, stml, distill, or of a plugin")
     plugin: str | None = knob(None, "the package or file that it came from (filled in; never loaded by this name)")
     projector_hidden: int | None = knob(None, "hidden width of the projector (default: by objective and map)", WIDTH)
     projector_dim: int | None = knob(None, "width of the projection (default: by objective)", WIDTH)
+    anchor: float = knob(0.0, "weight of keeping the start's neighbours beside the objective", NOT_NEGATIVE)
     predictor_hidden: int | None = knob(None, "hidden width of byol's, nnclr's and simsiam's predictor", WIDTH)
     temperature: float | None = knob(
         None, "temperature of mocov2, nnclr and simclr (default: 0.1 from scratch)", POSITIVE
@@ -124,11 +125,13 @@ class ObjectiveConfig:
     key_norm: Literal["batch", "running"] = knob(
         "batch", "BatchNorm of the key encoder: the batch's statistics, or averaged ones (no leak between images)"
     )
+    teacher: str | None = knob(None, "whom distill learns from: a run, encoder or weights file, timm folder, timm:NAME")
+    teacher_backbone: str | None = knob(None, "architecture of a teacher's weights that do not tell it")
 
 
 def optional_settings() -> tuple[str, ...]:
     """The names in `ObjectiveConfig` that only some objectives have."""
-    return tuple(item.name for item in fields(ObjectiveConfig))[4:]
+    return tuple(item.name for item in fields(ObjectiveConfig))[5:]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch.nn import functional
 from fgssl.backbones import Backbone, GivenMap
 from fgssl.config.defaults import Draft, Recommended, RunFacts
 from fgssl.config.schema import ObjectiveConfig, filled
+from fgssl.objectives.relations import Relations
 
 Pooling = Callable[[Tensor], Tensor]  # (N, C, H, W) -> (N, C)
 
@@ -44,6 +45,7 @@ class Objective(nn.Module):
         super().__init__()
         self.backbone, self.config = backbone, config
         self.pool: Pooling | None = None  # of the maps before the projector; None is global average pooling
+        self.teacher: Relations | None = None  # where `uses` has one: given before the first step
         self.update_target = True  # whether the next forward moves a momentum encoder: once a step taken in parts
         self.progress = 0.0  # share of the run that is done, for what follows a schedule
         self.projector = self.build_projector(backbone.channels, config)  # (N, C) -> (N, D)

@@ -165,6 +165,8 @@ def memory_needs(
         maps = 2 * 4 * batch * rationale.projections * math.prod(map_size)
         sizes["rationale.projections"] = maps + _bytes(lambda: RationaleHead(channels, rationale))
     sizes["backbone.image_size"] = 2 * 3 * 4 * batch * float(filled(config.backbone.image_size)) ** 2
+    if objective.teacher is not None:
+        sizes["objective.teacher"] = 2.0 * images * filled(objective.projector_dim)
     if config.backbone.freeze == "backbone":
         sizes["backbone.cached_views"] = float(config.backbone.cached_views) * images
     return sizes

@@ -15,6 +15,7 @@ from fgssl.config.schema import OptimizerConfig, PretrainConfig, filled
 from fgssl.encoder import Encoder
 from fgssl.errors import TrainingFault
 from fgssl.objectives import OBJECTIVES, Objective
+from fgssl.objectives.relations import Relations
 from fgssl.rationale import RationaleHead, fit_rationale
 from fgssl.training.plan import Plan
 
@@ -40,6 +41,7 @@ class PretrainModel(nn.Module):
     def __init__(self, objective: Objective, encoder: Encoder, config: PretrainConfig) -> None:
         super().__init__()
         self.objective, self.encoder, self.config = objective, encoder, config
+        self.anchor: Relations | None = None  # of the start's features, given before the first step
 
     @torch.no_grad()
     def feature_maps(self, views: Tensor) -> Tensor:
@@ -57,6 +59,9 @@ class PretrainModel(nn.Module):
             fitted = fit_rationale(self.encoder.rationale, output.loss, output.feature_maps[0])
             total = total + fit_weight * fitted.loss
             fit, entropy = fitted.loss.detach(), fitted.target_entropy
+        if self.anchor is not None:  # not what GradCAM explains, which is what the objective asks for
+            pooled = [feature_map.float().mean((2, 3)) for feature_map in output.feature_maps]
+            total = total + self.config.objective.anchor * self.anchor(pooled, index).loss
         similarity = output.metrics.get("positive_similarity", zero)
         features = output.feature_maps[0].detach().float().mean((2, 3))
         return StepOutput(total, output.loss.detach(), fit, entropy, similarity, features)

@@ -18,15 +18,16 @@ import torch
 from fgssl import backbones
 from fgssl.backbones import Backbone, InitialWeights
 from fgssl.config.defaults import Draft, Recommended, RunFacts, derive_objective
-from fgssl.config.resolve import AS_BEGUN, Resolved, build
+from fgssl.config.resolve import AS_BEGUN, PATHS, Resolved, build
 from fgssl.config.schema import DataConfig, PretrainConfig, flatten
 from fgssl.data import PRESETS, default_split, load_images, no_split
 from fgssl.data.cache.map_store import entry_bytes
 from fgssl.data.images import ImageSet
-from fgssl.errors import FgsslError
+from fgssl.errors import FgsslError, SettingError
 from fgssl.objectives import OBJECTIVES
 from fgssl.runtime.machine import automatic_workers, feeds_itself, resolve_device, resolve_precision
 from fgssl.training.diagnosis import check_memory, memory_needs
+from fgssl.training.teacher import Teacher, open_teacher
 
 BATCH_SIZES = (128, 64, 32)  # the paper's, and less where that leaves too few steps
 SIGNAL_IMAGES = 256  # of the training split, the same all through a run
@@ -48,6 +49,7 @@ class Plan(NamedTuple):
     steps_per_epoch: int
     total_steps: int
     initial: InitialWeights | None = None  # what --init brought
+    teacher: Teacher | None = None
     needs: Mapping[str, float] = MappingProxyType({})  # bytes by the setting that decides them
 
     def warnings(self) -> list[str]:
@@ -99,7 +101,7 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True, 
     draft = Draft(flatten(resolved.config), resolved.origins)
     device = resolve_device(draft["training.device"])
     train, test = _open_splits(resolved.config.data, draft) if splits is None else splits
-    for key in ("data.source", "backbone.init"):  # remembered by the encoder file and by a resumed run
+    for key in PATHS:  # remembered by the encoder file and by a resumed run
         path = os.path.expanduser(draft[key] or "")
         if draft[key] not in ("demo", *PRESETS) and os.path.exists(path):
             draft.values[key] = os.path.abspath(path)
@@ -109,6 +111,10 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True, 
 
     torch.manual_seed(draft["training.seed"])  # the random init of the model is part of the seed
     backbone, initial = start_backbone(draft, load_weights=load_weights)
+    if draft["objective.anchor"] > 0 and not starts_trained(draft):
+        remedy = "leave it out, or start with --pretrained or --init"
+        raise SettingError("objective.anchor holds what trained weights know, and the start has random ones", remedy)
+    teacher = open_teacher(draft)
     derive_objective(draft, RunFacts(backbone.channels, len(train), total_steps, starts_trained(draft)))
     derive_optimizer(draft, backbone)
     if backbone.frozen:
@@ -132,7 +138,8 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True, 
     config = build(draft.values)
     needs = memory_needs(config, channels=backbone.channels, map_size=backbone.map_size, images=len(train), world=world)
     check_memory(needs, draft.values, device)
-    return Plan(config, draft.origins, train, test, backbone, device, steps_per_epoch, total_steps, initial, needs)
+    steps = (steps_per_epoch, total_steps)
+    return Plan(config, draft.origins, train, test, backbone, device, *steps, initial, teacher, needs)
 
 
 def _open_splits(data: DataConfig, draft: Draft) -> Splits:
@@ -239,12 +246,13 @@ def derive_optimizer(draft: Draft, backbone: Backbone) -> None:
     fine_tuned = started and backbone.transformer and not frozen
     own: Recommended = OBJECTIVES[draft["objective.name"]].paper
     if started and not frozen and not fine_tuned:
-        draft.derive("optimizer.name", own.name, "paper")
+        draft.derive("optimizer.name", own.name, own.reason)
     reason = "only the heads train" if frozen else usual if fine_tuned else "learns faster from scratch"
     draft.derive("optimizer.name", "adamw", reason)
     name, batch, epochs, warmup = draft["optimizer.name"], draft["training.batch_size"], draft["training.epochs"], 0.0
     if name == "adamw":
-        rate = 1e-4 if started and not frozen else 1e-3
+        trained = own.lr if own.name == name and not fine_tuned else 1e-4
+        rate = trained if started and not frozen else 1e-3
         draft.derive("optimizer.lr", rate, "usual for adamw, less on trained weights")
         draft.derive("optimizer.weight_decay", 0.05, "usual for adamw")
     else:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -26,6 +27,7 @@ from fgssl.runtime.machine import available_cores, keep_freed_memory
 from fgssl.runtime.reporting import HangDetector, Reporter
 from fgssl.training.model import Build, PretrainModel, build_optimizer
 from fgssl.training.plan import Plan
+from fgssl.training.teacher import learned_from
 
 START_SECONDS = 300.0  # for all processes to be there and answer
 OWN = ("training.device", "training.workers", "data.source")  # may differ between machines
@@ -64,9 +66,12 @@ def set_up(plan: Plan, output: Path, reporter: Reporter, detector: HangDetector,
         accelerator = _accelerator(plan)
         _check_processes(plan, accelerator)
     pixels = _training_pixels(plan, accelerator, reporter, detector)
+    taught = learned_from(plan, functools.partial(_opened, plan, reporter), accelerator, detector)
     views = ViewDataset(pixels, plan.config.views, size=size, seed=seed, on_device=on_device)
     torch.manual_seed(seed)
-    model = build(plan).to(plan.device)
+    model = build(plan)
+    model.objective.teacher, model.anchor = taught
+    model.to(plan.device)
     optimizer = build_optimizer(model, plan.config.optimizer, plan.device, backbone=plan.backbone)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     return Setup(plan, output, accelerator, reporter, detector, views, model, wrapped, optimizer)
@@ -92,13 +97,11 @@ def _accelerator(plan: Plan) -> Accelerator:
 
 
 def _training_pixels(plan: Plan, accelerator: Accelerator, reporter: Reporter, detector: HangDetector) -> PixelStore:
-    training, is_main, told = plan.config.training, accelerator.is_main_process, reporter.progress
-    workers, shrunk = available_cores() if training.workers else 0, Shrunk(round(plan.backbone.image_size * SHRINK))
-    open_them = functools.partial(open_pixels, plan.train, shrunk, cache=training.cache, budget=training.cache_budget)
+    is_main = accelerator.is_main_process
     if not is_main:
         detector.at("opening the decoded pictures")
     with accelerator.main_process_first():
-        pixels = open_them(workers=workers, progress=functools.partial(told, "decoding"))
+        pixels = _opened(plan, reporter, plan.backbone.image_size)
     if is_main:
         detector.at("opening the decoded pictures")
     check_faults(pixels.faults, plan)
@@ -106,6 +109,14 @@ def _training_pixels(plan: Plan, accelerator: Accelerator, reporter: Reporter, d
         kept = "kept as JPEG (quality 95), decoded at each reading"
         reporter.note(f"the decoded pictures exceed the cache's budget: {kept}")
     return pixels
+
+
+def _opened(plan: Plan, reporter: Reporter, image_size: int) -> PixelStore:
+    """The training split, decoded for views of this size."""
+    training, told = plan.config.training, functools.partial(reporter.progress, "decoding")
+    workers, shrunk = available_cores() if training.workers else 0, Shrunk(round(image_size * SHRINK))
+    kept: dict[str, Any] = {"cache": training.cache, "budget": training.cache_budget}
+    return open_pixels(plan.train, shrunk, workers=workers, progress=told, **kept)
 
 
 @contextlib.contextmanager

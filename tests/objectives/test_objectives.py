@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from run_results import assert_equal_encoders, metrics
-from running import TINY, fgssl, photos, shared
+from running import TINY, fgssl, photos, plain_run, shared
 from safetensors.torch import load_file
 from stopping import stopped_run
 from tiny_moco import BATCH, CHANNELS, TinyBackbone, unit, views
@@ -24,6 +24,7 @@ from fgssl.objectives.methods.byol import BYOL, prediction_loss
 from fgssl.objectives.methods.simclr import SimCLR, nt_xent
 from fgssl.objectives.methods.simsiam import SimSiam, negative_cosine
 from fgssl.objectives.momentum import update_momentum
+from fgssl.objectives.relations import Relations
 from fgssl.runs.encoder_file import load_encoder
 from fgssl.training.model import build_optimizer
 from fgssl.training.plan import make_plan
@@ -34,6 +35,7 @@ SETTINGS = {
     "byol": {"momentum": 0.9, "momentum_end": 1.0, "predictor_hidden": 9},
     "simsiam": {"predictor_hidden": 3},
     "simclr": {"temperature": 0.2},
+    "distill": {},
     "mocov2": {"momentum": 0.9, "temperature": 0.2, "queue_size": 10},
     "nnclr": {"temperature": 0.2, "queue_size": 10, "predictor_hidden": 9},
     "stml": {"projector_hidden": None, "momentum": 0.9, "narrow_dim": 4, "group_size": 2, "bank_size": 200},
@@ -43,7 +45,10 @@ SETTINGS = {
 def build(name: str, **changes: object) -> Objective:
     settings = {"name": name, "projector_hidden": 7, "projector_dim": 8, **SETTINGS[name], **changes}
     torch.manual_seed(0)
-    return OBJECTIVES[name](TinyBackbone(), OBJECTIVES[name].settings(**settings)).train()
+    objective = OBJECTIVES[name](TinyBackbone(), OBJECTIVES[name].settings(**settings)).train()
+    if "teacher" in objective.uses:
+        objective.teacher = Relations(unit(BATCH, 8), teacher="00", seed=0)
+    return objective
 
 
 def cosine(first: Tensor, second: Tensor) -> float:
@@ -311,6 +316,8 @@ def test_lars_adapts_its_rates_also_without_weight_decay() -> None:
 def plan_of(name: str, **settings: object) -> object:
     flags = {"data.source": str(photos()), "training.batch_size": 8, "training.device": "cpu", "training.workers": 0}
     flags |= {"objective.name": name, "backbone.name": "resnet10t", "backbone.pretrained": False}
+    if "teacher" in OBJECTIVES[name].uses:
+        flags["objective.teacher"] = str(plain_run())
     return make_plan(load_config(flags={**flags, **settings}), load_weights=False)
 
 
@@ -319,7 +326,9 @@ def test_an_objective_has_its_own_settings_and_no_others(name: str) -> None:
     plan = plan_of(name)
     for key in optional_settings():
         value = getattr(plan.config.objective, key)
-        if key in OBJECTIVES[name].uses:
+        if key == "teacher_backbone":  # of weights that do not tell it
+            assert value is None
+        elif key in OBJECTIVES[name].uses:
             assert value is not None, key
         elif getattr(ObjectiveConfig(), key) is None:
             assert value is None and plan.origins[f"objective.{key}"] == f"derived: {name} has none"
@@ -333,6 +342,7 @@ def test_an_objective_has_its_own_settings_and_no_others(name: str) -> None:
         ("simsiam", ("sgd", 0.025, 1e-4, 0.0)),
         ("simclr", ("lars", 0.15, 1e-6, 10.0)),
         ("nnclr", ("lars", 0.15, 1e-6, 10.0)),
+        ("distill", ("adamw", 3e-4 * 128 / 24, 0.05, 0.0)),  # of any batch
     ],
 )
 def test_on_trained_weights_each_has_the_optimiser_of_its_paper(name: str, expected: tuple[object, ...]) -> None:

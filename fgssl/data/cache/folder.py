@@ -16,6 +16,7 @@ KINDS = {
     "decoded": ("decoded pictures", ("*.pixels", "*.jpegs", ".building-*")),
     "features": ("features", ("*.safetensors",)),
     "maps": ("maps of frozen backbones", ("*.maps",)),
+    "targets": ("features of teachers", ("*.safetensors",)),
 }
 BUILDING_SECONDS = 3600  # a hidden file written to more recently is still being built
 DAY = 86_400  # seconds
