@@ -63,7 +63,7 @@ def test_its_defaults_are_derived_and_explained(toy: str) -> None:
 
 
 def test_others_refuse_its_settings(toy: str) -> None:
-    with pytest.raises(FgsslError, match=r"objective byol has no objective.margin; .*use --objective toy"):
+    with pytest.raises(FgsslError, match=r"objective byol has no objective.margin; .*use --objective .*toy"):
         load_config(sets=["objective.name=byol", "objective.margin=0.25"])
     with pytest.raises(FgsslError, match=r"unknown setting 'objective.margins'; did you mean 'objective.margin'"):
         load_config(sets=["objective.name=toy", "objective.margins=0.25"])
