@@ -266,11 +266,17 @@ def test_distilled_runs_of_other_kinds(more: tuple[str, ...], tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
+@pytest.mark.parametrize("held", [False, True], ids=["distilled", "anchored"])
 def test_two_processes_learn_what_one_does_and_see_the_teacher_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    held: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = ("--objective", "distill", "--teacher", str(teacher()), "--max-steps", "6")
-    short += ("--set", "optimizer.name=sgd", "--lr", "0.1")
+    if held:
+        start = run_of("convnext", (*OPTIONS, "--max-steps", "1"))
+        more = ("--objective", "simclr", "--init", str(start), "--set", "objective.anchor=3")
+        more += ("--set", "backbone.whitening=false", "--set", "backbone.drop_path=0")
+    else:
+        more = ("--objective", "distill", "--teacher", str(teacher()))
+    short = (*more, "--max-steps", "6", "--set", "optimizer.name=sgd", "--lr", "0.01")
     monkeypatch.setenv("FGSSL_CACHE", str(tmp_path / "alone-cache"))
     assert fgssl("pretrain", "--data", photos(), *OPTIONS, *short, "--output", tmp_path / "alone").code == 0
     monkeypatch.setenv("FGSSL_CACHE", str(tmp_path / "cache"))
