@@ -19,7 +19,7 @@ from torch import Tensor
 from fgssl.backbones.initial import config_folder, create_model, load_initial_weights, origin_of, unknown_origin
 from fgssl.backbones.module import Backbone
 from fgssl.backbones.names import LOCAL_PREFIX, resolve_source
-from fgssl.backbones.plan import BackbonePlan, plan_backbone, run_trial
+from fgssl.backbones.plan import BackbonePlan, also_smaller, plan_backbone, run_trial
 from fgssl.backbones.weights import reject_misfit, reject_numbers, some
 from fgssl.errors import FgsslError
 
@@ -41,6 +41,7 @@ def build_backbone(
     image_size: int | None = None,
     output_stride: int | None = None,
     drop_path: float | None = None,
+    local_size: int | None = None,
 ) -> Backbone:
     """Build any timm model as a backbone, in train mode, on the CPU, in float32.
 
@@ -50,11 +51,13 @@ def build_backbone(
         image_size: Side of the square input in pixels; None for the model's own.
         output_stride: Input pixels a cell of the map, where the model offers the choice (ResNet, RegNet, EfficientNet).
         drop_path: Probability of dropping a residual branch in training (stochastic depth).
+        local_size: Side of smaller inputs that it must take as well.
 
     FgsslError where the name is unknown, size or options are not taken, the map is below 2x2, or weights are not had.
     """
     source = resolve_source(name)
     plan = plan_backbone(source, image_size, output_stride, drop_path)
+    plan = plan if local_size is None else also_smaller(source, plan, local_size)
     model = create_model(source, plan.model_args, pretrained=pretrained)
     return Backbone(model, plan, name=name, architecture=source.architecture)
 

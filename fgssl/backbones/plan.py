@@ -165,6 +165,20 @@ def plan_backbone(
     return plan
 
 
+def also_smaller(source: BackboneSource, plan: BackbonePlan, size: int) -> BackbonePlan:
+    """The plan of a model that takes a second size as well: as it is, or by timm's option for position embeddings."""
+    for device in ("meta", "cpu"):
+        for more in ({}, {"dynamic_img_size": True}):
+            model_args = {**plan.model_args, **more}
+            try:
+                run_trial(source.architecture, model_args, size, device)
+                return run_trial(source.architecture, model_args, plan.image_size, device) if more else plan
+            except Exception:  # timm's models raise all kinds for a size or an option they cannot take
+                continue
+    problem = f"{source.name} takes pictures of {plan.image_size} px, but no local views of {size} px beside them"
+    raise FgsslError(problem, "try another views.local_size, or go without them (--set views.local_count=0)")
+
+
 def _explain(source: BackboneSource, size: int, options: dict[str, Any], error: Exception) -> FgsslError:
     """Which of size and options a model refused."""
     for key, value in options.items():

@@ -204,6 +204,12 @@ def _reject_contradictions(config: PretrainConfig) -> None:
     foreign = [key for key in asked if key not in OBJECTIVES[objective.name].uses]
     if foreign and (refused := _no_such_setting(objective.name, *foreign)):
         raise refused
+    local = [f"views.local_{key}" for key in ("count", "size") if getattr(config.views, f"local_{key}")]
+    if local and freeze == "backbone":
+        raise SettingError(f"--freeze backbone has no use for {local[0]}", "leave it out: its maps are of whole views")
+    if local and not OBJECTIVES[objective.name].local_views:
+        owners = " or ".join(name for name, item in OBJECTIVES.items() if item.local_views)
+        raise SettingError(f"{objective.name} has no use for {local[0]}", f"leave it out, or use --objective {owners}")
     queue, batch = objective.queue_size, training.batch_size
     if queue is not None and batch is not None and queue < batch:
         problem = f"objective.queue_size {queue} is smaller than --batch-size {batch}"

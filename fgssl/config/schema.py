@@ -80,6 +80,8 @@ class ViewsConfig:
     blur_sigma_min: float = knob(0.1, "smallest blur, in pixels of a 224-pixel crop", NOT_NEGATIVE)
     blur_sigma_max: float = knob(2.0, "largest blur, in pixels of a 224-pixel crop", POSITIVE)
     solarize: float = knob(0.0, "probability of inverting bright pixels", SHARE)
+    local_count: int | None = knob(None, "small views of small parts, beside the two (default: dino 6)", Range(0, 64))
+    local_size: int | None = knob(None, "side of the small views (default: 0.43 of the others')", Range(8, 4_096))
 
 
 @dataclass(frozen=True)
@@ -105,17 +107,17 @@ class BackboneConfig:
 class ObjectiveConfig:
     """The objective, and what several have (its `uses`); an objective's own settings are declared in its file."""
 
-    name: str = knob("mocov2", "what to train for: mocov2, byol, simsiam, simclr, nnclr, stml, distill, or of a plugin")
+    name: str = knob("mocov2", "the objective: mocov2, byol, simsiam, simclr, nnclr, stml, distill, dino, a plugin's")
     plugin: str | None = knob(None, "the package or file that it came from (filled in; never loaded by this name)")
     projector_hidden: int | None = knob(None, "hidden width of the projector (default: by objective and map)", WIDTH)
     projector_dim: int | None = knob(None, "width of the projection (default: by objective)", WIDTH)
     anchor: float = knob(0.0, "weight of keeping the start's neighbours beside the objective", NOT_NEGATIVE)
     predictor_hidden: int | None = knob(None, "hidden width of byol's, nnclr's and simsiam's predictor", WIDTH)
     temperature: float | None = knob(
-        None, "temperature of mocov2, nnclr and simclr (default: 0.1 from scratch)", POSITIVE
+        None, "temperature of mocov2, nnclr, simclr and dino (default: 0.1 from scratch)", POSITIVE
     )
     momentum: float | None = knob(None, "momentum of the key encoder (default: averages a fifth of the run)", SHARE)
-    momentum_end: float | None = knob(None, "momentum at the end, risen by half a cosine (default: byol 1)", SHARE)
+    momentum_end: float | None = knob(None, "momentum at the end, risen by half a cosine (byol and dino: 1)", SHARE)
     queue_size: int | None = knob(
         None, "keys mocov2 keeps (default: half an epoch; scratch: a batch), or nnclr (an epoch)", Range(1, 10**6)
     )

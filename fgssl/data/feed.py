@@ -1,4 +1,4 @@
-"""From the pixels of a split to batches of two views or of crops: order, randomness and substitution, pure functions.
+"""From the pixels of a split to batches of views or of crops: order, randomness and substitution, pure functions.
 
 The images of step s, and the views made of them, depend on (seed, epoch, image) alone: not on the number of workers or
 processes, and not on whether the run was resumed.
@@ -7,7 +7,7 @@ processes, and not on whether the run was resumed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fgssl.config.schema import ViewsConfig
+from fgssl.config.schema import ViewsConfig, filled
 from fgssl.data.cache.pixels import Fault, PixelStore
 from fgssl.errors import UnreadableImage
 from fgssl.runtime.processes import ignore_stop_signals
@@ -26,6 +26,8 @@ from fgssl.views.device import PackedViews, pack_views
 SAMPLE_EPOCH = 2**31 - 1  # whose views no run trains on
 # torchvision's RandomResizedCrop and a flip, nothing else: how linear classifiers are trained on ImageNet
 CROPS = ViewsConfig(preset="geometric", crop_min=0.08, jitter=0.0, grayscale=0.0, blur=0.0)
+LOCAL_CROP = (0.05, 0.25)  # least and largest area of a local view
+LOCAL_STREAM = 0x10CA1  # of random numbers: the whole views are the same with local ones or without
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,26 @@ class ViewBatch:
     views: Tensor | PackedViews  # (2, N, 3, S, S) levels; packed: pictures and parameters, for the device to make them
     index: Tensor  # (N,) int64, the images' positions in the split
     faults: tuple[Fault, ...]  # unreadable images met, each replaced by another one
+    local: Tensor | PackedViews | None = None  # (L, N, 3, s, s) small views of the same images, where there are any
 
     def pin_memory(self) -> ViewBatch:
         """The batch in page-locked memory, which the loader asks for beside a GPU."""
-        return ViewBatch(self.views.pin_memory(), self.index.pin_memory(), self.faults)
+        local = None if self.local is None else self.local.pin_memory()
+        return ViewBatch(self.views.pin_memory(), self.index.pin_memory(), self.faults, local)
 
     def views_on(self, device: torch.device) -> Tensor:
         """The (2, N, 3, S, S) views on the device, which is not waited for."""
-        if isinstance(self.views, PackedViews):
-            made = self.views.make(device)
-            return made.view(2, -1, *made.shape[1:])
-        return self.views.to(device, non_blocking=True)
+        return self._on(device, self.views)
+
+    def local_on(self, device: torch.device) -> Tensor | None:
+        """Likewise the (L, N, 3, s, s) local views; None where there are none."""
+        return None if self.local is None else self._on(device, self.local)
+
+    def _on(self, device: torch.device, views: Tensor | PackedViews) -> Tensor:
+        if isinstance(views, PackedViews):
+            made = views.make(device)
+            return made.view(-1, len(self.index), *made.shape[1:])
+        return views.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -147,12 +158,14 @@ class Ahead(Sampler[list[Key]]):
 class _Crops:
     """Random crops of a split's shrunk pixels, of `size` pixels a side: each depends on seed, epoch and image alone."""
 
+    stream: tuple[int, ...] = ()  # of random numbers, where an image has crops of another kind as well
+
     def __init__(self, pixels: PixelStore, views: ViewsConfig, *, size: int, seed: int) -> None:
         self.pixels, self.config, self.size, self.seed = pixels, views, size, seed
 
     def draw(self, pictures: Sequence[np.ndarray], keys: Sequence[Key], count: int) -> Views:
         """Parameters of the first view of every picture, then of the second, up to `count`."""
-        rngs = [np.random.default_rng([self.seed, key.epoch, key.index]) for key in keys]
+        rngs = [np.random.default_rng([self.seed, key.epoch, key.index, *self.stream]) for key in keys]
         randoms = np.stack([rng.random((count, DRAWS)) for rng in rngs], 1).reshape(-1, DRAWS)
         heights, widths = np.tile([picture.shape[:2] for picture in pictures], (count, 1)).T
         return draw_views(randoms, self.config, heights=heights, widths=widths, size=self.size)
@@ -174,25 +187,43 @@ class _Crops:
         return self.make([pixels for _, pixels in readable], kept, count), kept
 
 
+class _LocalCrops(_Crops):
+    """The small views of small parts, of multi-crop (Caron et al. 2020, SwAV, section 3.2)."""
+
+    stream = (LOCAL_STREAM,)
+
+    def __init__(self, pixels: PixelStore, views: ViewsConfig, *, seed: int) -> None:
+        least, most = LOCAL_CROP
+        size = filled(views.local_size)
+        super().__init__(pixels, replace(views, crop_min=least, crop_max=most), size=size, seed=seed)
+
+
 class ViewDataset(_Crops, Dataset[ViewBatch]):
-    """Whole batches of two views by key; `on_device` leaves making them to the device that trains."""
+    """Whole batches of two views, and `views.local_count` local ones, by key.
+
+    `on_device` leaves making them to the device that trains; a batch then holds pictures and parameters.
+    """
 
     def __init__(
         self, pixels: PixelStore, views: ViewsConfig, *, size: int, seed: int, on_device: bool = False
     ) -> None:
         super().__init__(pixels, views, size=size, seed=seed)
         self.on_device, self.dtype = on_device, torch.uint8
+        self.local = _LocalCrops(pixels, views, seed=seed) if views.local_count else None
 
     def __getitems__(self, keys: list[Key]) -> ViewBatch:
         """The batch for the keys; an unreadable image is replaced by the next readable one and reported."""
         faults: list[Fault] = []
         used, pictures = zip(*(self._read(key.index, faults) for key in keys), strict=True)
-        views: Tensor | PackedViews
-        if self.on_device:
-            views = pack_views(pictures, np.tile(np.arange(len(keys)), 2), self.draw(pictures, keys, 2), self.size)
-        else:
-            views = self.make(pictures, keys, 2, self.dtype)
-        return ViewBatch(views, torch.tensor(used), tuple(faults))
+        local = None if self.local is None else self._views(self.local, pictures, keys, filled(self.config.local_count))
+        return ViewBatch(self._views(self, pictures, keys, 2), torch.tensor(used), tuple(faults), local)
+
+    def _views(
+        self, crops: _Crops, pictures: Sequence[np.ndarray], keys: list[Key], count: int
+    ) -> Tensor | PackedViews:
+        if not self.on_device:
+            return crops.make(pictures, keys, count, self.dtype)
+        return pack_views(pictures, np.tile(np.arange(len(keys)), count), crops.draw(pictures, keys, count), crops.size)
 
     def announce(self, keys: list[Key]) -> None:
         """Have the pictures of a later batch fetched from the disk meanwhile."""

@@ -37,6 +37,7 @@ class Objective(nn.Module):
     paper: ClassVar[Recommended] = Recommended("sgd", 0.03, 128, 1e-4, 0.0)  # optimiser on trained weights
     step_forwards: ClassVar[int] = 6  # work of a step on an image; a backward pass counts as two forward passes
     arranges: ClassVar[bool] = False  # whether it says in which order an epoch's pictures come
+    local_views: ClassVar[int] = 0  # small views of small parts that it learns from unless told otherwise; 0: never
     needs_keys: ClassVar[bool] = False  # whether `picture_loss` takes a sample of keys as negatives
     projector_layers: ClassVar[int] = 2
     projector_norm: ClassVar[tuple[bool, bool]] = (False, False)  # BatchNorm inside it, and after it
@@ -58,7 +59,10 @@ class Objective(nn.Module):
         draft.derive("objective.projector_dim", 256, "paper")
 
     def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
-        """One step on two normalised views (N, 3, S, S) of the images at positions `index` (N,) of the split."""
+        """One step on two normalised views (N, 3, S, S) of the images at positions `index` (N,) of the split.
+
+        Where it has `local_views`, those (N, 3, s, s) follow the two.
+        """
         raise NotImplementedError
 
     @classmethod

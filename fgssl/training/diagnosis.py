@@ -167,6 +167,8 @@ def memory_needs(
     sizes["backbone.image_size"] = 2 * 3 * 4 * batch * float(filled(config.backbone.image_size)) ** 2
     if objective.teacher is not None:
         sizes["objective.teacher"] = 2.0 * images * filled(objective.projector_dim)
+    if (views := config.views).local_count:
+        sizes["views.local_count"] = views.local_count * 3 * 4 * batch * float(filled(views.local_size)) ** 2
     if config.backbone.freeze == "backbone":
         sizes["backbone.cached_views"] = float(config.backbone.cached_views) * images
     return sizes

@@ -135,6 +135,10 @@ class StepFeed:
         views, index = self._maps(batch) if isinstance(batch, FrozenBatch) else (batch.views_on(device), batch.index)
         return views, index.to(device, non_blocking=True)
 
+    def local(self, batch: ViewBatch | FrozenBatch) -> Tensor | None:
+        """The local views beside them; a frozen backbone has none."""
+        return None if isinstance(batch, FrozenBatch) else batch.local_on(self.plan.device)
+
     def _maps(self, batch: FrozenBatch) -> tuple[Tensor, Tensor]:
         """(2, N, C, H, W) float32, read from the store or made: also of what is missing or damaged there."""
         found, wanted, views = Found(), [request.key for request in batch.requests], self.setup.views

@@ -27,6 +27,8 @@ from fgssl.training.model import FAULT_REMEDY, StepOutput, require_finite
 from fgssl.training.plan import SIGNAL_IMAGES
 from fgssl.training.setup import Setup
 
+CPU = torch.device("cpu")
+
 
 class LogWindow:
     """Steps since the last line of metrics: kept on the device, read only when a line is due."""
@@ -176,7 +178,8 @@ class StepLog:
         batch = views.__getitems__(self.feed.keys(step - 1))  # they depend on seed, epoch and image alone
         path = self.setup.output / "fault" / f"step-{step:09d}.json"
         with atomic_path(path.with_suffix(".safetensors")) as temporary:
-            save_file({"views": batch.views_on(torch.device("cpu")).contiguous(), "index": batch.index}, temporary)
+            kept = {"views": batch.views_on(CPU), "local": batch.local_on(CPU), "index": batch.index}
+            save_file({key: tensor.contiguous() for key, tensor in kept.items() if tensor is not None}, temporary)
         names = [plan.train.identifier(int(index)) for index in batch.index]
         facts = {"step": step, "problem": problem, "lr": self.setup.rate(), "images": names}
         write_text(path, json.dumps(facts, indent=2, ensure_ascii=True) + "\n")

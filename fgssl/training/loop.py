@@ -151,11 +151,11 @@ class Trainer:
         plan, config = self.plan, self.plan.config
         rate = learning_rate(step, config.optimizer, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps)
         set_rate(self.optimizer, rate)
-        views, index = self.feed.inputs(batch)
+        (views, index), local = self.feed.inputs(batch), self.feed.local(batch)
         self.model.objective.progress = step / plan.total_steps
         weight = fit_weight(step, config, steps_per_epoch=plan.steps_per_epoch)
         try:
-            return self._learn(self.wrapped, views, index, weight, parts=config.training.accumulate)
+            return self._learn(self.wrapped, views, index, weight, local, parts=config.training.accumulate)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -163,19 +163,23 @@ class Trainer:
 
         def attempt(images: int) -> None:
             self.optimizer.zero_grad(set_to_none=True)
-            self._learn(self.model, views[:, :images], index[:images], weight, parts=1)
+            few = None if local is None else local[:, :images]
+            self._learn(self.model, views[:, :images], index[:images], weight, few, parts=1)
 
         # outside the handler, which keeps the failed step's memory
         raise self._out_of_memory(attempt, views.shape[1], reason)
 
-    def _learn(self, model: nn.Module, views: Tensor, index: Tensor, weight: float, *, parts: int) -> StepOutput:
+    def _learn(
+        self, model: nn.Module, views: Tensor, index: Tensor, weight: float, local: Tensor | None, *, parts: int
+    ) -> StepOutput:
         outputs, accelerator = list[StepOutput](), self.setup.accelerator
         recomputes = self.plan.config.training.checkpoint_gradients
+        small = [None] * parts if local is None else local.chunk(parts, 1)
         for part, images in enumerate(zip(views.chunk(parts, 1), index.chunk(parts), strict=True)):
             self.model.objective.update_target = part == 0
             # gradients of several processes are averaged once a step
             with contextlib.nullcontext() if part == parts - 1 else accelerator.no_sync(self.wrapped):
-                output: StepOutput = model(*images, weight)
+                output: StepOutput = model(*images, weight, small[part])
                 with kept_statistics(model) if recomputes else contextlib.nullcontext():
                     accelerator.backward(output.total / parts)
             outputs.append(output)

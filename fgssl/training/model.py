@@ -48,10 +48,13 @@ class PretrainModel(nn.Module):
         """(2, N, 3, S, S) uint8 views to the maps (2, N, C, H, W) float32 of a frozen backbone."""
         return torch.stack([self.encoder.backbone(self.encoder.normalize(view)).float() for view in views])
 
-    def forward(self, views: Tensor, index: Tensor, fit_weight: float) -> StepOutput:
-        """One step: views (2, N, 3, S, S) uint8, of a frozen backbone their `feature_maps`; (N,) image positions."""
-        frozen = self.encoder.backbone.frozen
-        inputs = tuple(views) if frozen else tuple(self.encoder.normalize(view) for view in views)
+    def forward(self, views: Tensor, index: Tensor, fit_weight: float, local: Tensor | None = None) -> StepOutput:
+        """One step: views (2, N, 3, S, S) uint8, of a frozen backbone their `feature_maps`; (N,) image positions.
+
+        Local views (L, N, 3, s, s) follow the two.
+        """
+        pixels, frozen = [*views, *(() if local is None else local)], self.encoder.backbone.frozen
+        inputs = tuple(views) if frozen else tuple(self.encoder.normalize(view) for view in pixels)
         output = self.objective(inputs, index)
         total, zero = output.loss, output.loss.detach() * 0
         fit, entropy = zero, zero

@@ -34,6 +34,7 @@ SIGNAL_IMAGES = 256  # of the training split, the same all through a run
 SIGNAL_SHARE = 0.01  # of a run's work
 STEPS_PER_EPOCH = 46  # what the paper has on CUB
 DROP_PATH, LAYER_DECAY = 0.1, 0.75
+LOCAL_SHARE = 0.43  # side of a local view: 96 of 224 pixels in Caron et al. 2020 (SwAV)
 FROM_DEFAULTS = ("default", "demo default")  # origins of values that nobody asked for
 
 
@@ -223,8 +224,8 @@ def start_backbone(draft: Draft, *, load_weights: bool) -> tuple[Backbone, Initi
         with contextlib.suppress(FgsslError):  # not every transformer offers it
             backbones.survey_backbone(name, drop_path=DROP_PATH, **options)
             draft.derive("backbone.drop_path", DROP_PATH, "usual for a trained transformer")
-    pretrained, drop_path = draft["backbone.pretrained"] and load_weights, draft["backbone.drop_path"]
-    backbone = backbones.build_backbone(name, pretrained=pretrained, drop_path=drop_path, **options)
+    options |= {"drop_path": draft["backbone.drop_path"], "local_size": _derive_local_views(draft, name, options)}
+    backbone = backbones.build_backbone(name, pretrained=draft["backbone.pretrained"] and load_weights, **options)
     initial = backbones.load_initial_weights(backbone, init) if init is not None and load_weights else None
     draft.derive("backbone.image_size", backbone.image_size, "the model's own size")
     draft.derive("backbone.output_stride", None, "the model's own")
@@ -268,6 +269,24 @@ def derive_optimizer(draft: Draft, backbone: Backbone) -> None:
     draft.derive("optimizer.layer_decay", 1.0, "all layers at one rate")
     reason = "paper: a tenth of the run, at most 10 epochs" if warmup else "paper"
     draft.derive("optimizer.warmup_epochs", min(10.0, warmup * epochs), reason)
+
+
+def _derive_local_views(draft: Draft, name: str, options: dict[str, Any]) -> int | None:
+    """Number and size of the small views; the size, None where there are none."""
+    frozen, offered = draft["backbone.freeze"] == "backbone", OBJECTIVES[draft["objective.name"]].local_views
+    reason = "the maps of a frozen backbone are of whole views" if frozen else "paper" if offered else "not its kind"
+    draft.derive("views.local_count", 0 if frozen else offered, reason)
+    if not draft["views.local_count"]:
+        draft.derive("views.local_size", None, "no local views")
+        return None
+    whole = backbones.survey_backbone(name, **options)
+    stride = whole.image_size // whole.map_size[0]
+    size = stride * max(1, round(LOCAL_SHARE * whole.image_size / stride))
+    draft.derive("views.local_size", size, f"{LOCAL_SHARE} of {whole.image_size} (paper), a multiple of {stride}")
+    size = int(draft["views.local_size"])
+    if size >= whole.image_size:
+        raise SettingError(f"views.local_size {size} is not below the image size {whole.image_size}", "make it smaller")
+    return size
 
 
 def _derive_stages(draft: Draft, backbone: Backbone) -> None:

@@ -14,6 +14,7 @@ from pictures import ArrayImages, make_picture
 from fgssl.config.schema import ViewsConfig
 from fgssl.data.cache.pixels import PixelStore, Shrunk, open_pixels
 from fgssl.data.feed import (
+    LOCAL_STREAM,
     Ahead,
     Key,
     StepSampler,
@@ -120,6 +121,31 @@ def test_views_made_on_the_device_are_nearly_those_of_the_cpu(workers, pixels):
         assert made.shape == (2, BATCH, 3, SIZE, SIZE) and made.dtype == torch.uint8
         assert torch.equal(batch.index, other.index)
         assert (made.float() - other.views).abs().max() <= 4
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_local_views_are_small_ones_of_small_parts_and_change_no_other(workers, pixels):
+    """By hand from the definition, on the device, and as this process's share."""
+    settings = ViewsConfig(local_count=3, local_size=8)
+    for on_device in (False, True):
+        dataset = ViewDataset(pixels, settings, size=SIZE, seed=3, on_device=on_device)
+        sampler = StepSampler(COUNT, BATCH, seed=3, start=0, stop=4)
+        feed = build_feed(dataset, sampler, workers=workers, pin=False)
+        for step, (batch, plain) in enumerate(zip(feed, batches(pixels, stop=4), strict=True)):
+            local = batch.local_on(torch.device("cpu"))
+            assert plain.local is None and plain.local_on(torch.device("cpu")) is None
+            assert local.shape == (3, BATCH, 3, 8, 8)
+            if not on_device:
+                assert torch.equal(batch.views.float(), plain.views)
+            for place, index in enumerate(batch.index.tolist()):
+                image = np.array(pixels[index])
+                randoms = np.random.default_rng([3, step // 3, index, LOCAL_STREAM]).random((3, DRAWS))
+                parts = ViewsConfig(crop_min=0.05, crop_max=0.25)
+                height, width = (np.full(3, side) for side in image.shape[:2])
+                drawn = draw_views(randoms, parts, heights=height, widths=width, size=8)
+                made = make_views([image] * 3, drawn, 8)
+                assert (local[:, place].float() - made.float()).abs().max() <= (4 if on_device else 0)
+                assert (drawn.box[:, 2] * drawn.box[:, 3] / (height * width) < 0.3).all()
 
 
 def test_the_two_views_the_epochs_and_the_seeds_differ(pixels):

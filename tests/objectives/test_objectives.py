@@ -29,13 +29,17 @@ from fgssl.runs.encoder_file import load_encoder
 from fgssl.training.model import build_optimizer
 from fgssl.training.plan import make_plan
 
-OTHERS = ("byol", "simsiam", "simclr")
+OTHERS = ("byol", "simsiam", "simclr", "dino")
 ALL_BUT_MOCO = (*OTHERS, "nnclr", "stml")
 SETTINGS = {
     "byol": {"momentum": 0.9, "momentum_end": 1.0, "predictor_hidden": 9},
     "simsiam": {"predictor_hidden": 3},
     "simclr": {"temperature": 0.2},
     "distill": {},
+    "dino": {
+        **{"momentum": 0.9, "momentum_end": 1.0, "temperature": 0.1, "prototypes": 64},
+        **{"teacher_temperature_end": 0.04, "prototypes_rest": 0.1},
+    },
     "mocov2": {"momentum": 0.9, "temperature": 0.2, "queue_size": 10},
     "nnclr": {"temperature": 0.2, "queue_size": 10, "predictor_hidden": 9},
     "stml": {"projector_hidden": None, "momentum": 0.9, "narrow_dim": 4, "group_size": 2, "bank_size": 200},
@@ -406,7 +410,8 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(name: str, tmp_pa
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_log_has_a_chance_level_where_there_is_one(name: str) -> None:
     chances = [row["chance"] for row in metrics(run_of(name))]
-    assert chances == [pytest.approx(math.log(15)) if name == "simclr" else None] * 3
+    known = {"simclr": math.log(15), "dino": math.log(24)}  # of 24 images
+    assert chances == [pytest.approx(known[name]) if name in known else None] * 3
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -433,6 +438,9 @@ def test_gradcam_of_the_encoder_file_is_autograd_through_the_written_out_loss(na
         if name == "simclr":
             scores = torch.cat([similarity[None], encoder.keys @ (out / out.norm())])
             loss = -torch.log_softmax(scores / encoder.config.objective.temperature, 0)[0]
+        elif name == "dino":
+            shares = torch.softmax(encoder.keys @ (mirror / mirror.norm()) / 0.04, 0)
+            loss = -shares @ torch.log_softmax(encoder.keys @ (out / out.norm()) / 0.1, 0)
         else:
             loss = 2 - 2 * similarity if name == "byol" else -similarity
         (gradient,) = torch.autograd.grad(loss, feature_map)
@@ -443,8 +451,8 @@ def test_gradcam_of_the_encoder_file_is_autograd_through_the_written_out_loss(na
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_encoder_file_holds_the_heads_that_gradcam_needs(name: str, tmp_path: Path) -> None:
     tensors = load_file(run_of(name) / "encoder.safetensors")
-    assert any(key.startswith("predictor.") for key in tensors) == (name != "simclr")
-    assert ("keys" in tensors) == (name == "simclr")
+    assert any(key.startswith("predictor.") for key in tensors) == (name in ("byol", "simsiam"))
+    assert ("keys" in tensors) == (name in ("simclr", "dino"))
     picture = next((photos() / "test").rglob("*.jpg"))
     sheet = tmp_path / "sheet.png"
     assert (
