@@ -198,6 +198,22 @@ def freeze_backbone(backbone: Backbone, groups: int | None = None) -> None:
     backbone.train(backbone.training)
 
 
+def adapt_norms(backbone: Backbone) -> None:
+    """Let scales of norms, and biases, learn alone, in place; what was frozen before stays frozen."""
+    norms = {
+        parameter
+        for part in backbone.model.modules()
+        if isinstance(part, _BatchNorm) or "norm" in type(part).__name__.lower()
+        for parameter in part.parameters(recurse=False)
+    }
+    for name, parameter in backbone.model.named_parameters():
+        if parameter not in norms and not name.endswith("bias"):
+            parameter.requires_grad_(False)
+    backbone.parameters_trained = sum(p.numel() for p in backbone.model.parameters() if p.requires_grad)
+    if not backbone.parameters_trained:
+        raise FgsslError(f"{backbone.name} has no norms or biases to adapt", "use backbone.adapt all")
+
+
 def rest_batch_norm(backbone: Backbone) -> None:
     """Let BatchNorm normalise by its running statistics in training, too: a small batch's ruin trained features."""
     backbone.resting |= {name for name, part in backbone.model.named_modules() if isinstance(part, _BatchNorm)}

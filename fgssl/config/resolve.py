@@ -204,6 +204,13 @@ def _reject_contradictions(config: PretrainConfig) -> None:
     foreign = [key for key in asked if key not in OBJECTIVES[objective.name].uses]
     if foreign and (refused := _no_such_setting(objective.name, *foreign)):
         raise refused
+    if training.head_epochs and freeze == "backbone":
+        raise SettingError("--freeze backbone leaves the heads alone all the time", "leave out training.head_epochs")
+    if training.head_epochs >= training.epochs:
+        problem = f"training.head_epochs {training.head_epochs:g} of {training.epochs} leave the backbone none"
+        raise SettingError(problem, "lower it, or use --freeze backbone")
+    if config.backbone.adapt != "all" and freeze == "backbone":
+        raise SettingError("--freeze backbone leaves nothing to backbone.adapt", "choose one")
     local = [f"views.local_{key}" for key in ("count", "size") if getattr(config.views, f"local_{key}")]
     if local and freeze == "backbone":
         raise SettingError(f"--freeze backbone has no use for {local[0]}", "leave it out: its maps are of whole views")

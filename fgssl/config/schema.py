@@ -92,6 +92,7 @@ class BackboneConfig:
     pretrained: bool | None = knob(None, "start from timm's pretrained weights (default: on)")
     init: str | None = knob(None, "start from a run, encoder, weights file, timm folder, name, tag, hf-hub:OWNER/MODEL")
     freeze: str = knob("none", "what keeps its weights: none, backbone, or the first N layer groups (1 = the stem)")
+    adapt: Literal["all", "norm"] = knob("all", "which weights learn: all, or scales and biases alone")
     batch_norm: Literal["batch", "rest"] | None = knob(
         None, "BatchNorm normalises by the batch, or by the statistics it came with (default: rest on trained weights)"
     )
@@ -178,6 +179,7 @@ class TrainingConfig:
     """Length, batch and machine."""
 
     epochs: int = knob(100, "passes over the training split", Range(1, 1_000_000))
+    head_epochs: float = knob(0.0, "epochs in which the heads learn alone, before the backbone does", NOT_NEGATIVE)
     max_steps: int | None = knob(None, "stop after this many optimiser steps", STEPS)
     batch_size: int | None = knob(None, "images per step over all processes (default: 128 or fewer)", Range(2, 65_536))
     seed: int = knob(0, "seed of everything random", Range(0, 2**63 - 1))

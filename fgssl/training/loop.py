@@ -46,6 +46,7 @@ class Trainer:
         self.model, self.wrapped, self.optimizer = setup.model, setup.wrapped, setup.optimizer
         self.feed = StepFeed(setup)
         self.batches, self.log = self.feed.batches, StepLog(setup, self.feed)
+        self.heads_alone = False  # in this step
         self._data = {"images": len(self.plan.train), "fingerprint": self.plan.train.fingerprint()}  # orders the images
 
     def restore(self, saved: Loaded, *, allow_changes: bool = False) -> Progress:
@@ -154,6 +155,7 @@ class Trainer:
         (views, index), local = self.feed.inputs(batch), self.feed.local(batch)
         self.model.objective.progress = step / plan.total_steps
         weight = fit_weight(step, config, steps_per_epoch=plan.steps_per_epoch)
+        self.heads_alone = step < config.training.head_epochs * plan.steps_per_epoch
         try:
             return self._learn(self.wrapped, views, index, weight, local, parts=config.training.accumulate)
         except Exception as error:
@@ -183,12 +185,22 @@ class Trainer:
                 with kept_statistics(model) if recomputes else contextlib.nullcontext():
                     accelerator.backward(output.total / parts)
             outputs.append(output)
+        if self.heads_alone:
+            self._rest_backbone()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if parts == 1:
             return outputs[0]
         means = [torch.stack(values).mean() for values in zip(*(output[:-1] for output in outputs), strict=True)]
         return StepOutput._make([*means, torch.cat([output.features for output in outputs])])
+
+    def _rest_backbone(self) -> None:
+        """Weights without a gradient are passed over, with decay and averages (Kumar et al. 2022, LP-FT)."""
+        for parameter in self.plan.backbone.parameters():
+            if parameter.grad is not None and self.plan.config.optimizer.name == "sgd":
+                # torch's fused kernel wants a momentum of all or none; from zeros its first step is the same
+                self.optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+            parameter.grad = None
 
     def _out_of_memory(self, attempt: Callable[[int], None], images: int, reason: str) -> TrainingFault:
         """What to say where a step did not fit; `attempt` takes one with so many images, and may spoil the weights."""

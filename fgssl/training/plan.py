@@ -231,6 +231,8 @@ def start_backbone(draft: Draft, *, load_weights: bool) -> tuple[Backbone, Initi
     draft.derive("backbone.output_stride", None, "the model's own")
     if freeze != "none":
         backbones.freeze_backbone(backbone, None if freeze == "backbone" else int(freeze))
+    if draft["backbone.adapt"] == "norm":
+        backbones.adapt_norms(backbone)
     reason = "the statistics that trained weights came with" if started else "no statistics to keep yet"
     draft.derive("backbone.batch_norm", "rest" if started else "batch", reason)
     draft.derive("backbone.whitening", started, "helps trained weights" if started else "for trained weights")

@@ -1,0 +1,113 @@
+"""What of the backbone learns: scales and biases alone, or nothing until the heads have learned."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from running import fgssl, photos
+from tiny_trainer import tiny_trainer
+from two_processes import OPTIONS, launched
+
+from fgssl.backbones import adapt_norms, build_backbone
+from fgssl.config.resolve import load_config
+from fgssl.errors import FgsslError
+from fgssl.training.loop import Trainer
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+
+
+def changed(before: dict[str, torch.Tensor], trainer: Trainer) -> set[str]:
+    return {name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])}
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
+def test_scales_and_biases_alone_learn(name: str) -> None:
+    """Against the shapes: all vectors, as these models have no others but layer scales."""
+    backbone = build_backbone(name, image_size=64)
+    adapt_norms(backbone)
+    learning = {key for key, value in backbone.model.named_parameters() if value.requires_grad}
+    vectors = {key for key, value in backbone.model.named_parameters() if value.ndim == 1}
+    scales_of_layers = {key for key in vectors if key.endswith("gamma")}
+    assert learning == vectors - scales_of_layers - set(backbone.unused_parameters) and learning
+    assert backbone.parameters_trained == sum(backbone.model.get_parameter(key).numel() for key in learning)
+
+
+def test_a_step_changes_the_adapted_weights_and_the_heads_only(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, **{"backbone.adapt": "norm", "objective.name": "simsiam"})
+    before = weights(trainer)
+    trainer.step(0, next(trainer.batches(0)))
+    moved = changed(before, trainer)
+    inside = {name for name in moved if name.startswith("objective.backbone.")}
+    assert inside and all(before[name].ndim == 1 for name in inside)
+    assert any(name.startswith("objective.projector.") for name in moved)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_backbone_rests_while_the_heads_learn(optimizer: str, tmp_path: Path) -> None:
+    """Eight images a batch of twelve: an epoch has one step. Afterwards a step is that of a fresh optimiser."""
+    settings = {"training.head_epochs": 2.0, "training.epochs": 4, "optimizer.name": optimizer}
+    trainer = tiny_trainer(tmp_path, **{"objective.name": "simsiam", **settings})
+    start = weights(trainer)
+    for step, batch in enumerate(trainer.batches(0)):
+        before = weights(trainer)
+        trainer.step(step, batch)
+        moved = changed(before, trainer)
+        assert any("projector" in name for name in moved)
+        inside = {name for name in start if name.startswith("objective.backbone.")}
+        assert moved.isdisjoint(inside) if step < 2 else moved & inside
+        kept = [trainer.optimizer.state.get(p, {}) for p in trainer.plan.backbone.parameters()]
+        averages = [value.abs().max() for one in kept for key, value in one.items() if key != "step"]
+        assert any(averages) == (step >= 2)
+    assert step == 3
+
+
+def test_a_state_saved_while_the_backbone_rests_goes_on_bit_by_bit(tmp_path: Path) -> None:
+    settings = {"training.head_epochs": 2.0, "training.epochs": 4, "optimizer.name": "adamw"}
+    settings["objective.name"] = "simsiam"
+    first, second = (tiny_trainer(tmp_path, **settings) for _ in range(2))
+    for step, batch in enumerate(first.batches(0)):
+        if step == 1:
+            second.model.load_state_dict(copy.deepcopy(first.model.state_dict()))
+            second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+            torch.manual_seed(7)
+        first.step(step, batch)
+    torch.manual_seed(7)
+    for step, batch in enumerate(second.batches(1), start=1):
+        second.step(step, batch)
+    assert all(torch.equal(value, second.model.state_dict()[key]) for key, value in first.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("sets", "problem"),
+    [
+        (("training.head_epochs=4", "training.epochs=4"), "head_epochs 4 of 4 leave the backbone none"),
+        (("training.head_epochs=1", "backbone.freeze=backbone"), "leaves the heads alone all the time"),
+        (("backbone.adapt=norm", "backbone.freeze=backbone"), "leaves nothing to backbone.adapt"),
+    ],
+)
+def test_contradictions_are_refused(sets: tuple[str, ...], problem: str) -> None:
+    with pytest.raises(FgsslError, match=problem):
+        load_config(sets=sets)
+
+
+def test_two_processes_rest_and_adapt_as_one_does(tmp_path: Path) -> None:
+    """Three steps an epoch: the first epoch without the backbone, the second with its scales and biases."""
+    short = ("--objective", "simclr", "--max-steps", "6", "--set", "optimizer.name=sgd", "--lr", "0.1")
+    short += ("--set", "training.head_epochs=1", "--set", "backbone.adapt=norm")
+    assert fgssl("pretrain", "--data", photos(), *OPTIONS, *short, "--output", tmp_path / "alone").code == 0
+    process = launched("pass", tmp_path / "run", *short)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    one, two = (
+        [json.loads(line)["loss"] for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("alone", "run")
+    )
+    assert two == pytest.approx(one, rel=1e-4, abs=1e-4)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
