@@ -223,7 +223,7 @@ def _reject_contradictions(config: PretrainConfig) -> None:
         raise SettingError(problem, "make the queue at least one batch long, or leave it out")
     if config.backbone.init is not None and config.backbone.pretrained:
         raise SettingError("--pretrained and --init are both given", "choose one")
-    if not re.fullmatch("none|backbone|[1-9][0-9]{0,3}", freeze):
+    if freeze is not None and not re.fullmatch("none|backbone|[1-9][0-9]{0,3}", freeze):
         raise SettingError(f"--freeze cannot be {shown(freeze)}", "choose none, backbone, or a number of layer groups")
     if freeze == "backbone" and training.checkpoint_gradients:
         raise SettingError("--freeze backbone leaves --checkpoint-gradients nothing to save", "leave one out")

@@ -91,7 +91,9 @@ class BackboneConfig:
     name: str = knob("resnet50", "any timm model")
     pretrained: bool | None = knob(None, "start from timm's pretrained weights (default: on)")
     init: str | None = knob(None, "start from a run, encoder, weights file, timm folder, name, tag, hf-hub:OWNER/MODEL")
-    freeze: str = knob("none", "what keeps its weights: none, backbone, or the first N layer groups (1 = the stem)")
+    freeze: str | None = knob(
+        None, "what keeps its weights: none, backbone (default on trained weights), or the first N layer groups"
+    )
     adapt: Literal["all", "norm"] = knob("all", "which weights learn: all, or scales and biases alone")
     batch_norm: Literal["batch", "rest"] | None = knob(
         None, "BatchNorm normalises by the batch, or by the statistics it came with (default: rest on trained weights)"

@@ -35,6 +35,11 @@ SIGNAL_SHARE = 0.01  # of a run's work
 STEPS_PER_EPOCH = 46  # what the paper has on CUB
 DROP_PATH, LAYER_DECAY = 0.1, 0.75
 LOCAL_SHARE = 0.43  # side of a local view: 96 of 224 pixels in Caron et al. 2020 (SwAV)
+TRAINS = (
+    "objective.name", "backbone.drop_path", "backbone.batch_norm", "backbone.whitening", "optimizer.layer_decay",
+    "training.choose", "training.checkpoint_gradients", "training.compile", "objective.anchor",
+    "backbone.adapt", "training.head_epochs",
+)  # fmt: skip
 FROM_DEFAULTS = ("default", "demo default")  # origins of values that nobody asked for
 
 
@@ -207,8 +212,10 @@ def starts_trained(values: Draft | Mapping[str, Any]) -> bool:
 
 def start_backbone(draft: Draft, *, load_weights: bool) -> tuple[Backbone, InitialWeights | None]:
     """The backbone as the run starts with it, and what --init brought; what the start decides is filled in."""
-    init, freeze, told = draft["backbone.init"], draft["backbone.freeze"], draft.origins.get
+    init, told = draft["backbone.init"], draft.origins.get
     draft.derive("backbone.pretrained", init is None, "timm's weights unless told otherwise")
+    _derive_freeze(draft)
+    freeze = draft["backbone.freeze"]
     if init is not None and told("backbone.name") in FROM_DEFAULTS:  # the one that the weights belong to
         file, origin = backbones.weights_file(init), backbones.origin_of(init)
         if origin is None and file is not None:  # not a bare tag of the default backbone
@@ -289,6 +296,19 @@ def _derive_local_views(draft: Draft, name: str, options: dict[str, Any]) -> int
     if size >= whole.image_size:
         raise SettingError(f"views.local_size {size} is not below the image size {whole.image_size}", "make it smaller")
     return size
+
+
+def _derive_freeze(draft: Draft) -> None:
+    """Trained weights rest unless something was asked for that only training them has: whitening alone helps in every
+    set measured, training after it in some only (docs/trained-weights.md)."""
+    if not starts_trained(draft):
+        draft.derive("backbone.freeze", "none", "there is nothing to keep yet")
+    asked = [key for key in TRAINS if draft.origins.get(key, "default") not in FROM_DEFAULTS]
+    if asked:
+        draft.derive("backbone.freeze", "none", f"{asked[0]} was asked for, which trains it")
+    draft.derive(
+        "backbone.freeze", "backbone", "trained weights are whitened; --objective NAME or --freeze none trains"
+    )
 
 
 def _derive_stages(draft: Draft, backbone: Backbone) -> None:

@@ -14,7 +14,19 @@ from tiny_trainer import tiny_trainer
 from fgssl.runs.encoder_file import load_encoder
 from fgssl.training.choice import candidate_path, choose_encoder, keep_start
 
-OPTIONS = ("--batch-size", "8", "--epochs", "2", "--device", "cpu", "--quiet", "--set", "training.workers=0")
+OPTIONS = (
+    "--batch-size",
+    "8",
+    "--epochs",
+    "2",
+    "--device",
+    "cpu",
+    "--quiet",
+    "--set",
+    "training.workers=0",
+    "--freeze",
+    "none",
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +77,12 @@ def test_what_it_gained_over_the_start_is_that_of_two_separate_searches(adapted:
 def test_broken_weights_are_not_kept(tmp_path: Path) -> None:
     """Weights that training has ruined lose against the start, without a label."""
     trainer = tiny_trainer(
-        tmp_path, **{"backbone.init": str(finished_run()[0]), "backbone.name": "mobilenetv3_small_050"}
+        tmp_path,
+        **{
+            "backbone.init": str(finished_run()[0]),
+            "backbone.name": "mobilenetv3_small_050",
+            "backbone.freeze": "none",
+        },
     )
     keep_start(trainer.setup)
     with torch.no_grad():

@@ -110,7 +110,7 @@ from fgssl.config.resolve import load_config
 found = []
 for flags in ({"backbone.name": "hf-hub:me/vit"}, {"backbone.init": "hf-hub:me/vit"},
               {"backbone.init": "hf-hub:me/vit", "backbone.name": "test_vit", "backbone.image_size": 48}):
-    base = {"data.source": sys.argv[1], "training.batch_size": 8, "training.device": "cpu"}
+    base = {"data.source": sys.argv[1], "training.batch_size": 8, "training.device": "cpu", "backbone.freeze": "none"}
     plan = make_plan(load_config(flags={**base, **flags}))
     weights = plan.backbone.model.state_dict()
     sums = [float(weights[key].sum()) for key in ("blocks.0.attn.qkv.weight", "norm.bias")]
@@ -140,13 +140,38 @@ def test_weights_under_a_hub_name_start_a_run_from_a_loopback_hub(vit_folder: Pa
 # ---- defaults
 
 
+@pytest.mark.parametrize(
+    ("asked", "freeze"),
+    [
+        ({}, "backbone"),
+        ({"objective.name": "byol"}, "none"),
+        ({"optimizer.layer_decay": 0.5}, "none"),
+        ({"backbone.freeze": "none"}, "none"),
+        ({"backbone.freeze": "1"}, "1"),
+        ({"training.epochs": 3, "optimizer.lr": 1e-3}, "backbone"),
+    ],
+)
+def test_trained_weights_rest_unless_what_trains_them_is_asked_for(
+    asked: dict[str, Any], freeze: str, tmp_path: Path
+) -> None:
+    start = str(save_timm(build_backbone("test_resnet", image_size=64), tmp_path / "cnn"))
+    plan = plan_of(**{"backbone.init": start}, **asked)
+    assert plan.config.backbone.freeze == freeze and plan.backbone.frozen == (freeze == "backbone")
+    assert plan.config.backbone.whitening and plan.config.training.choose == (freeze != "backbone")
+
+
+def test_from_scratch_all_trains() -> None:
+    plan = plan_of(**{"backbone.name": "test_resnet", "backbone.pretrained": False, "backbone.image_size": 64})
+    assert plan.config.backbone.freeze == "none" and not plan.backbone.frozen
+
+
 def test_each_start_has_its_own_defaults(vit_folder: Path, tmp_path: Path) -> None:
     cnn = save_timm(build_backbone("test_resnet", image_size=64), tmp_path / "cnn")
     rows = {}
     for name, settings in {
         "scratch": {"backbone.name": "test_resnet", "backbone.pretrained": False, "backbone.image_size": 64},
-        "cnn": {"backbone.init": str(cnn)},
-        "transformer": {"backbone.init": str(vit_folder)},
+        "cnn": {"backbone.init": str(cnn), "backbone.freeze": "none"},
+        "transformer": {"backbone.init": str(vit_folder), "backbone.freeze": "none"},
         "frozen": {"backbone.init": str(vit_folder), "backbone.freeze": "backbone"},
     }.items():
         plan = plan_of(**settings, **{"training.epochs": 20})
@@ -172,7 +197,8 @@ def test_batch_norm_of_a_trained_start_keeps_its_statistics_and_learns_its_weigh
     trained = build_backbone("test_resnet", image_size=64)
     for value in (value for key, value in trained.model.named_buffers() if "running" in key):
         value.uniform_(0.5, 1.5)
-    plan = plan_of(**{"backbone.init": str(save_timm(trained, tmp_path / "cnn")), "training.batch_size": 4})
+    start = {"backbone.init": str(save_timm(trained, tmp_path / "cnn")), "backbone.freeze": "none"}
+    plan = plan_of(**start, **{"training.batch_size": 4})
     assert plan.config.backbone.batch_norm == "rest" and "trained weights" in plan.origins["backbone.batch_norm"]
     trainer = build_trainer(plan, tmp_path / "run", Reporter())
     backbone, target = trainer.model.encoder.backbone, trainer.model.objective.key_backbone
