@@ -236,7 +236,9 @@ def test_every_whole_number_has_two_ends_which_messages_say():
 
 def room_for(key: str) -> dict:
     """What the largest value of a setting needs beside it."""
-    return {"objective.predictor_hidden": {"objective.name": "byol"}}.get(key, {})
+    dino = {"objective.name": "dino"}
+    owners = {"objective.predictor_hidden": {"objective.name": "byol"}, "views.local_count": dino}
+    return {**owners, "views.local_size": dino}.get(key, {})
 
 
 def test_numbers_are_told_in_words():

@@ -331,7 +331,7 @@ def test_weights_that_do_not_tell_their_architecture_are_a_teacher_with_it(tmp_p
 def test_views_that_were_chosen_stay() -> None:
     plain, chosen = plan_of(), plan_of(**{"views.preset": "colour"})
     assert plain.config.views == ViewsConfig(preset="geometric", local_count=0, **VIEW_PRESETS["geometric"])
-    assert chosen.config.views == ViewsConfig()
+    assert chosen.config.views == ViewsConfig(local_count=0)
 
 
 # ---- the anchor
