@@ -203,7 +203,7 @@ def _print_result(result: RunResult, *, as_json: bool) -> None:
         return
     if result.rows:
         columns = ("encoder", "pool", "rank1", "rank5", "mAP")
-        title = f"Leave-one-out retrieval, {result.rows[0]['queries']} test images (percent)"
+        title = f"Leave-one-out retrieval, {result.rows[0]['queries']} test images (percent; init: before training)"
         print_table(columns, [[row[c] for c in columns] for row in result.rows], title=title, text=(0, 1))
     if faults := result.summary.get("unreadable"):
         say(f"{len(faults)} unreadable, replaced by others or left out:")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fgssl.evaluation.retrieval.search import Lookup
 
 _QUERY = "Find images like these instead of scoring; no labels needed."
+_NO_START = "Leave out the rows of the trained weights that the runs began from, used as they are."
 _METRICS = ("rank1", "rank5", "rank10", "mAP", "mAP_at_R", "r_precision")
 _CHECKPOINTS = """Run folders, encoder files, timm:NAME, weights, or features.safetensors (several of one model joined
 by +), whose images are found by path."""
@@ -127,12 +128,16 @@ def compare(
     pool: options.Pools = None,
     k: Annotated[int, Option("--k", help="Neighbours that vote in knn.")] = 20,
     seed: Annotated[int, Option(help="Seed of the probe's held-out slice and of the bootstrap.")] = 0,
+    no_start: Annotated[bool, Option("--no-start", help=_NO_START)] = False,
     markdown: Annotated[bool, Option("--markdown", help="Print the tables as Markdown.")] = False,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
     **encoding: Any,
 ) -> None:
-    """Several encoders and poolings in one table. Retrieval, linear probe and nearest neighbours."""
+    """Several encoders and poolings in one table, beside the trained weights that they began from.
+
+    Retrieval, linear probe and nearest neighbours, and which differences are beyond chance.
+    """
     if json_output and markdown:
         raise BadParameter("choose one of --json and --markdown", param_hint="--markdown")
     pools: Any = None if pool is None else tuple(dict.fromkeys(pool.split(",")))
@@ -142,37 +147,40 @@ def compare(
     from fgssl.evaluation.compare import compare as run
 
     with options.reported(quiet=quiet, data=data, **encoding) as asked:
-        table = run(checkpoints, asked, split=split, pools=pools, k=k, seed=seed)
+        table = run(checkpoints, asked, split=split, pools=pools, k=k, seed=seed, start=not no_start)
     print_json(_comparison(table, seed)) if json_output else _print_comparison(table, seed, markdown=markdown)
 
 
 def _comparison(table: ComparisonTable, seed: int) -> dict[str, Any]:
-    from fgssl.evaluation.compare import METRICS, against_first
+    from fgssl.evaluation.compare import METRICS, differences
 
-    first = table.rows[0]
     return {
         "data": table.data, "protocol": table.protocol, "train_images": table.train_images,
-        "test_images": table.test_images, "definitions": METRICS,
-        "rows": [{"encoder": row.encoder, "pool": row.pool, "width": row.width, **row.values} for row in table.rows],
+        "test_images": table.test_images, "definitions": METRICS, "no_start": table.no_start or None,
+        "rows": [{"encoder": row.encoder, "pool": row.pool, "width": row.width, "start": row.is_start, **row.values}
+                 for row in table.rows],
         "comparisons": [
-            {"encoder": row.encoder, "pool": row.pool, "against": {"encoder": first.encoder, "pool": first.pool},
+            {"encoder": row.encoder, "pool": row.pool, "against": {"encoder": other.encoder, "pool": other.pool},
              "metric": metric, **found._asdict()}
-            for row, metric, found in against_first(table.rows, seed=seed)
+            for row, other, metric, found in differences(table.rows, seed=seed)
         ],
     }  # fmt: skip
 
 
 def _print_comparison(table: ComparisonTable, seed: int, *, markdown: bool) -> None:
-    from fgssl.evaluation.compare import METRICS, against_first
+    from fgssl.evaluation.compare import METRICS, differences
 
     rows = [[row.encoder, row.pool, row.width, *row.values.values()] for row in table.rows]
     title = f"{table.test_images} images of {table.data}, {table.train_images} to learn from (percent)"
     print_table(("encoder", "pool", "width", *table.rows[0].values), rows, title=title, text=(0, 1), markdown=markdown)
-    if len(table.rows) > 1:
-        cells: dict[str, list[str]] = {}
-        for row, _, found in against_first(table.rows, seed=seed):
-            difference = f"{found.difference:+.2f}{'*' if found.p < 0.05 else ''}"
-            cells.setdefault(row.name, [row.name]).append(f"{difference} ({found.low:+.2f} to {found.high:+.2f})")
-        title = f"Against {table.rows[0].name}: points with 95 % interval, paired bootstrap; * beyond chance (p < 0.05)"
-        print_table(("encoder", *METRICS), cells.values(), title=title, markdown=markdown)
+    told: dict[str, dict[str, dict[str, str]]] = {}  # what against -> row -> metric -> difference
+    for row, other, metric, found in differences(table.rows, seed=seed):
+        against = f"{row.began}, by each column in its best pooling" if row.began else other.name
+        difference = f"{found.difference:+.2f}{'*' if found.p < 0.05 else ''}"
+        cells = told.setdefault(against, {}).setdefault(row.name, {})
+        cells[metric] = f"{difference} ({found.low:+.2f} to {found.high:+.2f})"
+    for against, lines in told.items():
+        title = f"Against {against}: points with 95 % interval, paired bootstrap; * beyond chance (p < 0.05)"
+        cells_of = [[name, *(cells.get(metric, "best") for metric in METRICS)] for name, cells in lines.items()]
+        print_table(("encoder", *METRICS), cells_of, title=title, markdown=markdown)
     say(f"protocol: {table.protocol}")

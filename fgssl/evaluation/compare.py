@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -11,17 +10,18 @@ from typing import NamedTuple
 from torch import Tensor
 
 from fgssl.config.schema import DataConfig
-from fgssl.encoder import POOLS, Pool
+from fgssl.encoder import Pool
 from fgssl.errors import FgsslError, SettingError
 from fgssl.evaluation.bootstrap import Comparison, paired_bootstrap
 from fgssl.evaluation.embed import Embeddings
-from fgssl.evaluation.feature_file import FeatureTable, is_feature_table
+from fgssl.evaluation.entries import openable, opened, plain, with_starts
+from fgssl.evaluation.feature_file import is_feature_table
 from fgssl.evaluation.features import Progress
 from fgssl.evaluation.metrics import added_metrics
 from fgssl.evaluation.probing.classifiers import Sets, knn_classify, linear_probe
-from fgssl.evaluation.probing.splits import ProbeSplits, probe_splits
+from fgssl.evaluation.probing.splits import probe_splits
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
-from fgssl.evaluation.subject import EvaluationOptions, Subject, open_subject
+from fgssl.evaluation.subject import EvaluationOptions, open_subject
 from fgssl.runs.folder import encoder_path
 
 METRICS: dict[str, str] = {
@@ -32,7 +32,6 @@ METRICS: dict[str, str] = {
     "probe": "top-1 of the cached linear probe",
     "knn": "top-1 of the nearest train images' weighted vote",
 }
-USUAL_POOLS: tuple[Pool, ...] = ("gap", "rationale", "zoom", "cls")  # of those that an encoder has
 
 
 class Row(NamedTuple):
@@ -43,6 +42,12 @@ class Row(NamedTuple):
     width: int  # D of the features
     values: dict[str, float]  # percentages by the names in `METRICS`, then what metrics of plugins say
     images: dict[str, Tensor]  # the same, one value in [0, 1] an image, for paired comparison
+    began: str = ""  # encoder of the rows that this one is told against, its own where it is the start; "" for none
+
+    @property
+    def is_start(self) -> bool:
+        """Whether these are the weights that a run began from."""
+        return self.began == self.encoder
 
     @property
     def name(self) -> str:
@@ -58,6 +63,7 @@ class ComparisonTable(NamedTuple):
     train_images: int
     test_images: int
     protocol: str
+    no_start: str  # why a start is no row; empty where none is missing
 
 
 def compare(
@@ -68,8 +74,11 @@ def compare(
     pools: Sequence[Pool] | None = None,
     k: int = 20,
     seed: int = 0,
+    start: bool = True,
 ) -> ComparisonTable:
     """Embed the train and the test split once with each encoder, pool in each way, and measure every row alike.
+
+    The trained weights that a run began from, used as they are, are the first rows: what its training has to beat.
 
     Args:
         checkpoints: As in `open_subject`, or features.safetensors whose paths name the images.
@@ -78,6 +87,7 @@ def compare(
         pools: By default gap, rationale, zoom and cls; those that an encoder lacks are left out.
         k: Neighbours that vote.
         seed: Of the division, and of the slice the probe's regularisation is chosen on.
+        start: Whether the runs' starts are rows; one that cannot be had is told in a warning.
 
     Raises FgsslError as the parts; what an entry lacks is told before anything is embedded.
     """
@@ -93,56 +103,37 @@ def compare(
     splits = probe_splits(data, split, seed=seed)
     # gap, which every encoder has: which poolings are wanted is settled by each encoder
     options = replace(options, data=data.source, pool="gap")
-    for name in checkpoints:  # opened and let go: together they may not fit into memory
-        _opened(name, splits, options, pools)
+    entries, missing = with_starts(checkpoints, options) if start else plain(checkpoints, options)
+    entries = openable(entries, splits, pools, missing)
     rows: list[Row] = []
-    for place, name in enumerate(checkpoints, 1):
-        options.reporter.note(f"{place} of {len(checkpoints)}: {name}")
-        for pool, *sides in _opened(name, splits, options, pools)():
-            row = Row(name, pool, sides[0].features.shape[1], {}, {})
+    for place, entry in enumerate(entries, 1):
+        options.reporter.note(f"{place} of {len(entries)}: {entry.name}")
+        for pool, *sides in opened(entry, splits, pools)():
+            row = Row(entry.name, pool, sides[0].features.shape[1], {}, {}, entry.began)
             show = partial(options.reporter.progress, f"fitting the probe ({row.name})")
             rows.append(_measured(row, *sides, k=k, seed=seed, progress=show))
     if len({len(row.images["knn"]) for row in rows}) > 1:
         raise FgsslError("an encoder read images that another could not", "see the warnings; remove unreadable images")
     protocol = f"{splits.protocol}; knn of {k} neighbours"
-    return ComparisonTable(rows, data.source, len(splits.train), len(splits.test), protocol)
+    return ComparisonTable(rows, data.source, len(splits.train), len(splits.test), protocol, "; ".join(missing))
 
 
-def against_first(rows: Sequence[Row], *, seed: int = 0) -> Iterator[tuple[Row, str, Comparison]]:
-    """Every later row against the first: (row, metric, paired bootstrap of row - first in points)."""
-    for row in rows[1:]:
+def differences(rows: Sequence[Row], *, seed: int = 0) -> Iterator[tuple[Row, Row, str, Comparison]]:
+    """(row, what it is told against, metric, paired bootstrap of row - other in points).
+
+    The other is the start in the pooling that is its best by this metric; where there is no start, the first row.
+    """
+    for row in rows:
+        starts = [other for other in rows if row.began and other.encoder == row.began]
         for metric in METRICS:
-            found = paired_bootstrap(100 * row.images[metric], 100 * rows[0].images[metric], seed=seed)
-            yield row, metric, found
-
-
-_Pooled = list[tuple[str | None, Embeddings, Embeddings]]  # pooling, embeddings of the train and of the test split
-
-
-def _opened(
-    name: str, splits: ProbeSplits, options: EvaluationOptions, pools: Sequence[Pool] | None
-) -> Callable[[], _Pooled]:  # fmt: skip
-    """What embeds the splits, after a look at all that it could lack: one of the wanted poolings is there at least."""
-    if is_feature_table(name):
-        table = FeatureTable(name)
-        found: _Pooled = [(table.pool, table.embed(splits.train), table.embed(splits.test))]
-        return lambda: found
-    subject, has = open_subject(name, options), list[Pool]()
-    for pool in POOLS:
-        with contextlib.suppress(FgsslError):
-            subject.encoder.require(pool)
-            has.append(pool)
-    chosen = [pool for pool in (pools or USUAL_POOLS) if pool in has]
-    if not chosen:
-        raise FgsslError(f"'{name}' cannot pool by {', '.join(pools or ())}", f"it has {', '.join(has)}")
-    return partial(_embedded, subject, splits, chosen, [pool for pool in pools or () if pool not in chosen])
-
-
-def _embedded(subject: Subject, splits: ProbeSplits, pools: Sequence[Pool], lacking: Sequence[Pool]) -> _Pooled:
-    if lacking:
-        subject.reporter.warn(f"'{subject.checkpoint}' has no {', '.join(lacking)} pooling: left out of its rows")
-    train, test = (subject.embed_all(images, pools) for images in (splits.train, splits.test))
-    return [(pool, train[pool], test[pool]) for pool in pools]
+            other = max(starts, key=lambda start: start.values[metric]) if starts else rows[0]
+            if row is not other:
+                yield (
+                    row,
+                    other,
+                    metric,
+                    paired_bootstrap(100 * row.images[metric], 100 * other.images[metric], seed=seed),
+                )
 
 
 def _measured(row: Row, train: Embeddings, test: Embeddings, *, k: int, seed: int, progress: Progress) -> Row:

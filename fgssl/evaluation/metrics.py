@@ -93,11 +93,21 @@ def uniformity(features: Tensor, *, scale: float = 2) -> float:
 
 def neighbour_overlap(first: Tensor, second: Tensor, *, k: int = 10) -> float:
     """Share of an image's k nearest others by cosine that two views (N, D) have in common, k / (N - 1) by chance."""
+    return float(same_neighbours(first, second, k=k).mean())
+
+
+def same_neighbours(first: Tensor, second: Tensor, *, k: int | None = None) -> Tensor:
+    """The same (N,) float64 of each image, whose mean it is; k by default as in the signals."""
+    k = _neighbours(len(first)) if k is None else k
     _check_same_images(first, second)
     if not 1 <= k < len(first):
         raise FgsslError(f"{k} neighbours among {len(first)} images", f"use k from 1 to {len(first) - 1}")
     near, other = search(first, top=k).indices, search(second, top=k).indices
-    return float((near[:, :, None] == other[:, None, :]).any(2).double().mean())
+    return (near[:, :, None] == other[:, None, :]).any(2).double().mean(1)
+
+
+def _neighbours(images: int) -> int:
+    return min(NEIGHBOURS, max(1, images - 1))
 
 
 class Signals(NamedTuple):
@@ -109,32 +119,37 @@ class Signals(NamedTuple):
     neighbour_overlap: float
     neighbour_chance: float
 
-    def in_words(self) -> str:
-        """For a line of the log."""
-        rank, alignment, uniformity, overlap, chance = self
-        return (
-            f"effective rank {rank:.1f}, alignment {alignment:.3f}, uniformity {uniformity:.2f}, "
-            f"same neighbours {overlap:.3f} (chance {chance:.3f})"
-        )
+    def in_words(self, start: Signals | None = None) -> str:
+        """For a line of the log, beside those before the first step."""
+        named = {"effective rank": ".1f", "alignment": ".3f", "uniformity": ".2f", "same neighbours": ".3f"}
+        words = list[str]()
+        for place, (name, shown) in enumerate(named.items()):
+            notes = [] if start is None else [f"start {start[place]:{shown}}"]
+            notes += [f"chance {self.neighbour_chance:.3f}"] if place == 3 else []
+            words.append(f"{name} {self[place]:{shown}}" + (f" ({', '.join(notes)})" if notes else ""))
+        return ", ".join(words)
 
 
 def label_free_signals(first: Tensor, second: Tensor) -> Signals:
     """The signals of features (N, D), N at least 2, of two random views; rank and uniformity are of the first."""
-    others = max(1, len(first) - 1)
-    k = min(NEIGHBOURS, others)
+    others, k = max(1, len(first) - 1), _neighbours(len(first))
     alike, overlap = alignment(first, second), neighbour_overlap(first, second, k=k)
     return Signals(effective_rank(first), alike, uniformity(first), overlap, k / others)
 
 
-@torch.no_grad()
 def signals_of(encoder: Encoder, views: Tensor, *, pool: Pool = "gap", batch_size: int = 64) -> Signals:
     """The signals of an encoder, used in eval mode and left as it was, on given views (2, N, 3, S, S) uint8."""
+    return label_free_signals(*view_features(encoder, views, pool=pool, batch_size=batch_size))
+
+
+@torch.no_grad()
+def view_features(encoder: Encoder, views: Tensor, *, pool: Pool = "gap", batch_size: int = 64) -> list[Tensor]:
+    """The features (N, D) of both views (2, N, 3, S, S) uint8, by an encoder in eval mode, left as it was."""
     with evaluated(encoder):
-        features = [
+        return [
             torch.cat([encoder(part.to(encoder.device), pool).float().cpu() for part in torch.split(view, batch_size)])
             for view in views
         ]
-    return label_free_signals(*features)
 
 
 def feature_stats(features: Tensor) -> dict[str, float]:

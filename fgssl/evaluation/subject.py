@@ -17,7 +17,7 @@ from fgssl.data.images import ImageSet
 from fgssl.encoder import POOLS, Encoder, Pool
 from fgssl.errors import FgsslError, SettingError
 from fgssl.evaluation.embed import Embeddings, embed
-from fgssl.runs.encoder_file import load_encoder, own_source
+from fgssl.runs.encoder_file import load_encoder, own_setting
 from fgssl.runtime.machine import keep_freed_memory, resolve_device, scratch_memory
 from fgssl.runtime.reporting import Reporter
 
@@ -67,7 +67,7 @@ class Subject:
         """The same, pooled in several ways from one pass."""
         show = self.reporter.progress
         found = embed(
-            self.encoder, images, pools=pools, batch_size=self.batch_size, cache=self.cache, together=_processes(),
+            self.encoder, images, pools=pools, batch_size=self.batch_size, cache=self.cache, together=processes(),
             progress=partial(show, f"embedding {images.split}"), decoding=partial(show, f"decoding {images.split}"),
         )  # fmt: skip
         self.name_faults(found[pools[0]])
@@ -82,7 +82,7 @@ class Subject:
             self.reporter.warn(f"left out: {len(reasons) - NAMED_FAULTS} more, which fgssl data check names")
 
 
-def _processes() -> PartialState | None:
+def processes() -> PartialState | None:
     """The connected processes, where torchrun or accelerate started several."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
@@ -115,7 +115,7 @@ def _remembered(checkpoint: str, encoder: Encoder) -> DataConfig:
     if encoder.config is None:
         raise FgsslError(f"'{checkpoint}' remembers no data set", "name one with --data")
     data = encoder.config.data
-    if data.source not in ("demo", *PRESETS) and data.source != own_source(checkpoint):
+    if data.source not in ("demo", *PRESETS) and data.source != own_setting(checkpoint, "data", "source"):
         raise FgsslError(
             f"'{checkpoint}' says that it was trained on '{data.source}', and no config.yaml of its run beside it does",
             "name the data with --data",

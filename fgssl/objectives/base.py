@@ -56,7 +56,7 @@ class Objective(nn.Module):
     def derive(cls, draft: Draft, run: RunFacts) -> None:
         """Fill in what was left open; a subclass fills in its own before it calls this."""
         draft.derive("objective.projector_hidden", run.channels, "the map's channels")
-        draft.derive("objective.projector_dim", 256, "paper")
+        draft.derive("objective.projector_dim", 256, "usual")
 
     def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:
         """One step on two normalised views (N, 3, S, S) of the images at positions `index` (N,) of the split.

@@ -31,8 +31,8 @@ class MomentumObjective(Objective):
         reason = f"averages over a fifth of the run, at most {cls.longest_average:,.0f} steps"
         draft.derive("objective.momentum", round(1 - 1 / horizon, 5), reason)
         if cls.momentum_rises:
-            draft.derive("objective.momentum_end", 1.0, "paper")
-        draft.derive("objective.momentum_end", draft["objective.momentum"], "no rise")
+            draft.derive("objective.momentum_end", 1.0, "as published")
+        draft.derive("objective.momentum_end", draft["objective.momentum"], "stays as it begins")
         super().derive(draft, run)
 
     def __init__(self, backbone: Backbone | GivenMap, config: ObjectiveConfig) -> None:

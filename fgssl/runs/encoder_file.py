@@ -24,12 +24,12 @@ from fgssl.backbones import Backbone, build_backbone, open_weights, origin_of, r
 from fgssl.backbones.names import LOCAL_PREFIX
 from fgssl.backbones.weights import reject_not_finite
 from fgssl.config.resolve import config_from_flat
-from fgssl.config.schema import flatten
+from fgssl.config.schema import PretrainConfig, flatten
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
 from fgssl.objectives import OBJECTIVES
 from fgssl.rationale import RationaleHead
-from fgssl.runs.folder import CONFIG_FILE, ENCODER_FILE, NAMES, TIMM_PREFIX, encoder_path
+from fgssl.runs.folder import CANDIDATES, CONFIG_FILE, ENCODER_FILE, NAMES, TIMM_PREFIX, encoder_path
 from fgssl.runtime.files import atomic_path
 from fgssl.runtime.offline import WeightsError, WeightsOffline
 
@@ -129,12 +129,26 @@ def identity(encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
-def own_source(checkpoint: str) -> str | None:
-    """The data source in the config.yaml that a run of this user has left beside its encoder; None without one."""
+def saved_config(checkpoint: str) -> PretrainConfig | None:
+    """The settings in an encoder file; None for other weights, and for what `load_encoder` will not open."""
+    with contextlib.suppress(FgsslError, KeyError, TypeError, ValueError):
+        path = encoder_path(checkpoint)
+        found = None if path is None else _read(path)
+        saved = None if found is None else found[0]["config"]
+        return None if saved is None else config_from_flat(saved).config
+    return None
+
+
+def own_setting(checkpoint: str, section: str, name: str) -> str | None:
+    """A setting in the config.yaml that a run of this user has left beside its encoder; None without one.
+
+    What it names may be opened, as this user once did; an encoder file alone may come from anybody.
+    """
     path = encoder_path(checkpoint)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
         if path is not None:
-            return str(yaml.safe_load((path.parent / CONFIG_FILE).read_text(encoding="utf-8"))["data"]["source"])
+            run = path.parent.parent if path.parent.name == CANDIDATES else path.parent
+            return str(yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8"))[section][name])
     return None
 
 

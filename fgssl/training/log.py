@@ -13,9 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fgssl.config.schema import filled
-from fgssl.data.feed import view_pairs
 from fgssl.errors import FgsslError, TrainingFault
-from fgssl.evaluation.metrics import effective_rank, relative_std, signals_of
+from fgssl.evaluation.metrics import effective_rank, relative_std
 from fgssl.objectives.base import gather, is_distributed
 from fgssl.runs.folder import METRICS_FILE
 from fgssl.runtime.files import atomic_path, write_text
@@ -24,8 +23,8 @@ from fgssl.runtime.reporting import StepReport
 from fgssl.training.diagnosis import IN_PROCESS, LONG_WAIT, Waiting, Watch, remedies
 from fgssl.training.feed import StepFeed
 from fgssl.training.model import FAULT_REMEDY, StepOutput, require_finite
-from fgssl.training.plan import SIGNAL_IMAGES
 from fgssl.training.setup import Setup
+from fgssl.training.signals import RunSignals
 
 CPU = torch.device("cpu")
 
@@ -90,16 +89,18 @@ class StepLog:
         size = self.plan.backbone.image_size
         found = remedies(training, setup.views.pixels, workers=feed.workers, cores=cores, image_size=size)
         self.waiting = Waiting(found, least=IN_PROCESS if feed.in_process else LONG_WAIT)
-        self._pairs: Tensor | None = None  # views for the signals, drawn when they are first due
+        self.signals = RunSignals(setup)
 
     def state(self) -> dict[str, Any]:
         memory = {**self.watch.state(), "waiting_said": sorted(self.waiting.said)}
-        return {"window": self.window.state(), "last_means": self.last_means, "watch": memory}
+        told = {"last_means": self.last_means, "watch": memory, "start_signals": self.signals.state()}
+        return {"window": self.window.state(), **told}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.window.restore(state["window"], self.plan.device)
         self.last_means, memory = state["last_means"], state.get("watch", {})
         self.watch.restore(memory)
+        self.signals.restore(state.get("start_signals"))
         self.waiting.said = set(memory.get("waiting_said", ()))
 
     def warn_of(self, *warnings: str) -> None:
@@ -148,14 +149,7 @@ class StepLog:
         if not every or not (last or step // every > (step - len(self.window.steps)) // every):
             return {}
         require_finite(model, step)
-        self._pairs = view_pairs(self.setup.views, SIGNAL_IMAGES) if self._pairs is None else self._pairs
-        images = self._pairs.shape[1]
-        if images < 2:
-            return {}
-        with self.setup.accelerator.autocast():
-            found = signals_of(model.encoder, self._pairs)
-        self.setup.reporter.note(f"step {step}: {images} training images in two views: {found.in_words()}")
-        return {f"sample_{name}": value for name, value in found._asdict().items()}
+        return self.signals.after(step)
 
     def require_finite(self) -> None:
         """Raises TrainingFault for a loss that is not finite, with the place where the images of its step are kept."""

@@ -76,6 +76,7 @@ class Trainer:
             self.model.encoder.load_state_dict({key: v for key, v in encoder.state_dict().items() if key in own})
         self.model.objective.restart()
         self.log.last_means = dict(summary["last"])
+        self.log.signals.recall(summary)
         initial = [row for row in summary["retrieval"] if row["encoder"] == "init"]
         gone = "the saved states of the finished run are gone (training.keep_states keeps them)"
         anew = "the optimiser's averages, keys and the encoder that follows begin anew"

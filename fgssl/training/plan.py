@@ -124,7 +124,7 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True, 
     derive_objective(draft, RunFacts(backbone.channels, len(train), total_steps, starts_trained(draft)))
     derive_optimizer(draft, backbone)
     if backbone.frozen:
-        draft.derive("training.signals_every", total_steps, "a frozen backbone's never change")
+        draft.derive("training.signals_every", total_steps, "once, as a frozen backbone's never change")
     # two forward passes of the sample, as seldom as keeps them within their share, at a line of the log
     log_every, forwards = draft["training.log_every"], OBJECTIVES[draft["objective.name"]].step_forwards
     steps = 2 * min(SIGNAL_IMAGES, len(train)) / (forwards * draft["training.batch_size"])
@@ -213,7 +213,7 @@ def starts_trained(values: Draft | Mapping[str, Any]) -> bool:
 def start_backbone(draft: Draft, *, load_weights: bool) -> tuple[Backbone, InitialWeights | None]:
     """The backbone as the run starts with it, and what --init brought; what the start decides is filled in."""
     init, told = draft["backbone.init"], draft.origins.get
-    draft.derive("backbone.pretrained", init is None, "timm's weights unless told otherwise")
+    draft.derive("backbone.pretrained", init is None, "timm's weights" if init is None else "--init brings its own")
     _derive_freeze(draft)
     freeze = draft["backbone.freeze"]
     if init is not None and told("backbone.name") in FROM_DEFAULTS:  # the one that the weights belong to
@@ -240,9 +240,13 @@ def start_backbone(draft: Draft, *, load_weights: bool) -> tuple[Backbone, Initi
         backbones.freeze_backbone(backbone, None if freeze == "backbone" else int(freeze))
     if draft["backbone.adapt"] == "norm":
         backbones.adapt_norms(backbone)
-    reason = "the statistics that trained weights came with" if started else "no statistics to keep yet"
+    if told("backbone.drop_path") != AS_BEGUN:
+        draft.derive("backbone.drop_path", None, "none: for trained transformers alone")
+    kept = "trained weights go on with the statistics they came with, as a small batch's ruin the features"
+    reason = kept if started else "from scratch there are no statistics to keep"
     draft.derive("backbone.batch_norm", "rest" if started else "batch", reason)
-    draft.derive("backbone.whitening", started, "helps trained weights" if started else "for trained weights")
+    reason = "makes trained weights better at once, without a step" if started else "made for trained weights"
+    draft.derive("backbone.whitening", started, reason)
     _derive_stages(draft, backbone)
     _derive_choice(draft, backbone)
     if draft["backbone.batch_norm"] == "rest":
@@ -255,28 +259,32 @@ def derive_optimizer(draft: Draft, backbone: Backbone) -> None:
     started, frozen, usual = starts_trained(draft), backbone.frozen, "usual for a trained transformer"
     fine_tuned = started and backbone.transformer and not frozen
     own: Recommended = OBJECTIVES[draft["objective.name"]].paper
+    paper = f"recommended for {draft['objective.name']}"
     if started and not frozen and not fine_tuned:
         draft.derive("optimizer.name", own.name, own.reason)
-    reason = "only the heads train" if frozen else usual if fine_tuned else "learns faster from scratch"
+    heads = "only the heads train, from scratch"
+    reason = heads if frozen else usual if fine_tuned else "learns faster from scratch"
     draft.derive("optimizer.name", "adamw", reason)
     name, batch, epochs, warmup = draft["optimizer.name"], draft["training.batch_size"], draft["training.epochs"], 0.0
     if name == "adamw":
         trained = own.lr if own.name == name and not fine_tuned else 1e-4
         rate = trained if started and not frozen else 1e-3
-        draft.derive("optimizer.lr", rate, "usual for adamw, less on trained weights")
+        why = "usual for adamw, less on trained weights" if rate < 1e-3 else "usual for adamw"
+        draft.derive("optimizer.lr", rate, f"{why}; {heads}" if frozen else why)
         draft.derive("optimizer.weight_decay", 0.05, "usual for adamw")
     else:
-        paper: Recommended = own if own.name == name else OBJECTIVES["byol" if name == "lars" else "mocov2"].paper
-        warmup, scratch = paper.warmup, name == "sgd" and not started
-        rate, why = (4 * paper.lr, "four times the paper's, from scratch") if scratch else (paper.lr, "paper")
-        draft.derive("optimizer.lr", rate * batch / paper.batch, f"{rate:g} x batch / {paper.batch} ({why})")
-        draft.derive("optimizer.weight_decay", paper.weight_decay, "paper")
+        known = draft["objective.name"] if own.name == name else "byol" if name == "lars" else "mocov2"
+        its: Recommended = OBJECTIVES[known].paper
+        paper, warmup, scratch = f"recommended for {known}", its.warmup, name == "sgd" and not started
+        rate, why = (4 * its.lr, f"four times what is {paper}, from scratch") if scratch else (its.lr, paper)
+        draft.derive("optimizer.lr", rate * batch / its.batch, f"{rate:g} x batch / {its.batch} ({why})")
+        draft.derive("optimizer.weight_decay", its.weight_decay, paper)
     if fine_tuned:
         draft.derive("optimizer.layer_decay", LAYER_DECAY, usual)
         reason = "a tenth of the run, at most 5 epochs, for a trained transformer"
         draft.derive("optimizer.warmup_epochs", min(5.0, epochs / 10), reason)
-    draft.derive("optimizer.layer_decay", 1.0, "all layers at one rate")
-    reason = "paper: a tenth of the run, at most 10 epochs" if warmup else "paper"
+    draft.derive("optimizer.layer_decay", 1.0, heads if frozen else "all layers at one rate")
+    reason = f"a tenth of the run, at most 10 epochs, {paper}" if warmup else f"none, {paper}"
     draft.derive("optimizer.warmup_epochs", min(10.0, warmup * epochs), reason)
 
 
@@ -320,7 +328,9 @@ def _derive_stages(draft: Draft, backbone: Backbone) -> None:
         offered = 1 + len(backbone.earlier.places)
         if asked > offered:
             raise FgsslError(f"backbone.stages {asked}: {backbone.name} hands out {offered}", f"use 1 to {offered}")
-        draft.derive("backbone.stages", offered, "earlier stages tell what the last has lost")
+        draft.derive("backbone.stages", offered, "whitened together: earlier stages tell what the last has lost")
+    else:
+        draft.derive("backbone.stages", None, "without whitening the last alone")
 
 
 def _derive_choice(draft: Draft, backbone: Backbone) -> None:
@@ -329,5 +339,8 @@ def _derive_choice(draft: Draft, backbone: Backbone) -> None:
     if draft["training.choose"] and not able:
         remedy = "leave it out, or turn on backbone.whitening and train the backbone"
         raise FgsslError("training.choose has one set of weights, or none that is whitened, to choose from", remedy)
-    reason = "training can make trained weights worse" if able else "nothing to choose from"
+    reason = (
+        "only the heads train: one set of weights" if backbone.frozen else "made for trained weights that are whitened"
+    )
+    reason = "training can make trained weights worse: the best is kept" if able else reason
     draft.derive("training.choose", able, reason)

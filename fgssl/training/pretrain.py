@@ -87,6 +87,8 @@ def _begin(trainer: Trainer, *, resume: bool, allow_changes: bool) -> Progress:
         evaluated = setup.is_main and training.evaluate
         rows = retrieval_rows(plan, setup.model.encoder, "init", setup.reporter) if evaluated else []
         progress = Progress(0, 0.0, rows, {})
+        if setup.is_main:
+            trainer.log.signals.begin()
         # again: evaluation and building a cache draw random numbers too, and whether they ran must not matter
         torch.manual_seed(training.seed)
     if setup.is_main:

@@ -32,6 +32,7 @@ from fgssl.runtime.reporting import Reporter
 from fgssl.training.choice import Choice, start_encoder
 from fgssl.training.plan import Plan
 from fgssl.training.setup import Setup
+from fgssl.training.signals import start_and_end
 
 OVERVIEW_ROWS, OVERVIEW_NEIGHBOURS, VIEW_PAIRS = 6, 5, 8
 
@@ -106,6 +107,7 @@ def finish_run(setup: Setup, choice: Choice, progress: dict[str, Any], last: dic
         "train_seconds": round(progress["seconds"], 1),
         "peak_memory_gb": peak_memory(plan.device),
         "last": last,
+        "signals": start_and_end(last),
         "retrieval": rows,
         "choice": {"weights": choice.name, "agreement": dict(choice.agreement)} if choice.agreement else None,
         "against_start": beside,

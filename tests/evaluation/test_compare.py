@@ -17,7 +17,7 @@ from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
 from fgssl.errors import FgsslError
 from fgssl.evaluation.bootstrap import paired_bootstrap
-from fgssl.evaluation.compare import METRICS, Row, against_first
+from fgssl.evaluation.compare import METRICS, Row, differences
 from fgssl.evaluation.feature_file import FeatureTable, image_key, is_feature_table
 
 
@@ -86,11 +86,11 @@ def test_comparison_is_paired_over_images() -> None:
         Row("a", "gap", 2, {}, dict.fromkeys(METRICS, first)),
         Row("b", "gap", 2, {}, dict.fromkeys(METRICS, better)),
     ]
-    found = list(against_first(rows))
-    assert [metric for _, metric, _ in found] == list(METRICS)
-    assert all(row is rows[1] and c == paired_bootstrap(100 * better, 100 * first) for row, _, c in found)
-    assert found[0][2].difference == pytest.approx(10) and 7 < found[0][2].low < found[0][2].high < 13
-    assert found[0][2].p < 0.01
+    found = list(differences(rows))
+    assert [metric for _, _, metric, _ in found] == list(METRICS)
+    assert all(row is rows[1] and c == paired_bootstrap(100 * better, 100 * first) for row, _, _, c in found)
+    assert found[0][3].difference == pytest.approx(10) and 7 < found[0][3].low < found[0][3].high < 13
+    assert found[0][3].p < 0.01
 
 
 def test_tables_and_markdown_hold_the_same_numbers(tmp_path: Path) -> None:

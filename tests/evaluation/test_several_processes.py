@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
-from running import fgssl, make_photos, plain_run
+from running import fgssl, make_photos, photos, plain_run, trained_run
 from safetensors import safe_open
+
+from fgssl.evaluation.compare import METRICS
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,3 +39,16 @@ def test_two_processes_write_the_features_of_one(tmp_path: Path) -> None:
         assert json.loads(one.metadata()["paths"]) == json.loads(two.metadata()["paths"])
         assert torch.equal(one.get_tensor("labels"), two.get_tensor("labels"))
         torch.testing.assert_close(one.get_tensor("features"), two.get_tensor("features"), rtol=0, atol=1e-5)
+
+
+def test_two_processes_make_the_table_of_one() -> None:
+    arguments = ("compare", trained_run(), "--data", photos(), "--pool", "gap", "--device", "cpu", "--json")
+    alone = fgssl(*arguments).json()
+    done = launch(2, *arguments)
+    assert done.returncode == 0, done.stderr
+    together = json.loads(done.stdout)
+    assert [row["encoder"] for row in together["rows"]] == [row["encoder"] for row in alone["rows"]]
+    for one, other in zip(alone["rows"], together["rows"], strict=True):
+        assert {metric: other[metric] for metric in METRICS} == {
+            metric: pytest.approx(one[metric], abs=1e-3) for metric in METRICS
+        }

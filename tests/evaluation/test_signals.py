@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import ArrayImages
-from running import TINY, fgssl, finished_run, flat_photos, photos, plain_run
+from run_results import assert_equal_encoders
+from running import BACKBONE, SHORT, TINY, fgssl, finished_run, flat_photos, photos, plain_run, trained_run, weights
 from safetensors.torch import load_file, save_file
+from stopping import stopped_run
 
 from fgssl.config.schema import ViewsConfig
 from fgssl.data.cache.pixels import PixelStore, Shrunk
@@ -30,6 +33,7 @@ from fgssl.evaluation.metrics import (
     view_stats,
 )
 from fgssl.runs.encoder_file import load_encoder
+from fgssl.training.signals import is_worse
 
 
 @given(st.integers(2, 12), st.integers(0, 99), st.data())
@@ -197,3 +201,74 @@ def test_one_image_has_no_neighbours(memory_images: Callable[..., ArrayImages]) 
     encoder = load_encoder(str(plain_run()))
     assert view_stats(encoder, memory_images(1), pool="gap") == {}
     assert feature_stats(torch.ones(1, 3)) == {"images": 1, "width": 3, "effective_rank": pytest.approx(1)}
+
+
+# ---- beside the start
+
+
+def test_a_run_shows_each_signal_beside_its_value_before_the_first_step() -> None:
+    """The oracle of the start is the weights that the run began from, opened by themselves."""
+    run = trained_run()
+    encoder = load_encoder(str(weights()), backbone=BACKBONE, image_size=64)
+    config = load_encoder(str(run)).config
+    assert config is not None
+    from fgssl.data import load_images
+
+    pixels = PixelStore(load_images(config.data, "train"), Shrunk(round(1.3 * 64)))
+    expected = signals_of(encoder, view_pairs(ViewDataset(pixels, config.views, size=64, seed=0), 256))._asdict()
+    (row,) = signal_rows(run).values()
+    summary = json.loads((run / "summary.json").read_text())["signals"]
+    chance = expected.pop("neighbour_chance")
+    for name, value in expected.items():
+        assert row[f"start_{name}"] == summary["start"][name] == pytest.approx(value, rel=1e-3), name
+        assert row[f"sample_{name}"] == summary["end"][name], name
+    assert summary["end"]["neighbour_chance"] == pytest.approx(chance) and "neighbour_chance" not in summary["start"]
+    words = label_free_signals(torch.eye(20), torch.eye(20)).in_words(label_free_signals(torch.eye(9), torch.eye(9)))
+    assert "effective rank 20.0 (start 9.0)" in words and "same neighbours 1.000 (start 1.000, chance 0.526)" in words
+
+
+def test_worse_neighbours_are_told_from_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.rand(256, generator=generator).double()
+    noise = 0.02 * torch.randn(256, generator=generator).double()
+    assert is_worse(start - 0.1 + noise, start) and not is_worse(start + 0.1 + noise, start)
+    assert not is_worse(start, start) and not is_worse(start - 1, start[:100])
+    few = torch.tensor([0.5, 0.9, 0.1, 0.4]).double()
+    assert not is_worse(few - torch.tensor([0.3, -0.2, 0.2, -0.1]), few)
+
+
+def test_a_resumed_run_keeps_the_start_and_warns_at_the_end(tmp_path: Path) -> None:
+    options = tuple(option for option in TINY if option != "--no-pretrained")
+    options = (*options, "--init", str(weights()), "--set", "training.signals_every=2",
+               "--set", "training.choose=false")  # fmt: skip
+    whole = tmp_path / "whole"
+    with mock.patch("fgssl.training.signals.is_worse", return_value=True):
+        outcome = fgssl("pretrain", "--data", photos(), *options, "--output", whole)
+    warnings = [line for line in outcome.err.splitlines() if "the features got worse" in line]
+    assert len(warnings) == 1 and f"fgssl compare {whole}" in warnings[0] and warnings[0].startswith("warning:")
+    stopped = stopped_run(tmp_path / "stopped", options)
+    outcome = fgssl("pretrain", "--resume", stopped)
+    assert outcome.code == 0 and "step 0:" not in outcome.err and "(start " in outcome.err
+    assert signal_rows(stopped).keys() == {2, 4, 6}
+    for step, row in signal_rows(whole).items():
+        for name, value in row.items():
+            if name.startswith(("start_", "sample_")):
+                assert signal_rows(stopped)[step][name] == value, (step, name)
+    assert_equal_encoders(whole, stopped)
+
+
+def test_a_frozen_run_and_one_without_signals_have_no_start(tmp_path: Path) -> None:
+    options = (
+        *(option for option in SHORT if option != "--no-pretrained"),
+        "--init",
+        weights(),
+        "--set",
+        "training.choose=false",
+    )
+    for name, more in (("frozen", ("--freeze", "backbone")), ("none", ("--set", "training.signals_every=0"))):
+        outcome = fgssl(
+            "pretrain", "--data", photos(), *options, "--init", weights(), *more, "--output", tmp_path / name
+        )
+        assert outcome.code == 0, outcome.err
+        assert "step 0:" not in outcome.err and "start_" not in (tmp_path / name / "metrics.jsonl").read_text()
+        assert json.loads((tmp_path / name / "summary.json").read_text())["signals"] is None

@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -143,3 +144,32 @@ def plain_run() -> Path:
         assert outcome.code == 0, outcome.err
 
     return shared("plain", make)
+
+
+@functools.cache
+def weights() -> Path:
+    """The backbone of `finished_run()` as a plain state dict, which tells neither architecture nor size."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        shutil.copy(finished_run()[0] / "timm" / "model.safetensors", folder / "w.safetensors")
+
+    return shared("weights", make) / "w.safetensors"
+
+
+@functools.cache
+def trained_run() -> Path:
+    """A run of 2 steps from `weights()`."""
+
+    def make(run: Path) -> None:
+        options = (
+            *(option for option in SHORT if option != "--no-pretrained"),
+            "--init",
+            weights(),
+            "--set",
+            "training.choose=false",
+        )
+        outcome = fgssl("pretrain", "--data", photos(), *options, "--init", weights(), "--output", run)
+        assert outcome.code == 0, outcome.err
+
+    return shared("from weights", make)

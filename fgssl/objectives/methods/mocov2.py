@@ -39,9 +39,10 @@ class MoCo(MomentumObjective, KeyQueue):
         batch = require_batch(draft)
         if draft["objective.batch_negatives"] is False or run.started:
             half = max(batch, min(LARGEST_QUEUE, run.images // 2))
-            draft.derive("objective.queue_size", half, "half an epoch of keys")
+            draft.derive("objective.queue_size", half, "keys of half an epoch, as negatives")
         draft.derive("objective.queue_size", batch, "one batch, from scratch: older keys are told by their age")
-        draft.derive("objective.batch_negatives", not run.started, "paper" if run.started else "from scratch")
+        reason = "as published: older keys alone" if run.started else "from scratch older keys are told by their age"
+        draft.derive("objective.batch_negatives", not run.started, reason)
         super().derive(draft, run)
 
     def forward(self, views: tuple[Tensor, ...], index: Tensor) -> ObjectiveOutput:

@@ -28,7 +28,7 @@ class SimCLR(KeyQueue):
     @classmethod
     def derive(cls, draft: Draft, run: RunFacts) -> None:
         """The paper's width."""
-        draft.derive("objective.projector_dim", 128, "paper")
+        draft.derive("objective.projector_dim", 128, "as published")
         super().derive(draft, run)
 
     def __init__(self, backbone: Backbone | GivenMap, config: ObjectiveConfig) -> None:
