@@ -49,7 +49,7 @@ def test_the_readme_has_its_two_commands() -> None:
 
 
 def bench_code() -> str:
-    return "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "recipes" / "bench").rglob("*.py")))
+    return "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "recipes").rglob("*.py")))
 
 
 @pytest.mark.parametrize("page", PAGES)

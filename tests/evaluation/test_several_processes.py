@@ -41,6 +41,7 @@ def test_two_processes_write_the_features_of_one(tmp_path: Path) -> None:
         torch.testing.assert_close(one.get_tensor("features"), two.get_tensor("features"), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_table_of_one() -> None:
     arguments = ("compare", trained_run(), "--data", photos(), "--pool", "gap", "--device", "cpu", "--json")
     alone = fgssl(*arguments).json()

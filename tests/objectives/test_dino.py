@@ -221,6 +221,7 @@ def test_frozen_and_on_a_transformer_it_runs(tmp_path: Path) -> None:
         assert outcome.code == 0, outcome.err
 
 
+@pytest.mark.slow
 def test_two_processes_see_and_learn_what_one_does(tmp_path: Path) -> None:
     short = ("--objective", "dino", "--max-steps", "6", "--set", "optimizer.name=sgd", "--lr", "0.1")
     assert fgssl("pretrain", "--data", photos(), *OPTIONS, *short, "--output", tmp_path / "alone").code == 0

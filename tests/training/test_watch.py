@@ -165,6 +165,7 @@ main()
 """
 
 
+@pytest.mark.slow  # alone on its machine: how much address space threads have reserved by then depends on the load
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc")
 def test_memory_exhausted_in_a_step_names_a_batch_that_trains(tmp_path: Path) -> None:
     def train(batch: str) -> subprocess.CompletedProcess[str]:
