@@ -25,6 +25,8 @@ def code(page: str) -> str:
 def forgotten() -> Iterator[None]:
     """What a plugin adds to this process is taken back."""
     registries = (OBJECTIVES, DATASETS, METRICS)
+    for name in OBJECTIVES:  # all of them first: a module that was imported meanwhile would not register again
+        OBJECTIVES[name]
     kept = [(dict(registry._items), dict(registry._origins)) for registry in registries]
     modules = set(sys.modules)
     yield
