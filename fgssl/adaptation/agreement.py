@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fgssl.adaptation.whitening import fit_whitening
-
-CHUNK = 1024  # rows of similarities held at once
+from fgssl.adaptation.whitening import CHUNK, fit_whitening
 
 
 def held_out_agreement(views: Tensor) -> float:

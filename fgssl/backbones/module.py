@@ -102,6 +102,15 @@ class Backbone(nn.Module):
         maps = read_stages(self.model, self._prepare(images), self.plan.route, stages)
         return [self._finished(found) for found in maps]
 
+    def pooled_width(self, stages: int) -> int:
+        """Numbers of an embedding of the last so many stages."""
+        return self.earlier.first(stages - 1).width(self.channels) if stages > 1 else self.channels
+
+    @property
+    def stages(self) -> int:
+        """How many there are to pool, the last map among them."""
+        return 1 + len(self.earlier.places)
+
     @functools.cached_property
     def earlier(self) -> Stages:
         """The stages before the last map that can be read beside it; found by a trial of one image."""

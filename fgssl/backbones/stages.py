@@ -27,6 +27,10 @@ class Stages(NamedTuple):
         """The nearest so many."""
         return Stages(self.places[:count], self.channels[:count], self.last)
 
+    def width(self, channels: int) -> int:
+        """Numbers of an embedding: the last map's channels, and mean and deviation of each of these."""
+        return channels + 2 * sum(self.channels)
+
 
 @torch.no_grad()
 def earlier_stages(model: nn.Module, images: Tensor, route: MapRoute) -> Stages:
@@ -45,7 +49,7 @@ def earlier_stages(model: nn.Module, images: Tensor, route: MapRoute) -> Stages:
         after = 0 if maps[-1].shape == last.shape else step
         places = [place for place in range(len(maps) - 1 - step + after, -1, -step) if maps[place].ndim == 4]
         stages = Stages(tuple(places), tuple(maps[place].shape[1] for place in places), len(maps) - 1).first(MOST)
-        while last.shape[1] + 2 * sum(stages.channels) > WIDEST and stages.places:
+        while stages.width(last.shape[1]) > WIDEST and stages.places:
             stages = stages.first(len(stages.places) - 1)
         same = torch.allclose(read_stages(model, images, route, stages)[0], last, atol=1e-4 * float(last.abs().max()))
     except Exception:  # timm's models raise all kinds where they have no such way

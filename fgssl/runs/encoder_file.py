@@ -90,7 +90,7 @@ def load_encoder(checkpoint: str, *, backbone: str | None = None, image_size: in
                 raise ValueError(f"keys of shape {tuple(keys.shape)}")
         if whitening := _part(tensors, "whitening"):
             stages = int(metadata.get("stages", 1))
-            width = rebuilt.channels + 2 * sum(rebuilt.earlier.channels[: stages - 1])
+            width = rebuilt.pooled_width(stages)
             encoder.whiten_by(_filled(lambda: nn.Linear(width, width), whitening), stages=stages)
     except FgsslError as error:
         raise FgsslError(f"'{path}': {error.problem}", error.remedy) from error

@@ -44,11 +44,11 @@ class Choice(NamedTuple):
     def sentence(self) -> str:
         """Which weights were taken, for whoever runs it."""
         told = ", ".join(f"{name} {100 * value:.1f} %" for name, value in self.agreement.items())
-        worse = (
-            f": training did not better them; what was trained, maps included, is in {CANDIDATES}/{TRAINED}.safetensors"
-        )
-        worse = worse if self.name == "start" else ""
-        return f"views of training pictures agree: {told}; {ENCODER_FILE} holds the {self.name} weights{worse}"
+        saved = f"views of training pictures agree: {told}; {ENCODER_FILE} holds the {self.name} weights"
+        if self.name != "start":
+            return saved
+        place = f"{CANDIDATES}/{TRAINED}.safetensors"
+        return f"{saved}: training did not better them; what was trained, maps included, is in {place}"
 
 
 def candidate_path(output: Path, name: str) -> Path:

@@ -325,7 +325,7 @@ def _derive_stages(draft: Draft, backbone: Backbone) -> None:
         problem = f"backbone.stages {asked} without backbone.whitening"
         raise FgsslError(problem, "turn whitening on, or leave the stages out")
     if draft["backbone.whitening"]:
-        offered = 1 + len(backbone.earlier.places)
+        offered = backbone.stages
         if asked > offered:
             raise FgsslError(f"backbone.stages {asked}: {backbone.name} hands out {offered}", f"use 1 to {offered}")
         draft.derive("backbone.stages", offered, "whitened together: earlier stages tell what the last has lost")

@@ -61,12 +61,14 @@ def retrieval_rows(plan: Plan, encoder: Encoder, name: str, reporter: Reporter) 
     return _rows(_embed(plan, encoder, name, reporter), name) if labelled else []
 
 
-def _embed(plan: Plan, encoder: Encoder, name: str, reporter: Reporter) -> dict[Pool, Embeddings]:
+def _embed(
+    plan: Plan, encoder: Encoder, name: str, reporter: Reporter, pools: tuple[Pool, ...] = ()
+) -> dict[Pool, Embeddings]:
     images = plan.train if plan.test is None else plan.test
     progress = functools.partial(reporter.progress, f"embedding ({name})")
     decoding = functools.partial(reporter.progress, f"decoding {images.split}")
     where: dict[str, Any] = {"device": plan.device, "cache": plan.config.training.cache}
-    return embed(encoder, images, pools=run_pools(encoder), progress=progress, decoding=decoding, **where)
+    return embed(encoder, images, pools=pools or run_pools(encoder), progress=progress, decoding=decoding, **where)
 
 
 def _rows(found: dict[Pool, Embeddings], name: str) -> list[dict[str, Any]]:
@@ -127,9 +129,7 @@ def _against_start(setup: Setup, pool: Pool, found: dict[Pool, Embeddings]) -> d
     plan, start, own = setup.plan, start_encoder(setup), found[pool]
     if start is None or plan.test is None:
         return None
-    where: dict[str, Any] = {"device": plan.device, "cache": plan.config.training.cache}
-    progress = functools.partial(setup.reporter.progress, "embedding (start)")
-    first = embed(start.to(plan.device), plan.test, pools=("gap",), progress=progress, **where)["gap"]
+    first = _embed(plan, start.to(plan.device), "start", setup.reporter, ("gap",))["gap"]
     if not np.array_equal(first.positions, own.positions):  # a picture went away in between
         return None
     before, after = (100 * evaluate_retrieval(e.features, e.known_labels).per_query()["rank1"] for e in (first, own))

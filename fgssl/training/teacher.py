@@ -69,7 +69,7 @@ def open_teacher(draft: Draft) -> Teacher | None:
     if checkpoint is None:
         raise SettingError(f"the objective {name} has no teacher", "name one: --teacher RUN, FILE or timm:NAME")
     encoder = _load(checkpoint, backbone)
-    width = encoder.backbone.channels + 2 * sum(encoder.backbone.earlier.channels[: _stages(encoder) - 1])
+    width = encoder.backbone.pooled_width(_stages(encoder))
     draft.derive("objective.projector_dim", width, "the teacher's features")
     if draft["objective.projector_dim"] != width:
         problem = f"objective.projector_dim is {draft['objective.projector_dim']}, the teacher's features have {width}"
@@ -87,7 +87,7 @@ def _load(checkpoint: str, backbone: str | None) -> Encoder:
 
 def _stages(encoder: Encoder) -> int:
     """Those of its own whitening; without one all that it offers."""
-    return 1 + len(encoder.backbone.earlier.places) if encoder.whitening is None else encoder.stages
+    return encoder.backbone.stages if encoder.whitening is None else encoder.stages
 
 
 def learned_from(plan: Plan, opened: Open, accelerator: Accelerator, detector: HangDetector) -> Taught:
