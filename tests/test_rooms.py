@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, str] = {
     "data": "config errors registry runtime views",
     "drawing": "errors runtime",
     "check": "config data errors",
+    "report": "drawing errors runtime",
     # models: objectives do not know the rationale, neither knows the other
     "backbones": "errors runtime",
     "objectives": "backbones config errors registry",
@@ -53,7 +54,7 @@ LIGHT = (
     "fgssl", "fgssl.cli", "fgssl.errors", "fgssl.config.schema", "fgssl.config.resolve", "fgssl.runtime.reporting",
     "fgssl.runtime.files", "fgssl.data", "fgssl.data.sources.presets", "fgssl.data.sources.open", "fgssl.data.images",
     "fgssl.data.sources.folder", "fgssl.data.sources.files", "fgssl.data.decoding", "fgssl.drawing",
-    "fgssl.check",
+    "fgssl.check", "fgssl.report",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "timm", "datasets", "accelerate", "pyarrow", "pandas", "huggingface_hub")
 

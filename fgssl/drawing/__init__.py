@@ -10,9 +10,11 @@ from fgssl.drawing.figures import (
     view_pairs_sheet,
 )
 from fgssl.drawing.maps import Map, Window
-from fgssl.drawing.save import PICTURE, save_png
+from fgssl.drawing.save import PAGE, PAGE_START, PICTURE, save_png
 
 __all__ = [
+    "PAGE",
+    "PAGE_START",
     "PICTURE",
     "ExplainRow",
     "Map",

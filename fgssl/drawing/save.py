@@ -1,4 +1,4 @@
-"""Writing a picture whole or not at all, in the format of its suffix, with a mark that tells it is ours."""
+"""Writing a picture whole or not at all, in the format of its suffix; how a picture or a page of ours is known."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _OPTIONS = {"JPEG": {"quality": 93, "subsampling": 0}, "WEBP": {"quality": 93}}
 _LARGEST = {"JPEG": 65_500, "WEBP": 16_383}  # pixels of a side
 _SOFTWARE = "fgssl"  # in the Exif of every picture: how one of ours is known
+PAGE_START = "<!doctype html>\n<!-- written by fgssl -->\n"  # of every page
 
 
 def save_png(image: Image.Image, path: str | os.PathLike[str]) -> Path:
@@ -45,3 +46,14 @@ def _is_own(path: Path) -> bool:
 
 
 PICTURE = OutputKind("a picture", tuple(_FORMATS), _is_own)
+
+
+def _is_own_page(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(PAGE_START)) == PAGE_START.encode()
+    except OSError:
+        return False
+
+
+PAGE = OutputKind("a page", (".html", ".htm"), _is_own_page)
