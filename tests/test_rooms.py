@@ -45,7 +45,9 @@ MAY_IMPORT: dict[str, str] = {
     "evaluation": "config data drawing encoder errors registry runs runtime views",
     "training": "adaptation backbones config data drawing encoder errors evaluation objectives rationale runs runtime",
     # the command line, which nothing imports
-    "cli": "backbones check config data drawing errors evaluation registry runs runtime training",
+    # what is made of embeddings
+    "classify": "config data encoder errors evaluation runs runtime",
+    "cli": "backbones check classify config data drawing errors evaluation registry runs runtime training",
     "__main__": "cli",
 }
 ROOT_MODULES = 12  # more at the root, and nobody knows where to look

@@ -20,6 +20,7 @@ from typing import Any
 import typer
 
 from fgssl import __version__
+from fgssl.cli.classify import fit, predict
 from fgssl.cli.console import print_error
 from fgssl.cli.features import embed, probe, visualize
 from fgssl.cli.options import Plugins, QueryCommand, takes
@@ -65,9 +66,11 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look after data sets.", no_args_is_help=True, rich_markup_mode=None)
 for verb in (pretrain, probe, retrieve, compare, embed, visualize, backbones):
     app.command(cls=QueryCommand if verb is retrieve else None)(_shielded(verb))
-for data_verb in (check, cache):
-    data_app.command()(_shielded(data_verb))
-app.add_typer(data_app, name="data")
+classify_app = typer.Typer(help="Name classes by a few labelled pictures.", no_args_is_help=True, rich_markup_mode=None)
+for group, name, group_verbs in ((data_app, "data", (check, cache)), (classify_app, "classify", (fit, predict))):
+    for verb in group_verbs:
+        group.command()(_shielded(verb))
+    app.add_typer(group, name=name)
 
 
 def _version(asked: bool) -> None:

@@ -80,6 +80,7 @@ def embed(
     workers: int | None = None,
     cache: str = "auto",
     together: PartialState | None = None,
+    unreadable: float = MAX_UNREADABLE,
     progress: Progress = silent,
     decoding: Progress = silent,
 ) -> dict[Pool, Embeddings]:
@@ -92,9 +93,10 @@ def embed(
         device: By default where the encoder is.
         workers: Loader processes, by default by the machine; `cache` and `decoding` are those of `open_pixels`.
         together: The processes that embed together, each calling this alike; every one gets the whole result.
+        unreadable: The largest share of the images that may be unreadable; but one must be readable.
         progress: Called with (done, total) images embedded.
 
-    Raises FgsslError: more than a tenth of the images is unreadable, or the encoder lacks what to pool with.
+    Raises FgsslError: more of the images are unreadable, or the encoder lacks what to pool with.
     """
     encoder.to(device or encoder.device)
     world, rank = (together.num_processes, together.process_index) if together else (1, 0)
@@ -117,7 +119,7 @@ def embed(
                 from accelerate.utils import gather_object
 
                 parts = gather_object(parts)
-            found |= _joined(parts, images)
+            found |= _joined(parts, images, unreadable)
     return {pool: found[pool] for pool in pools}
 
 
@@ -137,10 +139,11 @@ class _Part(NamedTuple):
                 self.features[pool].append(pooled.cpu())
 
 
-def _joined(parts: Sequence[_Part], images: ImageSet) -> dict[Pool, Embeddings]:
+def _joined(parts: Sequence[_Part], images: ImageSet, unreadable: float) -> dict[Pool, Embeddings]:
     """The parts of all processes, in the order of the split."""
     faults = tuple(fault for part in parts for fault in part.faults)
-    reject_unreadable([fault.reason for fault in faults], len(images), f"{images.source}[{images.split}]")
+    name = f"{images.source}[{images.split}]"
+    reject_unreadable([fault.reason for fault in faults], len(images), name, most=unreadable)
     index = np.array([row for part in parts for row in part.rows], dtype=np.int64)
     return {
         pool: rows_of(images, torch.cat([rows for part in parts for rows in part.features[pool]]), index, faults)
@@ -155,9 +158,9 @@ def rows_of(images: ImageSet, features: Tensor, index: np.ndarray, faults: tuple
     return Embeddings(features, labels, names, images.class_names, index, faults, images.unlabelled)
 
 
-def reject_unreadable(reasons: Sequence[str], total: int, name: str) -> None:
-    """Raises FgsslError when more than a tenth of a split cannot be read, naming the first few."""
-    if len(reasons) > MAX_UNREADABLE * total:
+def reject_unreadable(reasons: Sequence[str], total: int, name: str, *, most: float = MAX_UNREADABLE) -> None:
+    """Raises FgsslError when more than that share of a split, or all of it, cannot be read, naming the first few."""
+    if len(reasons) > most * total or len(reasons) == total:
         shown = "; ".join(reason.rstrip(".") for reason in reasons[:3]) + (" ..." if len(reasons) > 3 else "")
         problem = f"{len(reasons)} of {total} images of {name} cannot be read: {shown}"
         raise FgsslError(problem, "remove or replace them")

@@ -16,7 +16,7 @@ from fgssl.data import PRESETS, default_split, load_images, no_split
 from fgssl.data.images import ImageSet
 from fgssl.encoder import POOLS, Encoder, Pool
 from fgssl.errors import FgsslError, SettingError
-from fgssl.evaluation.embed import Embeddings, embed
+from fgssl.evaluation.embed import MAX_UNREADABLE, Embeddings, embed
 from fgssl.runs.encoder_file import load_encoder, own_setting
 from fgssl.runtime.machine import keep_freed_memory, resolve_device, scratch_memory
 from fgssl.runtime.reporting import Reporter
@@ -59,15 +59,18 @@ class Subject:
     cache: str
     reporter: Reporter
 
-    def embed(self, images: ImageSet) -> Embeddings:
-        """Embeddings of a split in its order; what could not be read is named in warnings."""
-        return self.embed_all(images, (self.pool,))[self.pool]
+    def embed(self, images: ImageSet, *, unreadable: float = MAX_UNREADABLE) -> Embeddings:
+        """Embeddings of a split in its order; what could not be read, up to a share, is named in warnings."""
+        return self.embed_all(images, (self.pool,), unreadable=unreadable)[self.pool]
 
-    def embed_all(self, images: ImageSet, pools: Sequence[Pool]) -> dict[Pool, Embeddings]:
+    def embed_all(
+        self, images: ImageSet, pools: Sequence[Pool], *, unreadable: float = MAX_UNREADABLE
+    ) -> dict[Pool, Embeddings]:
         """The same, pooled in several ways from one pass."""
         show = self.reporter.progress
         found = embed(
             self.encoder, images, pools=pools, batch_size=self.batch_size, cache=self.cache, together=processes(),
+            unreadable=unreadable,
             progress=partial(show, f"embedding {images.split}"), decoding=partial(show, f"decoding {images.split}"),
         )  # fmt: skip
         self.name_faults(found[pools[0]])

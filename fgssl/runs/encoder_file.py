@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,12 +38,16 @@ FORMAT = "fgssl-encoder-1"
 Module = TypeVar("Module", bound=nn.Module | None)
 
 
-def save_encoder(path: Path, encoder: Encoder) -> None:
-    """Write one self-contained encoder file, atomically."""
+def save_encoder(
+    path: Path, encoder: Encoder, *, more: Mapping[str, Tensor] | None = None, told: Mapping[str, str] | None = None
+) -> None:
+    """Write one self-contained encoder file, atomically; with `more` tensors and what else is `told` beside them."""
     config = None if encoder.config is None else flatten(encoder.config)
     metadata = {"format": FORMAT, "fgssl": __version__, "timm": timm.__version__}
     metadata |= {"backbone": encoder.backbone.description(), "config": config, "stages": encoder.stages}
-    tensors: dict[str, Tensor] = {} if encoder.keys is None else {"keys": encoder.keys}
+    tensors: dict[str, Tensor] = dict(more or {})
+    if encoder.keys is not None:
+        tensors["keys"] = encoder.keys
     for name in ("backbone", "rationale", "projector", "predictor", "whitening"):
         module = encoder.backbone.model if name == "backbone" else getattr(encoder, name)
         if module is not None:
@@ -51,7 +55,7 @@ def save_encoder(path: Path, encoder: Encoder) -> None:
     # own copies: safetensors refuses tensors that share memory (coat)
     tensors = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"fgssl": json.dumps(metadata)})
+        save_file(tensors, temporary, metadata={"fgssl": json.dumps(metadata), **(told or {})})
 
 
 def load_encoder(checkpoint: str, *, backbone: str | None = None, image_size: int | None = None) -> Encoder:

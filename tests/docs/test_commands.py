@@ -80,7 +80,15 @@ def test_every_benchmark_named_exists_and_knows_its_options(line: str) -> None:
 # ---- what the pages run on pictures does run
 
 # each command of these pages, in this order, in one folder, as a reader would type them
-STORY = ("README.md", "docs/data.md", "docs/search.md", "docs/pictures.md", "docs/evaluate.md", "docs/compare.md")
+STORY = (
+    "README.md",
+    "docs/data.md",
+    "docs/search.md",
+    "docs/classify.md",
+    "docs/pictures.md",
+    "docs/evaluate.md",
+    "docs/compare.md",
+)
 NETWORK = ("timm:", "cub", "hf-hub:", "dinov2")  # hub data and weights are only parsed
 # what makes a command a matter of seconds; the later option wins
 SHORTER = {

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -110,10 +110,14 @@ def _labels(lines: list[bytes], source: str) -> About:
     if bare:
         problem = f"the list {source} has labels, but none on the line {shown(bare[0])!r}"
         raise FgsslError(problem, "give every line a label (a tab before it) or none")
-    texts = [shown(line.split(b"\t", 1)[1].strip()) for line in lines]
-    names = sorted_classes(set(texts))
+    return classes_of([shown(line.split(b"\t", 1)[1].strip()) for line in lines])
+
+
+def classes_of(labels: Sequence[str]) -> About:
+    """Labels as they are written, (N,), as numbers of their sorted names."""
+    names = sorted_classes(set(labels))
     number = {name: index for index, name in enumerate(names)}
-    return About(np.array([number[text] for text in texts], np.int64), names)
+    return About(np.array([number[label] for label in labels], np.int64), names)
 
 
 def list_line(name: str, label: str) -> str:

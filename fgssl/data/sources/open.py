@@ -130,7 +130,7 @@ def require_source(source: str) -> None:
 
 
 def _is_hub_id(source: str) -> bool:
-    return bool(_HUB_ID.match(source)) and not source.lower().endswith((*_LISTS, *_ARCHIVES, ".parquet"))
+    return bool(_HUB_ID.match(source)) and not source.lower().endswith((*_LISTS, *_ARCHIVES, ".csv", ".parquet"))
 
 
 def _open_hub(data: DataConfig, hub_id: str) -> Source:
@@ -167,6 +167,10 @@ def _open_file(data: DataConfig, path: str) -> Source:
         from fgssl.data.sources.files import listed_images
 
         return Source(("all",), lambda _: listed_images(data.source, path))
+    if kind == ".csv":
+        from fgssl.data.sources.csv_list import csv_images
+
+        return Source(("all",), lambda _: csv_images(data, path))
     if kind == ".parquet":
         return _open_parquet(data, path, [])
     named = shown(data.source)
@@ -174,7 +178,7 @@ def _open_file(data: DataConfig, path: str) -> Source:
         raise FgsslError(f"{named} is a link to something that does not exist", "repair the link")
     if kind in _ARCHIVES:
         raise FgsslError(f"{named} is an archive", "unpack it and give the folder")
-    remedy = "give a folder, a .txt list of paths, a .parquet file, a preset or a hub id"
+    remedy = "give a folder, a .txt or .csv list of paths, a .parquet file, a preset or a hub id"
     raise FgsslError(f"{named} is a file, not a set of images", remedy)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from fgssl.errors import FgsslError, SettingError
 from fgssl.evaluation.bootstrap import Interval
 from fgssl.evaluation.features import Progress, check_features, check_labels, check_widths, silent, unit_rows
-from fgssl.evaluation.probing.linear import fit_logistic
+from fgssl.evaluation.probing.linear import Linear, fit_logistic
 from fgssl.evaluation.probing.scores import ClassifierResult, judge
 from fgssl.evaluation.probing.splits import Rows, rows_by_class, stratified_split
 from fgssl.evaluation.retrieval.ranking import search
@@ -64,42 +64,65 @@ def linear_probe(
     Raises FgsslError: features or labels that do not fit, or fewer than two classes to train on.
     """
     sets, classes = _prepare(sets, classes)
+    fitted = fit_chosen(sets.train, sets.train_labels, costs=costs, seed=seed, progress=progress)
+    words = f"{_METHOD} = {fitted.cost:.3g} of {fitted.values} values, {fitted.choice}"
+    judged = judge(fitted.scores(sets.test, classes), sets.test_labels, words)
+    method = f"{_METHOD} of {fitted.values} values"
+    return ProbeResult(
+        **vars(judged), cost=fitted.cost, tried=fitted.tried, converged=fitted.model.converged, choice=fitted.choice,
+        method=method,
+    )  # fmt: skip
+
+
+class ChosenFit(NamedTuple):
+    """A logistic regression whose regularisation was chosen on a slice of the images that it is then fitted on."""
+
+    model: Linear  # of the classes that have images
+    present: Tensor  # (P,) those classes, ascending
+    cost: float  # as the next ones, see `ProbeResult`
+    tried: tuple[tuple[float, float], ...]
+    choice: str
+    values: int  # costs there were to choose from
+    held: Tensor  # (H,) rows of the slice; none where no class has two images
+    held_scores: Tensor  # (H, P) of the slice, by the chosen cost fitted without it
+
+    def scores(self, features: Tensor, classes: int) -> Tensor:
+        """(N, D) -> (N, classes); minus infinity for classes that had no image."""
+        found = features.new_full((len(features), classes), float("-inf"))
+        found[:, self.present] = features @ self.model.weight[0] + self.model.bias[0]
+        return found
+
+
+def fit_chosen(
+    features: Tensor, labels: Tensor, *, costs: Sequence[float] = (), seed: int = 0, progress: Progress = silent
+) -> ChosenFit:
+    """The fit of `linear_probe`, which says how, of length-1 features (N, D) with labels (N,)."""
     if not costs:
-        variance = float(sets.train.var(dim=0, correction=0).sum())
+        variance = float(features.var(dim=0, correction=0).sum())
         costs = [cost / max(variance, 1e-6) for cost in COSTS]
     costs = sorted(costs)
     if costs[0] <= 0:
         raise FgsslError(f"a probe with costs {costs}", "give positive inverse strengths of regularisation")
-    present, targets = torch.unique(sets.train_labels, return_inverse=True)
+    present, targets = torch.unique(labels, return_inverse=True)
     if len(present) < 2:
         raise FgsslError("the train images are all of one class", "a probe needs two classes or more")
-    cost, tried, choice = _choose(sets.train, targets, costs, seed, progress)
-    model = fit_logistic(sets.train, targets, costs=[cost], tolerance=1e-5)
-    progress(len(costs) + 1, len(costs) + 1)
-    scores = sets.test.new_full((len(sets.test), classes), float("-inf"))
-    scores[:, present] = sets.test @ model.weight[0] + model.bias[0]
-    judged = judge(scores, sets.test_labels, f"{_METHOD} = {cost:.3g} of {len(costs)} values, {choice}")
-    method = f"{_METHOD} of {len(costs)} values"
-    return ProbeResult(**vars(judged), cost=cost, tried=tried, converged=model.converged, choice=choice, method=method)
-
-
-def _choose(
-    features: Tensor, targets: Tensor, costs: Sequence[float], seed: int, progress: Progress
-) -> tuple[float, tuple[tuple[float, float], ...], str]:
-    """The cost with the best top-1 on a held-out slice, the top-1 of each, and how it was chosen, in words."""
     kept, held = stratified_split(targets, HELD_OUT, seed=seed)
-    if not len(held):
-        return costs[len(costs) // 2], (), "not chosen: no class has two train images"
-    # the refit comes last
-    models = fit_logistic(
-        features[kept], targets[kept], costs=costs, progress=lambda done, fits: progress(done, fits + 1)
-    )
-    # (G, held) which class each member gives the held-out images
-    found = (features[held] @ models.weight + models.bias[:, None]).argmax(dim=2)
-    top1 = 100 * (found == targets[held]).double().mean(dim=1)
-    tried = tuple(zip(costs, top1.tolist(), strict=True))
-    best = max(tried, key=lambda pair: pair[1])[0]  # the first, so the stronger, of the best
-    return best, tried, f"chosen on {len(held)} of {len(targets)} train images, then refitted on all"
+    place, choice = len(costs) // 2, "not chosen: no class has two train images"
+    tried: tuple[tuple[float, float], ...] = ()
+    held_scores = features.new_zeros(0, len(present))
+    if len(held):
+        # the refit comes last
+        models = fit_logistic(
+            features[kept], targets[kept], costs=costs, progress=lambda done, fits: progress(done, fits + 1)
+        )
+        scores = features[held] @ models.weight + models.bias[:, None]  # (G, H, P)
+        top1 = 100 * (scores.argmax(dim=2) == targets[held]).double().mean(dim=1)
+        place = int(top1.argmax())  # the first, so the stronger, of the best
+        tried, held_scores = tuple(zip(costs, top1.tolist(), strict=True)), scores[place]
+        choice = f"chosen on {len(held)} of {len(targets)} train images, then refitted on all"
+    model = fit_logistic(features, targets, costs=[costs[place]], tolerance=1e-5)
+    progress(len(costs) + 1, len(costs) + 1)
+    return ChosenFit(model, present, costs[place], tried, choice, len(costs), held, held_scores)
 
 
 def knn_classify(
