@@ -48,6 +48,8 @@ def _read(source: str, path: str) -> tuple[list[str], list[list[str]]]:
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             first = stream.readline()
+            if "\0" in first:  # which Python's reader lets pass
+                raise ValueError
             stream.seek(0)
             delimiter = max(_DELIMITERS, key=first.count)
             header, *rows = csv.reader(stream, delimiter=delimiter)
