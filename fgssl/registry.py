@@ -1,7 +1,8 @@
 """What fgssl knows by name and others may add to: listed without an import, imported when it is asked for.
 
-From outside a thing is added by a package with an entry point of its name in `fgssl.objectives`, `fgssl.datasets` or
-`fgssl.metrics`, or by a Python file that the user names with `--plugin`; a recipe, a run or an encoder file loads none.
+From outside a thing is added by a package with an entry point of its name in `fgssl.objectives`, `fgssl.datasets`,
+`fgssl.archives` or `fgssl.metrics`, or by a Python file that the user names with `--plugin`; a recipe, a run or an
+encoder file loads none.
 """
 
 from __future__ import annotations
@@ -113,4 +114,5 @@ def _package_of(entry: metadata.EntryPoint) -> str:
 
 OBJECTIVES = Registry("objective", "fgssl.objectives.methods")
 DATASETS = Registry("dataset")
+ARCHIVES = Registry("archive", "fgssl.data.archives.layouts")
 METRICS = Registry("metric")

@@ -119,7 +119,8 @@ def _assemble(given: dict[str, tuple[Any, str]]) -> Resolved:
         return values.get(key, (profile.get(key, defaults[key]), ""))[0]
 
     source = chosen("data.source")
-    profile = dict(DATA_PROFILES.get(source, {}))
+    # of an archive (cars:FOLDER, aircraft/family:FOLDER) that of the data set's name
+    profile = dict(DATA_PROFILES.get(source.partition("/")[0].partition(":")[0] if ":" in source else source, {}))
     if chosen("backbone.name") != DEMO_PROFILE["backbone.name"]:
         profile.pop("backbone.output_stride", None)  # not every backbone offers one
     for section, presets in (("views", VIEW_PRESETS), ("rationale", RATIONALE_PRESETS)):

@@ -53,13 +53,13 @@ def filled(value: T | None) -> T:
 class DataConfig:
     """Where the pictures are. Also stored in the encoder file, so that evaluation finds the same data again."""
 
-    source: str = knob("demo", "preset name, hub id owner/name, folder, text file of paths, parquet, or demo")
+    source: str = knob("demo", "preset, hub id owner/name, folder, archive (cub:FOLDER), list of paths, parquet, demo")
     train_split: str | None = knob(None, "split to train on (default: the source's own)")
     test_split: str | None = knob(None, "split to evaluate on (default: the source's own)")
     subset: str | None = knob(None, "hub data set configuration name")
     revision: str | None = knob(None, "hub data set revision")
     image_column: str | None = knob(None, "column with the image (default: found by type)")
-    label_column: str | None = knob(None, "column with the class (default: found by type)")
+    label_column: str | None = knob(None, "column with the class, or level of an archive (default: found by type)")
 
 
 @dataclass(frozen=True)

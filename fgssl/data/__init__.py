@@ -1,9 +1,13 @@
-"""Where images come from: presets, hub data sets, folders, lists, parquet and the drawn demo set.
+"""Where images come from: presets, hub data sets, published archives, folders, lists, parquet and the drawn demo set.
 
 A few functions cover every source; what they need is imported when they are called.
 """
 
+from fgssl.data.archives.names import absolute, parse_named
 from fgssl.data.sources.open import available_splits, default_split, load_images, no_split
 from fgssl.data.sources.presets import PRESETS, DatasetPreset
 
-__all__ = ["PRESETS", "DatasetPreset", "available_splits", "default_split", "load_images", "no_split"]
+__all__ = [
+    "PRESETS", "DatasetPreset", "absolute", "available_splits", "default_split", "load_images", "no_split",
+    "parse_named",
+]  # fmt: skip

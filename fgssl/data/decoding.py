@@ -160,6 +160,11 @@ def _decode(stream: IO[bytes], min_side: int | None, *, digest: bool) -> Examine
     return Examined(plain, width, height, mode, form, animated, content.digest())
 
 
+def upright_turn(image: Image.Image) -> Image.Transpose | None:
+    """How a stored picture is turned to stand upright, as decoding does; None for as it is."""
+    return _UPRIGHT.get(_exif(image).get(ExifTags.Base.Orientation, 1))
+
+
 def _exif(image: Image.Image) -> dict[int, Any]:
     try:
         return dict(image.getexif())

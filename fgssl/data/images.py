@@ -37,6 +37,13 @@ class About(NamedTuple):
 NOTHING = About()
 
 
+class Masks(NamedTuple):
+    """Where the object of a picture and its class-telling parts are, over the whole of the upright picture."""
+
+    object: NDArray[np.bool_]  # (H, W)
+    parts: NDArray[np.bool_] | None = None  # (H, W); None where a set does not tell
+
+
 class ImageSet:
     """An ordered set of images, with or without labels; picklable, and cheap to hand to forked workers.
 
@@ -76,6 +83,10 @@ class ImageSet:
         """As `load`, with what is known of the stored picture: its size, mode, format, a digest of its content."""
         return examine_image(self.content(index), min_side, name=self.identifier(index))
 
+    def masks(self, index: int) -> Masks | None:
+        """Where the object and its parts are; None where nobody has marked them. Their size is the stored picture's."""
+        return None
+
     def fingerprint(self) -> str:
         """Hex identity of the set's content, cheap to compute, for caches."""
         raise NotImplementedError
@@ -98,6 +109,10 @@ class _Indirect(ImageSet):
     def examine(self, index: int, min_side: int | None = None) -> Examined:
         images, inner = self._locate(index)
         return images.examine(inner, min_side)
+
+    def masks(self, index: int) -> Masks | None:
+        images, inner = self._locate(index)
+        return images.masks(inner)
 
 
 class Subset(_Indirect):

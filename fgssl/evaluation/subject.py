@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fgssl.config.schema import DataConfig
-from fgssl.data import PRESETS, default_split, load_images, no_split
+from fgssl.data import PRESETS, default_split, load_images, no_split, parse_named
 from fgssl.data.images import ImageSet
 from fgssl.encoder import POOLS, Encoder, Pool
 from fgssl.errors import FgsslError, SettingError
@@ -123,7 +123,9 @@ def _remembered(checkpoint: str, encoder: Encoder) -> DataConfig:
             f"'{checkpoint}' says that it was trained on '{data.source}', and no config.yaml of its run beside it does",
             "name the data with --data",
         )
-    if os.path.isabs(data.source) and not os.path.exists(data.source):
+    named = parse_named(data.source)
+    folder = data.source if named is None else named.folder
+    if os.path.isabs(folder) and not os.path.exists(folder):
         problem = f"the data set that '{checkpoint}' remembers is not here: {data.source}"
         raise FgsslError(problem, "name one with --data")
     return data

@@ -20,7 +20,7 @@ from fgssl.backbones import Backbone, InitialWeights
 from fgssl.config.defaults import Draft, Recommended, RunFacts, derive_objective
 from fgssl.config.resolve import AS_BEGUN, PATHS, Resolved, build
 from fgssl.config.schema import DataConfig, PretrainConfig, flatten
-from fgssl.data import PRESETS, default_split, load_images, no_split
+from fgssl.data import PRESETS, absolute, default_split, load_images, no_split
 from fgssl.data.cache.map_store import entry_bytes
 from fgssl.data.images import ImageSet
 from fgssl.errors import FgsslError, SettingError
@@ -111,6 +111,7 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True, 
         path = os.path.expanduser(draft[key] or "")
         if draft[key] not in ("demo", *PRESETS) and os.path.exists(path):
             draft.values[key] = os.path.abspath(path)
+    draft.values["data.source"] = absolute(draft["data.source"])
     _fit_batch(draft, len(train), world)
     steps_per_epoch = len(train) // draft["training.batch_size"]
     total_steps = min(draft["training.epochs"] * steps_per_epoch, draft["training.max_steps"] or 2**62)

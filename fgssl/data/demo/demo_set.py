@@ -13,20 +13,18 @@ takes no look at the parts. `python recipes/bench/demo_baselines.py` prints what
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from fgssl.data.decoding import Examined
 from fgssl.data.demo.bird import Drawing, draw_nuisance, paint
 from fgssl.data.demo.parts import BEAKS, CROWNS, WINGS, Traits
 from fgssl.data.demo.scene import IMAGE_SIZE
-from fgssl.data.images import About, ImageSet
+from fgssl.data.images import About, ImageSet, Masks
 from fgssl.errors import FgsslError
 
-__all__ = ["CLASS_NAMES", "CLASS_TRAITS", "IMAGE_SIZE", "SIZES", "SPLITS", "DemoMasks", "DemoSet"]
+__all__ = ["CLASS_NAMES", "CLASS_TRAITS", "IMAGE_SIZE", "SIZES", "SPLITS", "DemoSet"]
 
 SPLITS = ("train", "test")
 SIZES = {"train": 1280, "test": 640}
@@ -37,13 +35,6 @@ CLASS_TRAITS = tuple(
     Traits(beak, crown, WINGS[row ^ column]) for row, beak in enumerate(BEAKS) for column, crown in enumerate(CROWNS)
 )
 CLASS_NAMES = tuple(f"{beak}-beak {wing}-wing {crown}" for beak, crown, wing in CLASS_TRAITS)
-
-
-class DemoMasks(NamedTuple):
-    """Where the bird and its class-telling parts are visible; a pixel counts when any of it does."""
-
-    object: npt.NDArray[np.bool_]  # (IMAGE_SIZE, IMAGE_SIZE)
-    parts: npt.NDArray[np.bool_]  # (IMAGE_SIZE, IMAGE_SIZE), a subset of `object`
 
 
 class DemoSet(ImageSet):
@@ -74,9 +65,9 @@ class DemoSet(ImageSet):
         digest = hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
         return Examined(picture, picture.width, picture.height, picture.mode, "drawn", False, digest)
 
-    def masks(self, index: int) -> DemoMasks:
-        """Draw an image again for where its bird and its class-telling parts are."""
-        return DemoMasks(*self._draw(index)[1:])
+    def masks(self, index: int) -> Masks:
+        """Draw an image again for where its bird and its class-telling parts are; a pixel counts when any of it is."""
+        return Masks(*self._draw(index)[1:])
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"demo/{_VERSION}/{self.seed}/{self.split}/{self._size}".encode()).hexdigest()

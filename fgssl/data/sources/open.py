@@ -6,12 +6,15 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from fgssl.data.archives.names import Named, found_in, parse_named, require_folder
 from fgssl.data.sources.listing import first_images, is_saved_table, parquet_files, split_of
 from fgssl.data.sources.presets import PRESETS
 from fgssl.errors import FgsslError
+from fgssl.registry import ARCHIVES
 from fgssl.runtime.reporting import remark
 from fgssl.runtime.text import shown
 
@@ -29,9 +32,11 @@ _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 class Source(NamedTuple):
     """Something with splits of images."""
 
-    splits: tuple[str, ...]  # ("all",) where there are none
+    splits: tuple[str, ...]  # ("all",) where there are none; no image is in two
     load: Callable[[str], ImageSet]  # the images of one of them
     remarks: tuple[Remark, ...] = ()  # on how the splits were found
+    roles: Mapping[str, str | None] | None = None  # split (or several joined by +) of "train" and "test", where known
+    unions: Mapping[str, str] = MappingProxyType({})  # other names of several splits joined by +
 
 
 def load_images(data: DataConfig, split: str, *, tell: bool = True) -> ImageSet:
@@ -49,11 +54,13 @@ def load_images(data: DataConfig, split: str, *, tell: bool = True) -> ImageSet:
 
     source = open_source(data)
     known = source.splits
+    split = source.unions.get(split, split)
     names = [split] if split in known else split.split("+")
     by_lower = {name.lower(): name for name in reversed(known)}
     for name in names:
         if name.lower() not in by_lower:
-            raise FgsslError(f"{data.source} has no split {name!r}", f"its splits are: {', '.join(known)}")
+            listed = ", ".join((*known, *source.unions))
+            raise FgsslError(f"{data.source} has no split {name!r}", f"its splits are: {listed}")
     parts = [source.load(name if name in known else by_lower[name.lower()]) for name in names]
     images = parts[0] if len(parts) == 1 else Concatenated(parts)
     for level, text in images.remarks if tell else ():
@@ -69,8 +76,8 @@ def available_splits(data: DataConfig) -> tuple[str, ...]:
 def default_split(data: DataConfig, role: Literal["train", "test"]) -> str | None:
     """The split to train on, or to evaluate on, where the user names none; None where there is none for that role.
 
-    In this order: what `data` says; the preset's; train or training, respectively test or testing, then a validation
-    split; "all" for training where the source has no splits. Raises FgsslError as `load_images`.
+    In this order: what `data` says; the preset's or the archive's; train or training, respectively test or testing,
+    then a validation split; "all" for training where the source has no splits. Raises FgsslError as `load_images`.
     """
     asked = data.train_split if role == "train" else data.test_split
     if asked is not None:
@@ -78,7 +85,10 @@ def default_split(data: DataConfig, role: Literal["train", "test"]) -> str | Non
     if data.source in PRESETS:
         preset = PRESETS[data.source]
         return preset.train_split if role == "train" else preset.test_split
-    known = sorted(available_splits(data), key=len)  # "train" before "train2"
+    source = open_source(data)
+    if source.roles is not None:
+        return source.roles[role]
+    known = sorted(source.splits, key=len)  # "train" before "train2"
     found = [split for name in _NAMES[role] for split in known if split_of(split) == name]
     if found:
         return found[0]
@@ -96,7 +106,7 @@ def no_split(data: DataConfig, role: str, *, option: str) -> FgsslError:
 
 
 def open_source(data: DataConfig) -> Source:
-    """Finds what `data.source` names: a preset (or demo), else an existing path, else a hub id.
+    """Finds what `data.source` names: a preset (or demo), an archive NAME:FOLDER, else an existing path, else a hub id.
 
     Raises FgsslError where it is none of them; the line names near matches.
     """
@@ -112,6 +122,8 @@ def open_source(data: DataConfig) -> Source:
         if os.path.isabs(preset.hub_id):
             return open_source(dataclasses.replace(filled, source=preset.hub_id))
         return _open_hub(filled, preset.hub_id)
+    if (named := parse_named(source)) is not None:
+        return _open_archive(data, named)
     path = os.path.expanduser(source)
     if os.path.isdir(path):
         return _open_folder(data, path)
@@ -124,6 +136,9 @@ def open_source(data: DataConfig) -> Source:
 
 def require_source(source: str) -> None:
     """Refuses what `open_source` would refuse for its name alone; nothing is opened. Raises FgsslError."""
+    if (named := parse_named(source)) is not None:
+        require_folder(named)
+        return
     there = bool(source) and os.path.lexists(os.path.expanduser(source))
     if not (there or source in ("demo", *PRESETS) or _is_hub_id(source)):
         raise _unknown(source)
@@ -139,7 +154,30 @@ def _open_hub(data: DataConfig, hub_id: str) -> Source:
     return Source(split_names(data, hub_id), lambda split: load_split(data, hub_id, split))
 
 
+def _open_archive(data: DataConfig, named: Named, *, remarks: tuple[Remark, ...] = ()) -> Source:
+    from fgssl.data.archives.source import ArchiveSource
+
+    require_folder(named)
+    level = named.level or data.label_column
+    found = ArchiveSource(data.source, named.archive, os.path.expanduser(named.folder), level=level)
+    roles = {"train": found.role(found.layout.train), "test": found.role(found.layout.test)}
+
+    def load(split: str) -> ImageSet:
+        images = found.load(split)
+        images.remarks = (*remarks, *images.remarks)
+        return images
+
+    return Source(found.splits, load, remarks, roles, found.layout.unions)
+
+
 def _open_folder(data: DataConfig, path: str) -> Source:
+    if (name := found_in(path)) is not None:
+        from fgssl.data.images import Remark
+
+        pictures = ARCHIVES[name].pictures
+        hint = f"; for its class folders give {shown(os.path.join(path, pictures))}" if pictures else ""
+        text = f"{shown(data.source)} is taken for {ARCHIVES[name].title} by its lists, as {name}:FOLDER would be{hint}"
+        return _open_archive(data, Named(name, "", path), remarks=(Remark("note", text),))
     if is_saved_table(path):
         from fgssl.data.sources.tables import saved_tables, table_images
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from fgssl.config.schema import RationaleConfig
 from fgssl.data.cache.pixels import open_pixels
-from fgssl.data.demo.demo_set import DemoMasks
-from fgssl.data.images import ImageSet
+from fgssl.data.images import ImageSet, Masks
 from fgssl.encoder import Encoder, Pool
 from fgssl.evaluation.embed import evaluation_view, image_batches
 from fgssl.evaluation.probing.classifiers import Sets, linear_probe
@@ -163,26 +162,31 @@ def _map_rows(encoder: Encoder, maps: dict[str, MapOf], slice_: Slice, judged: J
     for batch in image_batches(pixels, BATCH, rows=range(min(judged.masks, len(slice_.queries)))):
         images = batch.images.to(encoder.device)
         feature_map = encoder.backbone(encoder.normalize(images))
+        known = {row: mask for row, place in enumerate(batch.index) if (mask := slice_.masks(int(place))) is not None}
+        if not known:
+            continue
+        rows = list(known)
         masks = [
             torch.from_numpy(np.stack(each))
-            for each in zip(*(seen_masks(encoder, slice_.masks(int(place))) for place in batch.index), strict=True)
+            for each in zip(*(seen_masks(encoder, mask) for mask in known.values()), strict=True)
         ]
         for name, map_of in maps.items():
-            drawn = map_of(feature_map, images).detach().cpu()
+            drawn = map_of(feature_map, images).detach().cpu()[rows]
             columns = [score(drawn, mask) for mask in masks for score in (energy_inside, pointing_hit)]
             found[name].append(torch.stack([*columns, entropy_relative_to_uniform(drawn)], 1))
-    names = ("object_energy", "object_pointing", "parts_energy", "parts_pointing", "entropy")
+    layers = ("object", "parts")[: len(masks)]
+    names = (*(f"{layer}_{score}" for layer in layers for score in ("energy", "pointing")), "entropy")
     means = {name: dict(zip(names, torch.cat(rows).mean(0).tolist(), strict=True)) for name, rows in found.items()}
     flat = means["uniform"]  # its energy inside a mask is the mask's area
     rows = []
     for name, values in means.items():
-        ratios = {f"{mask}_ratio": values[f"{mask}_energy"] / flat[f"{mask}_energy"] for mask in ("object", "parts")}
+        ratios = {f"{mask}_ratio": values[f"{mask}_energy"] / flat[f"{mask}_energy"] for mask in layers}
         rows.append({"kind": "map", "map": name, **ratios, **values})
     return rows
 
 
-def seen_masks(encoder: Encoder, masks: DemoMasks, size: int | None = None) -> list[np.ndarray]:
-    """Object and parts as the encoder sees them, (S, S) boolean."""
+def seen_masks(encoder: Encoder, masks: Masks, size: int | None = None) -> list[np.ndarray]:
+    """Object and parts, where a set tells them, as the encoder sees them, (S, S) boolean."""
     view = evaluation_view(encoder)
     view = view._replace(interpolation="nearest", size=size or view.size)
-    return [np.asarray(view(Image.fromarray(mask.astype(np.uint8) * 255))) > 127 for mask in masks]
+    return [np.asarray(view(Image.fromarray(mask.astype(np.uint8) * 255))) > 127 for mask in masks if mask is not None]

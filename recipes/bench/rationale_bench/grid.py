@@ -18,8 +18,7 @@ import yaml
 from fgssl.config.resolve import FREE, Resolved, load_config
 from fgssl.config.schema import DataConfig, RationaleConfig, flatten
 from fgssl.data import default_split, load_images
-from fgssl.data.demo.demo_set import DemoMasks, DemoSet
-from fgssl.data.images import ImageSet, Subset
+from fgssl.data.images import ImageSet, Masks, Subset
 from fgssl.errors import FgsslError
 from fgssl.evaluation.probing.splits import stratified_split
 from rationale_bench.controls import TRAIN_POOLS
@@ -133,7 +132,7 @@ class Slice(NamedTuple):
     train: ImageSet  # what pretraining sees
     gallery: ImageSet  # what is searched, and what the probe learns from
     queries: ImageSet  # what searches, and what the probe is tested on; also leave-one-out within itself
-    masks: Callable[[int], DemoMasks] | None  # of a query by its place, for the demo set
+    masks: Callable[[int], Masks | None] | None  # of a query by its place, where the set has any
 
 
 def open_slice(data: DataConfig, select: str, *, final: bool = False) -> Slice:
@@ -171,7 +170,7 @@ def open_slice(data: DataConfig, select: str, *, final: bool = False) -> Slice:
     return Slice(train, Subset(whole, gallery), Subset(whole, queries), _masks(whole, queries))
 
 
-def _masks(images: ImageSet, rows: np.ndarray) -> Callable[[int], DemoMasks] | None:
-    if not isinstance(images, DemoSet):
+def _masks(images: ImageSet, rows: np.ndarray) -> Callable[[int], Masks | None] | None:
+    if not len(rows) or images.masks(int(rows[0])) is None:
         return None
     return lambda place: images.masks(int(rows[place]))
