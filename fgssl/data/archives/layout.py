@@ -48,9 +48,10 @@ class Layout:
     read: Callable[[Lists, str], Contents]  # of its lists and one of the `levels`
     train: str  # the split papers train on, several joined by +
     test: str
-    counts: Mapping[str, Count]  # published, at the first level
+    counts: Mapping[str, Sequence[Count]]  # published, at the first level; several where there are several editions
     citation: str
     address: str  # where it is published
     levels: tuple[str, ...] = ("class",)  # what may be asked for as the class, the usual first
     unions: Mapping[str, str] = field(default_factory=dict)  # other names of several splits: trainval is train+val
+    lists: tuple[str, ...] = ()  # more marks, of names so common that they count only where the archive is named
     pictures: str = ""  # the folder whose folders are classes, for those who want it read so

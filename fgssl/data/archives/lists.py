@@ -26,6 +26,10 @@ class Lists:
         """Whether a file or folder is there."""
         return os.path.exists(self.path(name))
 
+    def names(self) -> list[str]:
+        """The names in the folder."""
+        return sorted(os.listdir(self.folder))
+
     def first(self, *names: str) -> str:
         """The first of several places of one file that is there; else the first place, to be named as missing."""
         return next((name for name in names if self.has(name)), names[0])

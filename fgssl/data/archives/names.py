@@ -53,16 +53,17 @@ def absolute(source: str) -> str:
     return f"{source.partition(':')[0]}:{os.path.abspath(path)}"
 
 
-def marks_in(layout: Layout, root: str) -> int:
-    """How many of the files by which an archive is known lie in a folder."""
-    return sum(os.path.exists(os.path.join(root, mark)) for mark in layout.marks)
+def marks_in(layout: Layout, root: str, *, named: bool = False) -> int:
+    """How many of the files by which an archive is known lie in a folder, or where its user has named it."""
+    marks = (*layout.marks, *layout.lists) if named else layout.marks
+    return sum(os.path.exists(os.path.join(root, mark)) for mark in marks)
 
 
 def root_of(layout: Layout, folder: str) -> str:
     """Where most of the marks lie: in the folder, or one or two deeper, as mirrors pack a folder in a folder."""
     inner = _folders_in(folder)
     places = [folder, *inner, *(path for outer in inner for path in _folders_in(outer))]
-    return max(places, key=lambda place: marks_in(layout, place))  # the outermost of equals
+    return max(places, key=lambda place: marks_in(layout, place, named=True))  # the outermost of equals
 
 
 def _folders_in(folder: str) -> list[str]:

@@ -7,6 +7,7 @@ The pictures are coloured ovals with a spot, whatever the archive is called; box
 from __future__ import annotations
 
 import colorsys
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ def draw_archive(
     Args:
         name: As before the colon of `--data cub:FOLDER`.
         size: Side of the pictures, in pixels.
-        kinds: What an archive is published in several forms of: `test_labels` of cars, `version` of its .mat files.
+        kinds: What an archive is published in several forms of: `test_labels` and `form` of cars, `form` of food.
 
     Returns the folder to give to `--data NAME:FOLDER`. Raises FgsslError: no such drawing, or the folder has files.
     """
@@ -194,4 +195,120 @@ def _structs(rows: list[dict[str, Any]]) -> np.ndarray:
     return found
 
 
-_DRAWINGS: dict[str, Callable[..., None]] = {"cub": _cub, "cars": _cars, "aircraft": _aircraft}
+def _nabirds(folder: Path, draw: _Drawer) -> None:
+    _cub(folder, draw)
+    for file in (folder / "segmentations").rglob("*.png"):
+        file.unlink()
+    # a group above every class, without images of its own
+    groups = [f"{row + 100} Group of {row}" for row in range(1, draw.classes + 1)]
+    _write(folder, {
+        "classes.txt": [*groups, *(f"{row} Drawn Bird {row} (Adult Male)" for row in range(1, draw.classes + 1))],
+        "hierarchy.txt": [f"{row} {row + 100}" for row in range(1, draw.classes + 1)],
+    })  # fmt: skip
+
+
+def _pets(folder: Path, draw: _Drawer) -> None:
+    drawn = draw("trainval", "test")
+    names = [f"{'Drawn_Cat' if row % 2 == 0 else 'drawn_dog'}_{row + 1}" for row in range(draw.classes)]
+    lines = {split: list[str]() for split in ("trainval", "test")}
+    for each in drawn:
+        image = f"{names[each.label]}_{each.number}"
+        each.save(folder / "images" / f"{image}.jpg")
+        each.save_inside(folder / "annotations" / "trimaps" / f"{image}.png", (2, 1))
+        lines[each.split].append(f"{image} {each.label + 1} {each.label % 2 + 1} {each.label // 2 + 1}")
+    everything = ["#Image CLASS-ID SPECIES BREED ID", *lines["trainval"], *lines["test"]]
+    _write(folder / "annotations", {**{f"{name}.txt": own for name, own in lines.items()}, "list.txt": everything})
+
+
+def _flowers(folder: Path, draw: _Drawer) -> None:
+    drawn = draw("train", "val", "test")
+    for each in drawn:
+        each.save(folder / "jpg" / f"image_{each.number:05d}.jpg")
+        blue = np.where(each.inside[..., None], np.asarray(each.picture), np.array((0, 0, 254)))
+        make_folder(folder / "segmim")
+        Image.fromarray(blue.astype(np.uint8)).save(folder / "segmim" / f"segmim_{each.number:05d}.jpg", quality=100)
+    save = require("scipy.io", extra="mat").savemat
+    save(folder / "imagelabels.mat", {"labels": np.array([[each.label + 1 for each in drawn]])})
+    rows = {split: [each.number for each in drawn if each.split == split] for split in ("train", "val", "test")}
+    save(folder / "setid.mat", {"trnid": [rows["train"]], "valid": [rows["val"]], "tstid": [rows["test"]]})
+
+
+def _dogs(folder: Path, draw: _Drawer) -> None:
+    drawn = draw("train", "test")
+    breeds = [f"n{row:08d}-Drawn_{row + 1}" for row in range(draw.classes)]
+    save = require("scipy.io", extra="mat").savemat
+    for split in ("train", "test"):
+        chosen = [each for each in drawn if each.split == split]
+        files = [f"{breeds[each.label]}/n{each.label:08d}_{each.number}" for each in chosen]
+        for each, file in zip(chosen, files, strict=True):
+            each.save(folder / "Images" / f"{file}.jpg")
+            left, top, right, bottom = each.box
+            corners = {"xmin": left + 1, "ymin": top + 1, "xmax": right, "ymax": bottom}
+            lines = [f"<{name}>{value}</{name}>" for name, value in corners.items()]
+            _write(folder / "Annotation", {file: ["<annotation><object><bndbox>", *lines, "</bndbox></object>"]})
+        columns = {"file_list": [f"{file}.jpg" for file in files], "annotation_list": files}
+        cells = {name: np.array([[text] for text in column], dtype=object) for name, column in columns.items()}
+        save(folder / f"{split}_list.mat", {**cells, "labels": [[each.label + 1] for each in chosen]})
+
+
+def _food(folder: Path, draw: _Drawer, *, form: str = "txt") -> None:
+    """`form` of the lists: txt or json."""
+    lists: dict[str, dict[str, list[str]]] = {"train": {}, "test": {}}
+    for each in draw("train", "test"):
+        dish = f"drawn_dish_{each.label + 1}"
+        each.save(folder / "images" / dish / f"{each.number}.jpg")
+        lists[each.split].setdefault(dish, []).append(f"{dish}/{each.number}")
+    for split, tree in lists.items():
+        lines = [json.dumps(tree)] if form == "json" else [image for images in tree.values() for image in images]
+        _write(folder / "meta", {f"{split}.{form}": lines})
+
+
+def _inaturalist(folder: Path, draw: _Drawer, *, form: str = "2019") -> None:
+    """`form`: the year in the names of the lists, "" as 2021 has them."""
+    drawn = draw("train", "val")
+    categories = [
+        {"id": row, "name": f"Drawnia picta{row}", "genus": f"Drawnia{row // 2}", "supercategory": "Birds"}
+        for row in range(draw.classes)
+    ]
+    for split in ("train", "val"):
+        chosen = [each for each in drawn if each.split == split]
+        images = [{"id": each.number, "file_name": f"{split}/{each.label}/{each.number}.jpg"} for each in chosen]
+        for each, image in zip(chosen, images, strict=True):
+            each.save(folder / str(image["file_name"]))
+        notes = [{"id": each.number, "image_id": each.number, "category_id": each.label} for each in chosen]
+        document = {"images": images, "annotations": notes, "categories": categories}
+        _write(folder, {f"{split}{form}.json": [json.dumps(document)]})
+
+
+def _sop(folder: Path, draw: _Drawer) -> None:
+    kinds = ("bicycle", "lamp")
+    # no product of the test list is in the train list
+    drawn = [*draw("train"), *draw("test", first_class=draw.classes)]
+    for split in ("train", "test"):
+        lines = ["image_id class_id super_class_id path"]
+        for place, each in enumerate(each for each in drawn if each.split == split):
+            kind = each.label % 2
+            path = f"{kinds[kind]}_final/{each.label}_{place}.JPG"
+            each.save(folder / path)
+            lines.append(f"{place + 1} {each.label + 1} {kind + 1} {path}")
+        _write(folder, {f"Ebay_{split}.txt": lines})
+
+
+def _inshop(folder: Path, draw: _Drawer) -> None:
+    drawn = [*draw("train"), *draw("query", "gallery", first_class=draw.classes)]
+    lines, boxes = [], []
+    for each in drawn:
+        path = f"img/WOMEN/Dresses/id_{each.label:08d}/{each.number:02d}_{each.split}.jpg"
+        each.save(folder / "Img" / path)
+        lines.append(f"{path} id_{each.label:08d} {each.split}")
+        boxes.append(f"{path} 3 1 {' '.join(f'{value:03d}' for value in each.box)}")
+    _write(folder, {
+        "Eval/list_eval_partition.txt": [str(len(lines)), "image_name item_id evaluation_status", *lines],
+        "Anno/list_bbox_inshop.txt": [str(len(boxes)), "image_name clothes_type pose_type x_1 y_1 x_2 y_2", *boxes],
+    })  # fmt: skip
+
+
+_DRAWINGS: dict[str, Callable[..., None]] = {
+    "cub": _cub, "cars": _cars, "aircraft": _aircraft, "nabirds": _nabirds, "pets": _pets, "flowers": _flowers,
+    "dogs": _dogs, "food": _food, "inaturalist": _inaturalist, "sop": _sop, "inshop": _inshop,
+}  # fmt: skip

@@ -45,7 +45,9 @@ class ArchiveSource:
             raise FgsslError(f"{self.layout.title} has no classes by '{shown(level)}'", f"its levels: {known}")
         self.level, self.remarks = level, ()  # type: str, tuple[Remark, ...]
         self.root = root_of(self.layout, folder)
-        self._folders = None if marks_in(self.layout, self.root) else _class_folders(self.source, self.layout, folder)
+        self._folders = (
+            None if marks_in(self.layout, self.root, named=True) else _class_folders(self.source, self.layout, folder)
+        )
         self._contents = None if self._folders else _read(name, self.root, level, _state(self.layout, self.root))
         self.drawn = os.path.exists(os.path.join(self.root, DRAWN))
         self.splits = self._folders.splits if self._folders else tuple(self._contents.splits if self._contents else ())
@@ -70,12 +72,13 @@ class ArchiveSource:
 
     def _counted(self, images: ImageSet, split: str) -> Iterator[Remark]:
         """A sentence where images or classes are not as many as published."""
-        title, published = self.layout.title, self.layout.counts.get(split)
+        title, editions = self.layout.title, self.layout.counts.get(split, ())
         if self.drawn:
             yield Remark(
                 "note", f"{self.source} is a drawn rehearsal of {title}, not the data set: its numbers mean nothing"
             )
-        elif published is not None:
+        elif editions:
+            published = min(editions, key=lambda each: abs(each.images - len(images)))
             labels = images.labels if self.level == self.layout.levels[0] else None
             classes = published.classes if labels is None else len(np.unique(labels))
             if (len(images), classes) != published:
@@ -115,7 +118,7 @@ def regions_of(images: ImageSet) -> Regions | None:
 
 def _state(layout: Layout, root: str) -> tuple[int, ...]:
     """Times of change of the marks: what was read before is read again where one changed."""
-    paths = [os.path.join(root, mark) for mark in layout.marks]
+    paths = [os.path.join(root, mark) for mark in (*layout.marks, *layout.lists)]
     return tuple(os.stat(path).st_mtime_ns if os.path.exists(path) else 0 for path in paths)
 
 

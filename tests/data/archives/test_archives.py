@@ -14,8 +14,13 @@ from fgssl.data import available_splits, default_split, load_images
 from fgssl.data.archives.rehearsal import draw_archive
 from fgssl.data.images import Concatenated, Subset
 from fgssl.errors import FgsslError
+from fgssl.registry import ARCHIVES
 
-SPLITS = {"cub": ("train", "test"), "cars": ("train", "test"), "aircraft": ("train", "val", "test")}
+SPLITS = {
+    **dict.fromkeys(("cub", "nabirds", "cars", "dogs", "food", "sop"), ("train", "test")),
+    **dict.fromkeys(("aircraft", "flowers"), ("train", "val", "test")),
+    "pets": ("trainval", "test"), "inaturalist": ("train", "val"), "inshop": ("train", "query", "gallery"),
+}  # fmt: skip
 
 
 def drawn(name: str, folder: Path, **options) -> DataConfig:
@@ -32,9 +37,11 @@ def test_every_split_has_its_images_and_classes(name: str, tmp_path: Path) -> No
     assert available_splits(data) == SPLITS[name]
     for split in SPLITS[name]:
         images = load_images(data, split)
-        assert images.labels.tolist() == [0, 0, 1, 1, 2, 2] and len(images.class_names) == 3
+        later = 3 * (name in ("sop", "inshop") and split != "train")  # classes of their own
+        assert images.labels.tolist() == [later + label for label in (0, 0, 1, 1, 2, 2)]
+        assert len(set(images.class_names)) == len(images.class_names) == (6 if name in ("sop", "inshop") else 3)
         assert images.load(5).size == (32, 32)
-    assert "drawn rehearsal" in said(data, "train")
+    assert "drawn rehearsal" in said(data, SPLITS[name][0])
 
 
 @pytest.mark.parametrize("name", SPLITS)
@@ -43,7 +50,45 @@ def test_a_plain_folder_is_known_by_its_lists(name: str, tmp_path: Path) -> None
     plain = DataConfig(source=named.source.partition(":")[2])
     for data in (plain, DataConfig(source=str(tmp_path))):  # the folder, or the one it was unpacked in
         assert available_splits(data) == available_splits(named)
-        assert f"as {name}:FOLDER would be" in said(data, "test")
+        assert f"as {name}:FOLDER would be" in said(data, SPLITS[name][1])
+
+
+def test_every_archive_can_be_drawn() -> None:
+    assert set(SPLITS) == set(ARCHIVES)
+    for layout in ARCHIVES.values():
+        assert {*layout.train.split("+"), layout.test} <= set(layout.counts) and layout.citation and layout.address
+
+
+def test_the_lists_of_food_and_inaturalist_have_other_forms(tmp_path: Path) -> None:
+    for name, form in (("food", "json"), ("inaturalist", "")):
+        data = drawn(name, tmp_path, form=form)
+        assert load_images(data, "train").labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("source, classes, labels", [
+    ("pets/species", ("cat", "dog"), [0, 0, 1, 1, 0, 0]),
+    ("sop/kind", ("bicycle", "lamp"), [0, 0, 1, 1, 0, 0]),
+    ("inaturalist/genus", ("Drawnia0", "Drawnia1"), [0, 0, 0, 0, 1, 1]),
+])  # fmt: skip
+def test_classes_by_another_level(source: str, classes: tuple[str, ...], labels: list[int], tmp_path: Path) -> None:
+    name = source.partition("/")[0]
+    data = DataConfig(source=drawn(name, tmp_path).source.replace(name, source, 1))
+    images = load_images(data, default_split(data, "train"))
+    assert images.class_names == classes and images.labels.tolist() == labels
+
+
+@pytest.mark.parametrize("name", ["pets", "flowers", "dogs", "inshop", "nabirds"])
+def test_marks_of_the_others_reach_the_masks(name: str, tmp_path: Path) -> None:
+    data = drawn(name, tmp_path)
+    images = load_images(data, default_split(data, "train"))
+    mask = images.masks(0).object
+    rows, columns = np.nonzero(mask)
+    box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    if images.regions.boxes is None:  # an oval fills pi / 4 of its box
+        assert 0.6 < mask.sum() / ((box[2] - box[0]) * (box[3] - box[1])) < 0.9
+    else:
+        assert box == tuple(images.regions.boxes[0].astype(int))
+    assert (images.masks(0).parts is not None) == (name == "nabirds")
 
 
 def test_aircraft_by_level_and_its_trainval(tmp_path: Path) -> None:

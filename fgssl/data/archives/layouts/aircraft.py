@@ -51,7 +51,7 @@ ARCHIVES.register("aircraft")(
         read=read,
         train="train+val",
         test="test",
-        counts={"train": Count(3_334, 100), "val": Count(3_333, 100), "test": Count(3_333, 100)},
+        counts={"train": [Count(3_334, 100)], "val": [Count(3_333, 100)], "test": [Count(3_333, 100)]},
         citation="Maji et al., Fine-Grained Visual Classification of Aircraft, 2013",
         address="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
         levels=tuple(_CLASSES),

@@ -79,7 +79,7 @@ ARCHIVES.register("cars")(
         read=read,
         train="train",
         test="test",
-        counts={"train": Count(8_144, 196), "test": Count(8_041, 196)},
+        counts={"train": [Count(8_144, 196)], "test": [Count(8_041, 196)]},
         citation="Krause et al., 3D Object Representations for Fine-Grained Categorization, 2013",
         address="http://ai.stanford.edu/~jkrause/cars/car_dataset.html (no longer there; mirrors keep the files)",
     )

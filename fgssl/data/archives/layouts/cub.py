@@ -23,7 +23,7 @@ ARCHIVES.register("cub")(
         read=read,
         train="train",
         test="test",
-        counts={"train": Count(5_994, 200), "test": Count(5_794, 200)},
+        counts={"train": [Count(5_994, 200)], "test": [Count(5_794, 200)]},
         citation="Wah et al., The Caltech-UCSD Birds-200-2011 Dataset, 2011",
         address="https://www.vision.caltech.edu/datasets/cub_200_2011/",
         pictures="images",
