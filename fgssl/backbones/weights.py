@@ -45,7 +45,11 @@ def save_timm(backbone: Backbone, folder: str | os.PathLike[str], *, head: nn.Li
     # own copies: safetensors refuses tensors that share memory (coat)
     found = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     weights = {key: value.clone(memory_format=torch.contiguous_format) for key, value in found.items()}
-    data_config = backbone.description()["data_config"]
+    # the evaluation view in timm's words, whatever the published weights were tested with
+    data_config = backbone.description()["data_config"] | {"crop_mode": "center"}
+    data_config["crop_pct"] = min(1.0, data_config["crop_pct"])
+    if data_config["interpolation"] not in ("bilinear", "bicubic", "lanczos", "nearest"):
+        data_config["interpolation"] = "bicubic"
     # crossvit is built for one size and rescales what it is given: timm insists on the size it was built for
     published: dict[str, Any] = getattr(backbone.model, "pretrained_cfg", {})
     if "img_size" in backbone.model_args or not published.get("fixed_input_size"):

@@ -168,19 +168,30 @@ class Painter:
 
 
 class EvaluationView(NamedTuple):
-    """Resize the short side to size / crop_fraction, then cut the central square (paper: 256, then 224)."""
+    """timm's evaluation transform: the short side resized to size / crop_pct, then the central square, as whole levels.
+
+    Its rounding included, so that `timm.data.create_transform` of the config beside the weights gives the same pixels.
+    """
 
     size: int
-    crop_fraction: float = 0.875
+    crop_pct: float = 0.875  # the paper's: 256, then 224
     interpolation: str = "bilinear"
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """The central (size, size) square of an RGB image, resized once from the original pixels."""
-        # One resize with a fractional box does both steps; the box is centred, so nothing shifts by half a pixel.
-        side = min(image.size) * min(1.0, self.crop_fraction)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
+        # torchvision's Resize cuts the long side off to a whole pixel, its CenterCrop rounds half a pixel to even
+        short = math.floor(self.size / min(1.0, self.crop_pct))
+        resized = [int(short * side / min(image.size)) for side in image.size]  # width, height
+        starts = [round((side - self.size) / 2) for side in resized]
+        # One resize with a fractional box does both steps, without the rest of a long strip.
+        corners = [
+            edge * own / side
+            for edges in (starts, [start + self.size for start in starts])
+            for edge, own, side in zip(edges, image.size, resized, strict=True)
+        ]
         filter_ = _FILTERS.get(self.interpolation, Image.Resampling.BICUBIC)
-        return image.resize((self.size, self.size), filter_, box=(left, top, left + side, top + side))
+        box = (corners[0], corners[1], min(corners[2], image.width), min(corners[3], image.height))
+        return image.resize((self.size, self.size), filter_, box=box)
 
 
 def resize_short_side(image: Image.Image, side: int) -> Image.Image:

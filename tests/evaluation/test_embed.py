@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
-from pictures import ArrayImages
+from pictures import ArrayImages, make_picture
 from PIL import Image
 from running import fgssl, finished_run, flat_photos, photos, plain_run
 from safetensors import safe_open
 from safetensors.torch import load_file
+from timm.data import create_transform, resolve_data_config
 
+from fgssl.backbones import build_backbone, save_timm
 from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
 from fgssl.encoder import MAP_POOLS, Encoder
@@ -206,3 +209,23 @@ def test_more_than_a_tenth_is_an_error(encoder: Encoder, memory_images: Callable
     with pytest.raises(FgsslError, match="12 of 12"):
         embed(encoder, memory_images(12, broken=tuple(range(12))), pools=("gap",))
     reject_unreadable([], 0, "nothing")  # nothing is wrong with nothing
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_timm_alone_embeds_alike(name: str, tmp_path: Path) -> None:
+    """From file to embedding: the cache and JPEGs decoded at reduced size on one side, only timm on the other."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, size in enumerate([(90, 160), (301, 200), (1100, 700), (64, 64)]):
+        make_picture(number, *size).save(folder / f"{number}.jpg", quality=90)
+    torch.manual_seed(0)
+    encoder = Encoder(build_backbone(name, image_size=64)).eval()
+    images = load_images(DataConfig(source=str(folder)), "all")
+    found = embed(encoder, images, pools=["gap"], cache=str(tmp_path / "cache"))["gap"]
+    model = timm.create_model(f"local-dir:{save_timm(encoder.backbone, tmp_path / 'timm')}", pretrained=True).eval()
+    transform = create_transform(**resolve_data_config(model.pretrained_cfg))
+    with torch.no_grad():
+        views = torch.stack([transform(Image.open(path).convert("RGB")) for path in found.identifiers])
+        maps = model.forward_features(views)
+    pooled = maps[:, model.num_prefix_tokens :].mean(1) if maps.ndim == 3 else maps.mean((2, 3))
+    assert torch.cosine_similarity(pooled, found.features).min() > 0.999

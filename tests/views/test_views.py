@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pictures import make_picture
 from PIL import Image
 from scipy import stats
+from timm.data import create_transform
 from torchvision import transforms as v1
 from torchvision.transforms.v2 import functional as tv
 
@@ -448,34 +449,17 @@ def test_extreme_images_make_views(height, width):
 # ---- the evaluation view
 
 
-@pytest.mark.parametrize("name", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("side", [256, 512, 1024, 128])
-def test_evaluation_is_resize_and_centre_crop(name, side):
-    """Square pictures, where torchvision's 256 / 224 needs no rounding: within one level."""
-    pil = make_picture(3, side, side)
-    mode = getattr(v1.InterpolationMode, name.upper())
-    expected = v1.CenterCrop(224)(v1.Resize(256, mode)(pil))
-    off = np.abs(np.asarray(EvaluationView(224, 224 / 256, name)(pil), int) - np.asarray(expected, int))
-    assert off.max() <= 1
-
-
-def test_evaluation_of_odd_shapes_is_near_resize_and_centre_crop():
-    """Where torchvision rounds (to half a pixel of 256), a smooth picture differs by little."""
-    for width, height in ((333, 500), (641, 427), (300, 301)):
-        pil = make_picture(4, width, height).resize((width, height), reducing_gap=None)
-        expected = v1.CenterCrop(224)(v1.Resize(256)(pil))
-        off = np.abs(np.asarray(EvaluationView(224)(pil), int) - np.asarray(expected, int))
-        assert off.mean() < 2
-
-
-@pytest.mark.parametrize("width,height", [(100, 100), (101, 77), (64, 99), (50, 333)])
-def test_evaluation_is_centred(width, height):
-    """A mirrored picture gives the mirrored view: nothing shifts, not even by half a pixel."""
-    pil = make_picture(5, width, height)
-    for flip in (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM):
-        first = np.asarray(EvaluationView(32)(pil.transpose(flip)), int)
-        second = np.asarray(EvaluationView(32)(pil).transpose(flip), int)
-        assert np.abs(first - second).max() <= 1
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size,crop_pct", [(160, 0.95), (224, 0.875), (97, 1.0), (64, 0.9)])
+def test_evaluation_is_timms_own_transform(size, crop_pct, interpolation):
+    """Of shapes that leave nothing to round and of those that do: within one level, nearly everywhere the same."""
+    options = {"input_size": (3, size, size), "crop_pct": crop_pct, "interpolation": interpolation}
+    transform = create_transform(**options, normalize=False)
+    for number, (width, height) in enumerate([(256, 256), (333, 500), (641, 427), (300, 301), (50, 333), (1, 40)]):
+        pil = Image.fromarray(noise(height, width, number).permute(1, 2, 0).numpy())
+        found = torch.from_numpy(np.array(EvaluationView(size, crop_pct, interpolation)(pil))).permute(2, 0, 1)
+        off = difference(found, transform(pil))
+        assert off.max() <= 1 and off.float().mean() < 0.01, (width, height)
 
 
 def test_evaluation_of_the_whole_square():
