@@ -47,7 +47,9 @@ MAY_IMPORT: dict[str, str] = {
     # the command line, which nothing imports
     # what is made of embeddings
     "classify": "config data encoder errors evaluation runs runtime",
-    "cli": "backbones check classify config data drawing errors evaluation registry runs runtime training",
+    "explore": "check data drawing errors evaluation report runtime",
+    "cli": "backbones check classify config data drawing errors evaluation explore registry report runs runtime "
+    "training",
     "__main__": "cli",
 }
 ROOT_MODULES = 12  # more at the root, and nobody knows where to look

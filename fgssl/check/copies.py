@@ -56,33 +56,33 @@ def find_copies(splits: Sequence[SplitFacts], progress: Callable[[int, int], Non
 
     digests = np.concatenate([s.digests for s in splits])[rows]
     _, first, group = np.unique(digests, return_index=True, return_inverse=True)
-    exact = _members(rows, group)
-    for members in exact:
-        note_leaks(members, exact=True)
+    exact = members(rows, group)
+    for same_bytes in exact:
+        note_leaks(same_bytes, exact=True)
     kept = rows[np.sort(first)]  # one of each content
-    same = {members[0]: members for members in exact}
+    same = {alike[0]: alike for alike in exact}
     hashes, thumbs = (np.concatenate([getattr(s, name) for s in splits])[kept] for name in ("hashes", "thumbs"))
     component = np.arange(len(kept))
     for pairs in near_pairs(hashes, thumbs, progress):
-        _join(component, *pairs)
+        join(component, *pairs)
         for one, other in zip(*(kept[side].tolist() for side in pairs), strict=True):
             note_leaks(same.get(one, [one]) + same.get(other, [other]), exact=False)
     classes = np.concatenate(
         [np.full(len(s.sizes), -1) if (known := s.images.labels) is None else known for s in splits]
     )
-    conflicts = [members for members in exact if len({*classes[members].tolist()} - {-1}) > 1]
-    groups = ([[*map(place, members)] for members in found] for found in (exact, _members(kept, component), conflicts))
+    conflicts = [alike for alike in exact if len({*classes[alike].tolist()} - {-1}) > 1]
+    groups = ([[*map(place, alike)] for alike in found] for found in (exact, members(kept, component), conflicts))
     return Copies(next(groups), next(groups), [leak for _, leak in sorted(leaks.items())], next(groups))
 
 
-def _members(pictures: Indices, group: Indices) -> list[list[int]]:
+def members(pictures: Indices, group: Indices) -> list[list[int]]:
     """The pictures of each group that has several, in order of the pictures."""
     order = np.argsort(group, kind="stable")
     ends = np.flatnonzero(np.diff(group[order])) + 1
     return sorted(part.tolist() for part in np.split(pictures[order], ends) if len(part) > 1)
 
 
-def _join(component: Indices, first: Indices, second: Indices) -> None:
+def join(component: Indices, first: Indices, second: Indices) -> None:
     """Give linked rows, and all that are joined to them, the number of the lowest. SciPy is no need for this."""
     while (component[first] != component[second]).any():
         least = np.minimum(component[first], component[second])

@@ -71,8 +71,12 @@ def examine(images: ImageSet, index: int) -> tuple[Examined, int] | str:
         found = images.examine(index, 2 * _SIDE)
     except UnreadableImage as error:
         return error.problem
-    thumb = found.image.resize((_THUMB, _THUMB), Image.Resampling.BOX)
-    return found._replace(image=thumb), perceptual_hash(found.image)
+    return found._replace(image=thumbnail(found.image)), perceptual_hash(found.image)
+
+
+def thumbnail(image: Image.Image) -> Image.Image:
+    """The colours of a picture, coarse enough to be alike in near copies."""
+    return image.resize((_THUMB, _THUMB), Image.Resampling.BOX)
 
 
 def perceptual_hash(image: Image.Image) -> int:

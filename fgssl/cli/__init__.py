@@ -22,6 +22,7 @@ import typer
 from fgssl import __version__
 from fgssl.cli.classify import fit, predict
 from fgssl.cli.console import print_error
+from fgssl.cli.explore import explore
 from fgssl.cli.features import embed, probe, visualize
 from fgssl.cli.options import Plugins, QueryCommand, takes
 from fgssl.cli.pretrain import pretrain
@@ -64,7 +65,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(help="Look after data sets.", no_args_is_help=True, rich_markup_mode=None)
-for verb in (pretrain, probe, retrieve, compare, embed, visualize, backbones):
+for verb in (pretrain, probe, retrieve, compare, embed, explore, visualize, backbones):
     app.command(cls=QueryCommand if verb is retrieve else None)(_shielded(verb))
 classify_app = typer.Typer(help="Name classes by a few labelled pictures.", no_args_is_help=True, rich_markup_mode=None)
 for group, name, group_verbs in ((data_app, "data", (check, cache)), (classify_app, "classify", (fit, predict))):

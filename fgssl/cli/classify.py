@@ -124,8 +124,8 @@ def predict(
 def _row(each: Prediction) -> tuple[Any, ...]:
     first, second, near = each.guesses[0], each.guesses[1], each.examples[0]
     return (
-        each.path, each.label or "", f"{first.confidence:.4f}", first.label, second.label, f"{second.confidence:.4f}",
-        near.path, near.label, f"{near.cosine:.4f}",
+        each.path, each.label or "", round(first.confidence, 4), first.label, second.label, round(second.confidence, 4),
+        near.path, near.label, round(near.cosine, 4),
     )  # fmt: skip
 
 

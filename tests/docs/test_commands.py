@@ -84,7 +84,7 @@ STORY = (
     "README.md",
     "docs/data.md",
     "docs/search.md",
-    "docs/classify.md",
+    "docs/explore.md", "docs/classify.md",
     "docs/pictures.md",
     "docs/evaluate.md",
     "docs/compare.md",

@@ -120,10 +120,11 @@ def classes_of(labels: Sequence[str]) -> About:
     return About(np.array([number[label] for label in labels], np.int64), names)
 
 
-def list_line(name: str, label: str) -> str:
+def list_line(name: str, label: str | None) -> str:
     """A line of a list: a path as it is, or as a JSON string where it would not be read as it is, and its label."""
     plain = name == name.strip() == shown(name) and not name.startswith(("#", '"'))
-    return f"{name if plain else json.dumps(name)}\t{shown(label)}\n"
+    told = "" if label is None else f"\t{shown(label)}"
+    return f"{name if plain else json.dumps(name)}{told}\n"
 
 
 def _path_of(line: bytes) -> bytes:
