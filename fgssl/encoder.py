@@ -16,6 +16,7 @@ from fgssl.errors import FgsslError
 from fgssl.objectives import OBJECTIVES
 from fgssl.objectives.base import project
 from fgssl.rationale import (
+    LEAST_SHARE,
     RationaleHead,
     attention_map,
     cut_windows,
@@ -26,9 +27,12 @@ from fgssl.rationale import (
     window_share,
 )
 
-Pool = Literal["gap", "rationale", "concat", "zoom", "cls"]
+Pool = Literal["gap", "rationale", "concat", "zoom", "cls", "zoom:middle", "zoom:random", "zoom:mask"]
 MAP_POOLS: tuple[Pool, ...] = ("gap", "rationale", "concat")  # of one feature map
-POOLS: tuple[Pool, ...] = (*MAP_POOLS, "zoom", "cls")
+# what a window has to beat, and what it can reach: zoom in the middle, anywhere, and told where the object is
+CONTROLS: tuple[Pool, ...] = ("zoom:middle", "zoom:random", "zoom:mask")
+LOOKS: tuple[Pool, ...] = ("zoom", *CONTROLS)  # which take larger pictures, and look at them again
+POOLS: tuple[Pool, ...] = (*MAP_POOLS, "zoom", "cls", *CONTROLS)
 WINDOW_WEIGHT = 0.5  # in zoom, of whitened features: they know of the whole what plain ones see in the window alone
 RATIONALE_WEIGHT = 0.5  # of its part in zoom: keeps what it adds on drawn birds, not what it costs on photographs
 
@@ -79,8 +83,10 @@ class Encoder(nn.Module):
 
     def view_size(self, pool: Pool) -> int:
         """Side in pixels of the pictures that a pooling takes: of zoom larger, so that a window has the usual size."""
-        share = window_share(ViewsConfig() if self.config is None else self.config.views) if pool == "zoom" else 1
-        return round(self.backbone.image_size / share)
+        if pool not in LOOKS:
+            return self.backbone.image_size
+        usual = window_share(ViewsConfig() if self.config is None else self.config.views)
+        return round(self.backbone.image_size / (LEAST_SHARE if pool == "zoom:mask" else usual))
 
     def attention(self, feature_map: Tensor) -> Tensor:
         """The rationale's map: (N, C, H, W) -> (N, H, W), summing to 1; FgsslError where there is none."""
@@ -111,7 +117,7 @@ class Encoder(nn.Module):
 
     def pool(self, maps: Sequence[Tensor], pool: Pool) -> Tensor:
         """`maps` -> (N, D) l2-normalised as `pool_stages` has them; concat: (N, 2D), gap beside rationale, alike."""
-        if pool in ("cls", "zoom"):
+        if pool not in MAP_POOLS:
             raise ValueError(f"{pool} takes more than the map: use forward or embeddings")
         parts = [] if pool == "rationale" else [self._finished(pool_stages(maps))]
         if pool != "gap":
@@ -143,12 +149,16 @@ class Encoder(nn.Module):
         """(N, 3, S, S) uint8, S being `view_size(pool)` -> (N, D) l2-normalised; concat 2D, zoom 2D or 3D."""
         return self.embeddings(images, (pool,))[pool]
 
-    def embeddings(self, images: Tensor, pools: Sequence[Pool]) -> dict[Pool, Tensor]:
-        """Several poolings of one forward pass; zoom, which takes larger pictures, comes alone."""
-        if "zoom" in pools:
+    def embeddings(self, images: Tensor, pools: Sequence[Pool], windows: Tensor | None = None) -> dict[Pool, Tensor]:
+        """Several poolings of one forward pass; what looks again takes larger pictures and comes alone.
+
+        `windows` (N, 3) tell zoom:random and zoom:mask where: row and column of the middle, and side, in (0, 1).
+        """
+        look = next((pool for pool in pools if pool in LOOKS), None)
+        if look is not None:
             if len(set(pools)) > 1:
-                raise ValueError(f"zoom takes pictures of another size than {', '.join(pools)}")
-            return {"zoom": self._zoomed(images)}
+                raise ValueError(f"{look} takes pictures of another size than {', '.join(pools)}")
+            return {look: self._zoomed(images, look, windows)}
         if "cls" not in pools:
             maps = self.maps(images)
             return {pool: self.pool(maps, pool) for pool in pools}
@@ -158,17 +168,25 @@ class Encoder(nn.Module):
         whole: dict[Pool, Tensor] = {pool: self.pool(maps, pool) for pool in pools if pool != "cls"}
         return {**whole, "cls": functional.normalize(token.float(), dim=1)}
 
-    def _zoomed(self, images: Tensor) -> Tensor:
+    def _zoomed(self, images: Tensor, look: Pool, windows: Tensor | None) -> Tensor:
         """(N, 3, Z, Z) uint8 -> gap of the whole picture and of its window, with its rationale at half their weight."""
         size = self.backbone.image_size
-        if images.shape[-1] != self.view_size("zoom"):
-            raise ValueError(f"zoom takes pictures of {self.view_size('zoom')} pixels, not {images.shape[-1]}")
+        if images.shape[-1] != self.view_size(look):
+            raise ValueError(f"{look} takes pictures of {self.view_size(look)} pixels, not {images.shape[-1]}")
+        if windows is None and look in ("zoom:random", "zoom:mask"):
+            problem = f"--pool {look} is a control for the images of a data set, and these are other pictures"
+            raise FgsslError(problem, "use zoom or zoom:middle")
         whole = functional.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
         maps = self.maps(whole)
         parts = [self._finished(pool_stages(maps))]
         if self.rationale is not None:
             parts.append(RATIONALE_WEIGHT * self._weighted(maps))
-        window = self.maps(cut_windows(images, self.window_centres(maps[0]), size))
+        centres, sides = self.window_centres(maps[0]), None
+        if look == "zoom:middle":
+            centres = torch.full_like(centres, 0.5)
+        elif windows is not None:
+            centres, sides = windows[:, :2], windows[:, 2]
+        window = self.maps(cut_windows(images, centres, size, sides=sides))
         weight = 1.0 if self.whitening is None else WINDOW_WEIGHT
         parts.append(weight * self._finished(pool_stages(window)))
         return functional.normalize(torch.cat(parts, 1), dim=1)

@@ -20,7 +20,7 @@ from fgssl.runtime.files import check_folder, refuse_file
 if TYPE_CHECKING:
     from fgssl.evaluation.subject import EvaluationOptions
 
-POOL_NAMES = ("gap", "rationale", "concat", "zoom", "cls")
+POOL_NAMES = ("gap", "rationale", "concat", "zoom", "cls", "zoom:middle", "zoom:random", "zoom:mask")
 Verb = Callable[..., None]
 Text = str | None
 
@@ -45,12 +45,16 @@ Batch = Annotated[int | None, Option(help="Images per forward. [64]")]
 Device = Annotated[Text, Option(help="cpu, cuda, cuda:1, mps. [best at hand]")]
 Cache = Annotated[Text, Option(metavar="auto|off|PATH", help="Decoded pictures and galleries.")]
 _POOLS = """Features: gap (mean of the map), rationale (weighted by it), concat (both), zoom (gap, rationale and a
-closer look), cls (class token). [zoom with a rationale, else gap]"""
+closer look), cls (class token); controls of zoom: the look in the middle, anywhere, at the object's mask. [zoom with a
+rationale, else gap]"""
 Pool = Annotated[
     Text, Option(metavar="|".join(POOL_NAMES), callback=lambda text: check_pools(text, most=1), help=_POOLS)
 ]
 _SEVERAL = "[gap, rationale, zoom and cls where it has them]"
 Pools = Annotated[Text, Option(metavar="gap,rationale,...", callback=lambda x: check_pools(x), help=_SEVERAL)]
+Masks = Annotated[Text, Option(metavar="FOLDER", help="Masks of the objects, named as the pictures.")]
+_SHIFT = "Lay each object (by its mask), or each whole picture (crop), off the centre of another, blurred one."
+Shift = Annotated[Text, Option(metavar="none|object|crop", help=_SHIFT)]
 Backbone = Annotated[Text, Option(help="Architecture of a CHECKPOINT that does not tell it, such as a plain .pth.")]
 _SIZE = "Side in pixels for such weights, timm:NAME and hf-hub:NAME. [as they were trained]"
 ImageSize = Annotated[int | None, Option(help=_SIZE)]
@@ -63,7 +67,7 @@ Plugins = Annotated[list[Path] | None, Option("--plugin", metavar="FILE.py", hel
 
 # how pictures become features: what `takes` gives the verbs that embed
 ENCODING: dict[str, Any] = {"backbone": Backbone, "image_size": ImageSize, "pool": Pool, "batch_size": Batch,
-                            "device": Device, "cache": Cache}  # fmt: skip
+                            "device": Device, "cache": Cache, "masks": Masks, "shift": Shift}  # fmt: skip
 
 
 def takes(options: Mapping[str, Any], *, before: str = "json_output") -> Callable[[Verb], Verb]:

@@ -30,7 +30,7 @@ FREE = (
     "training.keep_states", "training.stop_on_collapse", "training.cache", "training.cache_budget", "training.compile",
     "training.checkpoint_gradients",
 )  # fmt: skip
-PATHS = ("data.source", "backbone.init", "objective.teacher")  # what may name a file
+PATHS = ("data.source", "data.masks", "backbone.init", "objective.teacher")  # what may name a file
 # Settings that later versions brought, as a run without them goes on: it did so before they existed.
 BEFORE = {
     "backbone.batch_norm": "batch",

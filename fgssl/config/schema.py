@@ -60,6 +60,11 @@ class DataConfig:
     revision: str | None = knob(None, "hub data set revision")
     image_column: str | None = knob(None, "column with the image (default: found by type)")
     label_column: str | None = knob(None, "column with the class, or level of an archive (default: found by type)")
+    masks: str | None = knob(None, "folder of masks that show the objects, named as the pictures")
+    shift: Literal["object", "crop"] | None = knob(
+        None, "lay each object (by its mask), or each whole picture (crop), off the centre of another, blurred one"
+    )
+    shift_seed: int = knob(0, "seed of the places and backgrounds of a shift", Range(0, 2**63 - 1))
 
 
 @dataclass(frozen=True)

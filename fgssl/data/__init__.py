@@ -5,9 +5,9 @@ A few functions cover every source; what they need is imported when they are cal
 
 from fgssl.data.archives.names import absolute, parse_named
 from fgssl.data.sources.open import available_splits, default_split, load_images, no_split
-from fgssl.data.sources.presets import PRESETS, DatasetPreset
+from fgssl.data.sources.presets import DRAWN, PRESETS, DatasetPreset
 
 __all__ = [
-    "PRESETS", "DatasetPreset", "absolute", "available_splits", "default_split", "load_images", "no_split",
+    "DRAWN", "PRESETS", "DatasetPreset", "absolute", "available_splits", "default_split", "load_images", "no_split",
     "parse_named",
 ]  # fmt: skip

@@ -40,8 +40,8 @@ NOTHING = About()
 class Masks(NamedTuple):
     """Where the object of a picture and its class-telling parts are, over the whole of the upright picture."""
 
-    object: NDArray[np.bool_]  # (H, W)
-    parts: NDArray[np.bool_] | None = None  # (H, W); None where a set does not tell
+    object: NDArray[np.bool_]  # (H, W), of the picture's shape but maybe not its size
+    parts: NDArray[np.bool_] | None = None  # of the same size; None where a set does not tell
 
 
 class ImageSet:
@@ -83,6 +83,10 @@ class ImageSet:
         """As `load`, with what is known of the stored picture: its size, mode, format, a digest of its content."""
         return examine_image(self.content(index), min_side, name=self.identifier(index))
 
+    def has_mask(self, index: int) -> bool:
+        """Whether somebody has marked the object of an image."""
+        return self.masks(index) is not None
+
     def masks(self, index: int) -> Masks | None:
         """Where the object and its parts are; None where nobody has marked them. Their size is the stored picture's."""
         return None
@@ -92,30 +96,34 @@ class ImageSet:
         raise NotImplementedError
 
 
-class _Indirect(ImageSet):
+class Indirect(ImageSet):
     """Images of other sets: what a set of its own adds is where each of them is."""
 
-    def _locate(self, index: int) -> tuple[ImageSet, int]:
+    def locate(self, index: int) -> tuple[ImageSet, int]:
         raise NotImplementedError
 
     def name(self, index: int) -> str:
-        images, inner = self._locate(index)
+        images, inner = self.locate(index)
         return images.name(inner)
 
     def load(self, index: int, min_side: int | None = None) -> Image:
-        images, inner = self._locate(index)
+        images, inner = self.locate(index)
         return images.load(inner, min_side)
 
     def examine(self, index: int, min_side: int | None = None) -> Examined:
-        images, inner = self._locate(index)
+        images, inner = self.locate(index)
         return images.examine(inner, min_side)
 
+    def has_mask(self, index: int) -> bool:
+        images, inner = self.locate(index)
+        return images.has_mask(inner)
+
     def masks(self, index: int) -> Masks | None:
-        images, inner = self._locate(index)
+        images, inner = self.locate(index)
         return images.masks(inner)
 
 
-class Subset(_Indirect):
+class Subset(Indirect):
     """Some images of a set, in the order of their indices (M,); repeats allowed."""
 
     def __init__(self, images: ImageSet, indices: Sequence[int] | NDArray[np.int64]) -> None:
@@ -130,14 +138,14 @@ class Subset(_Indirect):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def _locate(self, index: int) -> tuple[ImageSet, int]:
+    def locate(self, index: int) -> tuple[ImageSet, int]:
         return self._images, int(self._indices[index])
 
     def fingerprint(self) -> str:
         return _digest(self._images.fingerprint().encode() + self._indices.tobytes())
 
 
-class Concatenated(_Indirect):
+class Concatenated(Indirect):
     """Several sets one after the other; labels are kept where every part has them and all name the same classes."""
 
     def __init__(self, parts: Sequence[ImageSet]) -> None:
@@ -160,7 +168,7 @@ class Concatenated(_Indirect):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def _locate(self, index: int) -> tuple[ImageSet, int]:
+    def locate(self, index: int) -> tuple[ImageSet, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} outside 0..{len(self) - 1}")
         part = int(np.searchsorted(self._ends, index, side="right"))

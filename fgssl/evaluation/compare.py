@@ -21,7 +21,7 @@ from fgssl.evaluation.metrics import added_metrics
 from fgssl.evaluation.probing.classifiers import Sets, knn_classify, linear_probe
 from fgssl.evaluation.probing.splits import probe_splits
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
-from fgssl.evaluation.subject import EvaluationOptions, open_subject
+from fgssl.evaluation.subject import EvaluationOptions, asked_data, open_subject
 from fgssl.runs.folder import encoder_path
 
 METRICS: dict[str, str] = {
@@ -99,7 +99,9 @@ def compare(
     source = options.data
     if source is None and is_feature_table(checkpoints[0]):
         raise FgsslError(f"'{checkpoints[0]}' holds features, not a data set to compare on", "name one with --data")
-    data = open_subject(checkpoints[0], options).data if source is None else DataConfig(source=source)
+    data = (
+        open_subject(checkpoints[0], options).data if source is None else asked_data(DataConfig(source=source), options)
+    )
     splits = probe_splits(data, split, seed=seed)
     # gap, which every encoder has: which poolings are wanted is settled by each encoder
     options = replace(options, data=data.source, pool="gap")

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from fgssl.data.cache.pixels import Fault, PixelStore, open_pixels
 from fgssl.data.images import ImageSet
-from fgssl.encoder import Encoder, Pool, evaluated
+from fgssl.encoder import LOOKS, Encoder, Pool, evaluated
 from fgssl.errors import FgsslError
+from fgssl.evaluation.controls import Windows, told_windows
 from fgssl.evaluation.features import Progress, silent
 from fgssl.runtime.machine import automatic_workers
 from fgssl.runtime.processes import ignore_stop_signals
@@ -88,7 +89,7 @@ def embed(
 
     Args:
         encoder: In any mode; it is used in eval mode and restored.
-        pools: All made from the same forward pass but zoom, which takes larger pictures and its own.
+        pools: All made from the same forward pass but those that look again, which take larger pictures, each its own.
         batch_size: Images per forward; the result does not depend on it.
         device: By default where the encoder is.
         workers: Loader processes, by default by the machine; `cache` and `decoding` are those of `open_pixels`.
@@ -102,16 +103,17 @@ def embed(
     world, rank = (together.num_processes, together.process_index) if together else (1, 0)
     workers = automatic_workers(world=world) if workers is None else workers
     rows = range(rank * len(images) // world, (rank + 1) * len(images) // world)
-    passes = [group for group in ([p for p in pools if p != "zoom"], [p for p in pools if p == "zoom"]) if group]
+    passes = [group for group in ([p for p in pools if p not in LOOKS], *([p] for p in pools if p in LOOKS)) if group]
+    told = [told_windows(encoder, images, group[0], evaluation_view(encoder)) for group in passes]
     found: dict[Pool, Embeddings] = {}
     with evaluated(encoder):
-        for number, group in enumerate(passes):
+        for number, (group, windows) in enumerate(zip(passes, told, strict=True)):
             view = evaluation_view(encoder, group[0])
             with together.main_process_first() if together else contextlib.nullcontext():
                 pixels = open_pixels(images, view, cache=cache, workers=workers, progress=decoding)
             part = _Part({pool: [] for pool in group}, [], [])
             for batch in image_batches(pixels, batch_size, workers=workers, rows=rows):
-                part.add(batch, encoder)
+                part.add(batch, encoder, windows)
                 done = min((len(part.rows) + len(part.faults)) * world, len(images))
                 progress(number * len(images) + done, len(passes) * len(images))
             parts = [part]
@@ -130,11 +132,12 @@ class _Part(NamedTuple):
     rows: list[int]
     faults: list[Fault]
 
-    def add(self, batch: ImageBatch, encoder: Encoder) -> None:
+    def add(self, batch: ImageBatch, encoder: Encoder, windows: Windows | None) -> None:
         self.faults.extend(batch.faults)
         self.rows.extend(batch.index.tolist())
         if len(batch.index):
-            found = encoder.embeddings(batch.images.to(encoder.device), tuple(self.features))
+            told = None if windows is None else windows(batch.index.tolist()).to(encoder.device)
+            found = encoder.embeddings(batch.images.to(encoder.device), tuple(self.features), told)
             for pool, pooled in found.items():
                 self.features[pool].append(pooled.cpu())
 

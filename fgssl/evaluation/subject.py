@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fgssl.config.schema import DataConfig
-from fgssl.data import PRESETS, default_split, load_images, no_split, parse_named
+from fgssl.data import DRAWN, PRESETS, default_split, load_images, no_split, parse_named
 from fgssl.data.images import ImageSet
 from fgssl.encoder import POOLS, Encoder, Pool
 from fgssl.errors import FgsslError, SettingError
@@ -24,6 +24,7 @@ from fgssl.runtime.reporting import Reporter
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+SHIFTS: tuple[Literal["object", "crop"], ...] = ("object", "crop")
 NAMED_FAULTS = 10  # unreadable images that a verb names
 
 
@@ -32,9 +33,11 @@ class EvaluationOptions:
     """How a checkpoint is opened and used: what every evaluation takes, and hands on whole."""
 
     data: str | None = None  # data source; None is the one the encoder was trained on
+    masks: str | None = None  # folder of its objects' masks
+    shift: str | None = None  # object or crop: lay it off the centre (`data.shift`); none: as it is
     backbone: str | None = None  # architecture of a checkpoint that does not tell it
     image_size: int | None = None  # as `backbone`: see `load_encoder`
-    pool: str | None = None  # gap, rationale, concat, zoom or cls; None is zoom where there is a rationale, else gap
+    pool: str | None = None  # one of `POOLS`; None is zoom where there is a rationale, else gap
     batch_size: int = 64  # images per forward
     device: str | None = None  # None is the best at hand
     cache: str = "auto"  # of decoded pictures and galleries: auto, off or a folder
@@ -107,7 +110,16 @@ def open_subject(checkpoint: str, options: EvaluationOptions) -> Subject:
     pool = encoder.default_pool() if options.pool is None else next(p for p in POOLS if p == options.pool)
     encoder.require(pool)
     data = _remembered(checkpoint, encoder) if options.data is None else DataConfig(source=options.data)
+    data = asked_data(data, options)
     return Subject(checkpoint, encoder.to(device), data, pool, options.batch_size, options.cache, options.reporter)
+
+
+def asked_data(data: DataConfig, options: EvaluationOptions) -> DataConfig:
+    """A data set with the masks and the shift that are asked for. Raises SettingError for a shift that is none."""
+    if options.shift not in (None, "none", "object", "crop"):
+        raise SettingError(f"unknown --shift '{options.shift}'", "choose one of none, object, crop")
+    shift = data.shift if options.shift is None else next((s for s in SHIFTS if s == options.shift), None)
+    return replace(data, masks=options.masks or data.masks, shift=shift)
 
 
 def _remembered(checkpoint: str, encoder: Encoder) -> DataConfig:
@@ -118,11 +130,13 @@ def _remembered(checkpoint: str, encoder: Encoder) -> DataConfig:
     if encoder.config is None:
         raise FgsslError(f"'{checkpoint}' remembers no data set", "name one with --data")
     data = encoder.config.data
-    if data.source not in ("demo", *PRESETS) and data.source != own_setting(checkpoint, "data", "source"):
+    if data.source not in (*DRAWN, *PRESETS) and data.source != own_setting(checkpoint, "data", "source"):
         raise FgsslError(
             f"'{checkpoint}' says that it was trained on '{data.source}', and no config.yaml of its run beside it does",
             "name the data with --data",
         )
+    if data.masks is not None and data.masks != own_setting(checkpoint, "data", "masks"):
+        data = replace(data, masks=None)
     named = parse_named(data.source)
     folder = data.source if named is None else named.folder
     if os.path.isabs(folder) and not os.path.exists(folder):

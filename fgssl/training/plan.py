@@ -20,7 +20,7 @@ from fgssl.backbones import Backbone, InitialWeights
 from fgssl.config.defaults import Draft, Recommended, RunFacts, derive_objective
 from fgssl.config.resolve import AS_BEGUN, PATHS, Resolved, build
 from fgssl.config.schema import DataConfig, PretrainConfig, flatten
-from fgssl.data import PRESETS, absolute, default_split, load_images, no_split
+from fgssl.data import DRAWN, PRESETS, absolute, default_split, load_images, no_split
 from fgssl.data.cache.map_store import entry_bytes
 from fgssl.data.images import ImageSet
 from fgssl.errors import FgsslError, SettingError
@@ -40,7 +40,7 @@ TRAINS = (
     "training.choose", "training.checkpoint_gradients", "training.compile", "objective.anchor",
     "backbone.adapt", "training.head_epochs",
 )  # fmt: skip
-FROM_DEFAULTS = ("default", "demo default")  # origins of values that nobody asked for
+FROM_DEFAULTS = ("default", *(f"{name} default" for name in DRAWN))  # origins of values that nobody asked for
 
 
 class Plan(NamedTuple):
@@ -109,7 +109,7 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True, 
     train, test = _open_splits(resolved.config.data, draft) if splits is None else splits
     for key in PATHS:  # remembered by the encoder file and by a resumed run
         path = os.path.expanduser(draft[key] or "")
-        if draft[key] not in ("demo", *PRESETS) and os.path.exists(path):
+        if draft[key] not in (*DRAWN, *PRESETS) and os.path.exists(path):
             draft.values[key] = os.path.abspath(path)
     draft.values["data.source"] = absolute(draft["data.source"])
     _fit_batch(draft, len(train), world)

@@ -18,8 +18,6 @@ import numpy as np
 import torch
 from PIL import Image
 from rationale_bench.controls import BranchMap, MapOf, loss_gradcams
-from rationale_bench.evaluate import seen_masks
-from rationale_bench.scores import energy_inside
 
 from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
@@ -29,8 +27,10 @@ from fgssl.drawing.maps import colour_bar, overlay
 from fgssl.drawing.sheets import Key, Panel, sheet
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
+from fgssl.evaluation.controls import seen_masks
 from fgssl.evaluation.embed import evaluation_view
 from fgssl.evaluation.explain import shown
+from fgssl.evaluation.map_scores import energy_inside
 from fgssl.runs.encoder_file import load_encoder
 
 SIDE = 160
@@ -68,7 +68,7 @@ def draw(encoder: Encoder, columns: dict[str, MapOf], data: DataConfig, split: s
     rows = []
     for place, (index, picture) in enumerate(zip(asked, pictures, strict=True)):
         seen = shown(encoder, picture, size=SIDE)
-        masks = seen_masks(encoder, images.masks(index), SIDE) if isinstance(images, DemoSet) else None
+        masks = seen_masks(images.masks(index), view, SIDE) if isinstance(images, DemoSet) else None
         row = [Panel(seen, images.identifier(index).rsplit("/", 1)[-1])]
         for values in maps.values():
             row.append(Panel(overlay(seen, values[place].numpy()), _words(values[place], masks)))

@@ -11,7 +11,8 @@ the shoulder; the head's, whose radius is 1.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,8 @@ from fgssl.data.demo.scene import IMAGE_SIZE, OBJECT, SUPERSAMPLE, Colour, Paper
 HEAD_CENTRE = np.array([0.70, -0.66])
 HEAD_RADIUS = 0.64
 SHOULDER = np.array([0.42, -0.18])
+
+Scenery: TypeAlias = Callable[[Paper, np.random.Generator, "Nuisance"], None]
 
 
 class Nuisance(NamedTuple):
@@ -40,12 +43,22 @@ class Nuisance(NamedTuple):
     scene_seed: int  # of the scenery, which is drawn while painting
 
 
+class Ground(NamedTuple):
+    """How large a picture is, how large its bird, and what else is drawn."""
+
+    side: int  # of the picture, in pixels
+    scale: tuple[float, float]  # least and largest half-length of the body, in pixels
+    margin: float  # around the parts and most of the body, in pixels
+    behind: Scenery
+    before: Scenery
+
+
 class Drawing(NamedTuple):
     """A picture and where its bird and its class-telling parts are visible."""
 
-    picture: Image.Image  # (128, 128) RGB
-    bird: npt.NDArray[np.bool_]  # (128, 128)
-    parts: npt.NDArray[np.bool_]  # (128, 128), inside `bird`
+    picture: Image.Image  # RGB, (IMAGE_SIZE, IMAGE_SIZE) unless asked otherwise
+    bird: npt.NDArray[np.bool_]  # of the same size, as the next
+    parts: npt.NDArray[np.bool_]  # inside `bird`
 
 
 # Body frame
@@ -57,7 +70,7 @@ _WING = smooth([(0.08, 0.02), (-0.1, -0.24), (-0.6, -0.3), (-1.1, -0.12), (-1.62
                  (-0.12, 0.32)])  # fmt: skip
 _QUILLS = tuple(np.array([(-0.75, y), (-1.1, y * 0.7 + 0.06), (-1.5, 0.17)]) for y in (-0.12, 0.06, 0.24))
 # Hues of the coats: few, so that a coat does not tell one bird from all others
-_COATS = (0.03, 0.12, 0.3, 0.5, 0.65, 0.83)
+COATS = (0.03, 0.12, 0.3, 0.5, 0.65, 0.83)
 # Saturation and brightness of back, belly, wing and cheek
 _SATURATION = ((0.3, 0.4), (0.15, 0.2), (0.3, 0.4), (0.15, 0.2))
 _BRIGHTNESS = ((0.48, 0.54), (0.72, 0.78), (0.45, 0.5), (0.62, 0.68))
@@ -70,14 +83,15 @@ _EYE = (
 )
 
 
-def draw_nuisance(rng: np.random.Generator) -> Nuisance:
+def draw_nuisance(rng: np.random.Generator, ground: Ground | None = None) -> Nuisance:
     """Draw pose, scale, place, colours and scene of one picture."""
+    ground = ground or CALM
     flip = 1.0 if rng.random() < 0.5 else -1.0
-    tilt, scale = rng.uniform(-0.75, 0.15), rng.uniform(32, 42)
+    tilt, scale = rng.uniform(-0.75, 0.15), rng.uniform(*ground.scale)
     matrix = np.diag([flip, 1.0]) @ parts.rotation(tilt) * scale @ np.diag([1.0, rng.uniform(0.92, 1.06)])
     nod, droop = rng.uniform(-0.25, 0.45) - 0.6 * tilt, rng.uniform(-0.15, 0.2)
-    body = Frame(matrix, _random_place(rng, Frame(matrix, np.zeros(2)), nod, droop))
-    hue = float(rng.choice(_COATS)) + rng.normal(0, 0.01)
+    body = Frame(matrix, _random_place(rng, Frame(matrix, np.zeros(2)), nod, droop, ground))
+    hue = float(rng.choice(COATS)) + rng.normal(0, 0.01)
     coat = zip(_SATURATION, _BRIGHTNESS, strict=True)
     back, belly, wing, cheek = (colour_of(hue, rng.uniform(*grey), rng.uniform(*bright)) for grey, bright in coat)
     beak, crown, panel = ((rng.normal(0, 0.03), rng.uniform(-0.15, 0.15), rng.uniform(-0.12, 0.12)) for _ in range(3))
@@ -88,21 +102,22 @@ def draw_nuisance(rng: np.random.Generator) -> Nuisance:
     return Nuisance(*frames, tail, plumage, tones, leg, season, scene_seed=int(rng.integers(2**32)))
 
 
-def _random_place(rng: np.random.Generator, body: Frame, nod: float, droop: float) -> Points:
+def _random_place(rng: np.random.Generator, body: Frame, nod: float, droop: float, ground: Ground) -> Points:
     """Anywhere such that the parts are inside the picture and most of the body is; the tail may leave it."""
     head = body.turned(HEAD_CENTRE, nod, HEAD_RADIUS).place(parts.REACH)
     wing = body.turned(SHOULDER, droop).place(parts.PANEL)
     needed = np.concatenate([head, wing, body.place(_BODY * 0.8)])
-    low, high = 3 - needed.min(axis=0), IMAGE_SIZE - 3 - needed.max(axis=0)
+    low, high = ground.margin - needed.min(axis=0), ground.side - ground.margin - needed.max(axis=0)
     place: Points = (low + high) / 2 + np.maximum((high - low) / 2, 0) * rng.uniform(-1, 1, 2)
     return place
 
 
-def paint(nuisance: Nuisance, traits: Traits) -> Drawing:
-    """Paint the picture of a nuisance and a class: a pure function of the two."""
+def paint(nuisance: Nuisance, traits: Traits, ground: Ground | None = None) -> Drawing:
+    """Paint the picture of a nuisance and a class: a pure function of the two, and of the ground drawn for."""
+    ground = ground or CALM
     rng = np.random.default_rng(nuisance.scene_seed)
-    paper = Paper(scene.background(rng, nuisance.season))
-    _scenery_behind(paper, rng, nuisance)
+    paper = Paper(scene.background(rng, nuisance.season), ground.side)
+    ground.behind(paper, rng, nuisance)
     _plumage(paper, rng, nuisance)
     _wing(paper, nuisance)
     beak, crown, panel = nuisance.tones
@@ -111,7 +126,7 @@ def paint(nuisance: Nuisance, traits: Traits) -> Drawing:
     parts.draw_beak(paper, nuisance.head, traits.beak, beak)
     for place, colour in _EYE:
         paper.polygon(nuisance.head.place(dot(*place)), colour, OBJECT)
-    _scenery_before(paper, rng, nuisance)
+    ground.before(paper, rng, nuisance)
     layers = paper.visible_layers()
     picture = scene.light(paper.picture.reduce(SUPERSAMPLE), rng)
     return Drawing(picture, layers > scene.SCENERY, layers == scene.PARTS)
@@ -124,11 +139,17 @@ def _scenery_behind(paper: Paper, rng: np.random.Generator, nuisance: Nuisance) 
         scene.branch(paper, start, end, rng.uniform(1.5, 5), shade(wood, rng.uniform(0.6, 1.2)), rng.normal(0, 5))
     for _ in range(int(rng.integers(0, 3))):
         scene.distractor(paper, rng, nuisance.season, rng.uniform(0, IMAGE_SIZE, 2))
-    # the perch, under the feet
+    draw_perch(paper, rng, nuisance, reach=170, width=(5, 10))
+
+
+def draw_perch(
+    paper: Paper, rng: np.random.Generator, nuisance: Nuisance, *, reach: float, width: tuple[float, float]
+) -> None:
+    """Legs, and the branch under the feet, so many pixels long to either side."""
     legs = _legs(nuisance)
     foot, slope = legs[1][-1], rng.uniform(-0.35, 0.35)
-    along = np.array([np.cos(slope), np.sin(slope)]) * 170
-    scene.branch(paper, foot - along, foot + along, rng.uniform(5, 10), wood, 0.0)
+    along = np.array([np.cos(slope), np.sin(slope)]) * reach
+    scene.branch(paper, foot - along, foot + along, rng.uniform(*width), nuisance.season.wood, 0.0)
     for leg in legs:
         paper.line(leg, nuisance.leg, 1.7, OBJECT)
 
@@ -150,21 +171,21 @@ def _plumage(paper: Paper, rng: np.random.Generator, nuisance: Nuisance) -> None
     pen = ImageDraw.Draw(stencil)
     for frame, shape in ((nuisance.body, _BODY), (nuisance.head, parts.CIRCLE)):
         pen.polygon((frame.place(shape) * SUPERSAMPLE).ravel().tolist(), fill=1)
-    paper.fill(_coat(rng, nuisance), stencil, OBJECT)
+    paper.fill(_coat(rng, nuisance, paper.side), stencil, OBJECT)
     paper.polygon(nuisance.head.place(_CHEEK), nuisance.plumage[3], OBJECT)
 
 
-def _coat(rng: np.random.Generator, nuisance: Nuisance) -> Image.Image:
+def _coat(rng: np.random.Generator, nuisance: Nuisance, side: int) -> Image.Image:
     """Feathers for the whole picture: the back's colour fading into the belly's, with fluff and streaks."""
     (back, belly, _, _), body = nuisance.plumage, nuisance.body
-    y, x = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32)
+    y, x = np.mgrid[0:side, 0:side].astype(np.float32)
     forward, down = (
         (row[0] * (x - body.origin[0]) + row[1] * (y - body.origin[1])).astype(np.float32)
         for row in np.linalg.inv(body.matrix)
     )
-    fluff = scene.noise(rng, 42, 42)
+    fluff = scene.noise(rng, 42, 42, side)
     weight = 0.5 + 2.6 * (down + 0.35 * forward - rng.uniform(0.0, 0.2)) + 0.3 * (fluff - 0.5)
-    streaks = rng.uniform(0, 0.08) * np.clip(5 * scene.noise(rng, 30, 30) - 2.7, 0, 1)
+    streaks = rng.uniform(0, 0.08) * np.clip(5 * scene.noise(rng, 30, 30, side) - 2.7, 0, 1)
     lit = (1.12 - 0.22 * down + 0.16 * (fluff - 0.5)) * (1 - streaks)
     return scene.to_picture(scene.blend(back, belly, weight) * lit[..., None])
 
@@ -179,15 +200,28 @@ def _wing(paper: Paper, nuisance: Nuisance) -> None:
 
 def _scenery_before(paper: Paper, rng: np.random.Generator, nuisance: Nuisance) -> None:
     """Toes on the perch, and at times leaves in front; never right on the middle of a part."""
-    for _, foot in _legs(nuisance):
-        for step in (-2.6, 0.0, 2.6):
-            paper.line(foot + np.array([(0.0, -0.5), (step, 2.2)]), nuisance.leg, 1.4, OBJECT)
-    face, panel = nuisance.head.place(np.array([(1.3, 0.0), (0.0, -0.9)])), nuisance.wing.place(np.array([-0.45, 0.05]))
+    draw_toes(paper, nuisance)
     for _ in range(int(rng.integers(0, 2))):
         centre = rng.uniform(0, IMAGE_SIZE, 2)
-        if np.hypot(*(np.vstack([face, panel]) - centre).T).min() > 27:
+        if from_parts(nuisance, centre) > 27:
             scene.distractor(paper, rng, nuisance.season, centre)
     if rng.random() < 0.3:
         x, lean = rng.uniform(0, IMAGE_SIZE), rng.normal(0, 12)
         blade = np.array([(x - 2, IMAGE_SIZE + 2), (x + lean, rng.uniform(95, 118)), (x + 2, IMAGE_SIZE + 2)])
         paper.polygon(blade, scene.leaf_colour(rng, nuisance.season))
+
+
+def draw_toes(paper: Paper, nuisance: Nuisance) -> None:
+    """Three on each foot."""
+    for _, foot in _legs(nuisance):
+        for step in (-2.6, 0.0, 2.6):
+            paper.line(foot + np.array([(0.0, -0.5), (step, 2.2)]), nuisance.leg, 1.4, OBJECT)
+
+
+def from_parts(nuisance: Nuisance, point: Points) -> float:
+    """Pixels from a point to the middle of the nearest part."""
+    face, panel = nuisance.head.place(np.array([(1.3, 0.0), (0.0, -0.9)])), nuisance.wing.place(np.array([-0.45, 0.05]))
+    return float(np.hypot(*(np.vstack([face, panel]) - point).T).min())
+
+
+CALM = Ground(IMAGE_SIZE, (32, 42), 3, _scenery_behind, _scenery_before)

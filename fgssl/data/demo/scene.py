@@ -27,9 +27,10 @@ FloatMap: TypeAlias = npt.NDArray[np.float32]
 class Paper:
     """A picture and, drawn with the same calls, the layer that is visible at each of its fine pixels."""
 
-    def __init__(self, background: Image.Image) -> None:
-        fine = (IMAGE_SIZE * SUPERSAMPLE, IMAGE_SIZE * SUPERSAMPLE)
-        self.picture = background.resize(fine, Image.Resampling.NEAREST)
+    def __init__(self, background: Image.Image, side: int = IMAGE_SIZE) -> None:
+        self.side, fine = side, (side * SUPERSAMPLE, side * SUPERSAMPLE)
+        sized = background.resize((side, side), Image.Resampling.BICUBIC)
+        self.picture = sized.resize(fine, Image.Resampling.NEAREST)
         self.layers = Image.new("L", fine, SCENERY)
         self._pens = (ImageDraw.Draw(self.picture), ImageDraw.Draw(self.layers))
 
@@ -49,14 +50,15 @@ class Paper:
             getattr(pen, shape)(fine.ravel().tolist(), fill=fill, **options)
 
     def fill(self, texture: Image.Image, stencil: Image.Image, layer: int) -> None:
-        """Paste a texture of IMAGE_SIZE pixels wherever the stencil (fine, black and white) is set."""
+        """Paste a texture of the picture's size wherever the stencil (fine, black and white) is set."""
         self.picture.paste(texture.resize(stencil.size, Image.Resampling.NEAREST), (0, 0), stencil)
         self.layers.paste(layer, (0, 0), stencil)
 
     def visible_layers(self) -> npt.NDArray[np.uint8]:
         """The highest layer that shows in each pixel of the finished picture (S, S): a touched pixel counts."""
-        blocks = np.asarray(self.layers).reshape(IMAGE_SIZE, SUPERSAMPLE, IMAGE_SIZE, SUPERSAMPLE)
-        return np.asarray(blocks.max(axis=(1, 3)))
+        fine, steps = np.asarray(self.layers), range(SUPERSAMPLE)
+        rows = np.maximum.reduce([fine[step::SUPERSAMPLE] for step in steps])
+        return np.asarray(np.maximum.reduce([rows[:, step::SUPERSAMPLE] for step in steps]))
 
 
 def colour_of(hue: float, saturation: float, value: float) -> Colour:
@@ -71,10 +73,10 @@ def shade(colour: Colour, factor: float) -> Colour:
     return red, green, blue
 
 
-def noise(rng: np.random.Generator, rows: int, columns: int) -> FloatMap:
-    """Smooth random values of about 0..1: a (rows, columns) grid blown up to (IMAGE_SIZE, IMAGE_SIZE)."""
+def noise(rng: np.random.Generator, rows: int, columns: int, side: int = IMAGE_SIZE) -> FloatMap:
+    """Smooth random values of about 0..1: a (rows, columns) grid blown up to (side, side)."""
     grid = Image.fromarray(rng.random((rows, columns), dtype=np.float32))
-    return np.asarray(grid.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
+    return np.asarray(grid.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def blend(first: Colour, second: Colour, weight: FloatMap) -> FloatMap:
@@ -187,10 +189,10 @@ def branch(paper: Paper, start: Points, end: Points, width: float, colour: Colou
 _LEAF = np.array([(0, 0), (0.2, 0.16), (0.5, 0.24), (0.8, 0.13), (1, 0), (0.8, -0.13), (0.5, -0.24), (0.2, -0.16)])
 
 
-def distractor(paper: Paper, rng: np.random.Generator, season: Season, centre: Points) -> None:
+def distractor(paper: Paper, rng: np.random.Generator, season: Season, centre: Points, *, scale: float = 1.0) -> None:
     """A leaf (or two), a few berries or a flower of random colours near a point."""
     kind = rng.integers(4)
-    angle, size = rng.uniform(0, 2 * np.pi), rng.uniform(12, 24)
+    angle, size = rng.uniform(0, 2 * np.pi), scale * rng.uniform(12, 24)
     if kind <= 1:
         for turn in (angle, angle + rng.uniform(0.6, 2.0))[: int(rng.integers(1, 3))]:
             across = np.array([(np.cos(turn), np.sin(turn)), (-np.sin(turn), np.cos(turn))]) * size
@@ -200,26 +202,27 @@ def distractor(paper: Paper, rng: np.random.Generator, season: Season, centre: P
             paper.line(np.array([(0, 0), (0.95, 0)]) @ across + centre, shade(colour, 1.35), 0.7)
     elif kind == 2:
         colour = colour_of(rng.uniform(0, 1), rng.uniform(0.5, 0.95), rng.uniform(0.3, 0.95))
-        for offset in rng.uniform(-6, 6, (int(rng.integers(2, 6)), 2)):
-            paper.disc(centre + offset, 3.2, shade(colour, 0.75))
-            paper.disc(centre + offset - 0.4, 2.6, colour)
-            paper.disc(centre + offset - 1.1, 0.8, shade(colour, 1.6))
+        for offset in scale * rng.uniform(-6, 6, (int(rng.integers(2, 6)), 2)):
+            paper.disc(centre + offset, scale * 3.2, shade(colour, 0.75))
+            paper.disc(centre + offset - scale * 0.4, scale * 2.6, colour)
+            paper.disc(centre + offset - scale * 1.1, scale * 0.8, shade(colour, 1.6))
     else:
         colour = colour_of(rng.uniform(0, 1), rng.uniform(0.05, 0.8), rng.uniform(0.7, 1.0))
         for turn in angle + np.arange(5) * 2 * np.pi / 5:
-            paper.disc(centre + 3.4 * np.array([np.cos(turn), np.sin(turn)]), 2.9, colour)
-        paper.disc(centre, 2.2, colour_of(0.13, 0.85, 0.85))
+            paper.disc(centre + scale * 3.4 * np.array([np.cos(turn), np.sin(turn)]), scale * 2.9, colour)
+        paper.disc(centre, scale * 2.2, colour_of(0.13, 0.85, 0.85))
 
 
 def light(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Random exposure, colour of the light, slope of the light, dappled shadow and sensor noise, pixel by pixel."""
-    axis = np.linspace(-1, 1, IMAGE_SIZE, dtype=np.float32)
+    side = picture.width
+    axis = np.linspace(-1, 1, side, dtype=np.float32)
     slope = rng.uniform(-0.22, 0.22, 2).astype(np.float32)
     gain = 1 + slope[0] * axis[None, :] + slope[1] * axis[:, None]
     if rng.random() < 0.4:
-        gain = gain * (1 - rng.uniform(0.15, 0.45) * np.clip(6 * noise(rng, 5, 5) - 3, 0, 1))
+        gain = gain * (1 - rng.uniform(0.15, 0.45) * np.clip(6 * noise(rng, 5, 5, side) - 3, 0, 1))
     tint = rng.uniform(0.75, 1.15) * rng.uniform(0.93, 1.07, 3)
     haze = rng.uniform(0, 22)
     values = np.asarray(picture, np.float32) * gain[..., None] * tint.astype(np.float32) * (1 - haze / 255) + haze
-    grain = rng.standard_normal((IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32) * rng.uniform(1, 5)
+    grain = rng.standard_normal((side, side), dtype=np.float32) * rng.uniform(1, 5)
     return to_picture(values.astype(np.float32) + grain[..., None])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fgssl.data.archives.names import Named, found_in, parse_named, require_folder
 from fgssl.data.sources.listing import first_images, is_saved_table, parquet_files, split_of
-from fgssl.data.sources.presets import PRESETS
+from fgssl.data.sources.presets import DRAWN, PRESETS
 from fgssl.errors import FgsslError
 from fgssl.registry import ARCHIVES
 from fgssl.runtime.reporting import remark
@@ -62,9 +63,22 @@ def load_images(data: DataConfig, split: str, *, tell: bool = True) -> ImageSet:
             listed = ", ".join((*known, *source.unions))
             raise FgsslError(f"{data.source} has no split {name!r}", f"its splits are: {listed}")
     parts = [source.load(name if name in known else by_lower[name.lower()]) for name in names]
-    images = parts[0] if len(parts) == 1 else Concatenated(parts)
+    images = _dressed(parts[0] if len(parts) == 1 else Concatenated(parts), data)
     for level, text in images.remarks if tell else ():
         remark(level, text)
+    return images
+
+
+def _dressed(images: ImageSet, data: DataConfig) -> ImageSet:
+    """With the masks of a folder, and laid off the centre, where that is asked."""
+    if data.masks is not None:
+        from fgssl.data.masks import Masked
+
+        images = Masked(images, data.masks)
+    if data.shift is not None:
+        from fgssl.data.shift import Shifted
+
+        images = Shifted(images, data.shift, seed=data.shift_seed)
     return images
 
 
@@ -111,10 +125,10 @@ def open_source(data: DataConfig) -> Source:
     Raises FgsslError where it is none of them; the line names near matches.
     """
     source = data.source
-    if source == "demo":
+    if source in DRAWN:
         from fgssl.data.demo.demo_set import SPLITS, DemoSet
 
-        return Source(SPLITS, DemoSet)
+        return Source(SPLITS, functools.partial(DemoSet, wild=source == "demo:wild"))
     if source in PRESETS:
         preset = PRESETS[source]
         image, label = data.image_column or preset.image_column, data.label_column or preset.label_column
@@ -140,7 +154,7 @@ def require_source(source: str) -> None:
         require_folder(named)
         return
     there = bool(source) and os.path.lexists(os.path.expanduser(source))
-    if not (there or source in ("demo", *PRESETS) or _is_hub_id(source)):
+    if not (there or source in (*DRAWN, *PRESETS) or _is_hub_id(source)):
         raise _unknown(source)
 
 
@@ -221,7 +235,7 @@ def _open_file(data: DataConfig, path: str) -> Source:
 
 
 def _unknown(source: str) -> FgsslError:
-    named, presets = shown(source), ", ".join(("demo", *PRESETS))
+    named, presets = shown(source), ", ".join((*DRAWN, *PRESETS))
     if not source:
         return FgsslError("the data source is empty", f"give a folder, a hub id or a preset: {presets}")
     folder, name = os.path.split(source.rstrip("/"))
@@ -229,7 +243,7 @@ def _unknown(source: str) -> FgsslError:
         beside = os.listdir(os.path.expanduser(folder) or ".")
     except OSError:
         beside = []
-    near = difflib.get_close_matches(source.lower(), ("demo", *PRESETS), n=1)
+    near = difflib.get_close_matches(source.lower(), (*DRAWN, *PRESETS), n=1)
     near += [shown(os.path.join(folder, other)) for other in difflib.get_close_matches(name, beside, n=2)]
     hint = f"did you mean {' or '.join(near)}? Otherwise give" if near else "give"
     return FgsslError(

@@ -26,7 +26,8 @@ class DatasetPreset:
     note: str  # sizes used in papers, licence on the card, what to watch for
 
 
+DRAWN = ("demo", "demo:wild")
 PRESETS: Mapping[str, DatasetPreset] = registry.DATASETS
 for _name, _fields in yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8")).items():
     registry.DATASETS.register(_name)(DatasetPreset(_name, **_fields))
-"""Every preset by its name. `demo` is not among them: it is drawn by code, not loaded from the hub."""
+"""Every preset by its name. Those of `DRAWN` are not among them: they are drawn by code, not loaded from the hub."""

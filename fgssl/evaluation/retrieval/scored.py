@@ -17,7 +17,7 @@ from fgssl.evaluation.feature_file import FeatureFile, is_feature_file, read_fea
 from fgssl.evaluation.features import check_widths, common_labels
 from fgssl.evaluation.metrics import added_metrics
 from fgssl.evaluation.retrieval.metrics import RetrievalResult, evaluate_retrieval
-from fgssl.evaluation.subject import EvaluationOptions, Subject, labels_of, open_split, open_subject
+from fgssl.evaluation.subject import EvaluationOptions, Subject, asked_data, labels_of, open_split, open_subject
 from fgssl.runs.encoder_file import identity
 
 _LABELS_WHY = "retrieval is scored by them"
@@ -49,7 +49,7 @@ def score_encoder(
     if file is not None:
         _refuse_names(images, _labelled(file).embeddings.identifiers, file.path)
     elif gallery is not None or gallery_split is not None:
-        data = subject.data if gallery is None else DataConfig(source=gallery)
+        data = subject.data if gallery is None else asked_data(DataConfig(source=gallery), asked)
         others = gallery_images(data, gallery_split)
         labels_of(others, _LABELS_WHY)
         _refuse_names(images, [others.name(row) for row in range(len(others))], others.split)

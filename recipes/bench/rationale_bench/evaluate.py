@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fgssl.config.schema import RationaleConfig
 from fgssl.data.cache.pixels import open_pixels
-from fgssl.data.images import ImageSet, Masks
+from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder, Pool
+from fgssl.evaluation.controls import seen_masks
 from fgssl.evaluation.embed import evaluation_view, image_batches
+from fgssl.evaluation.map_scores import energy_inside, entropy_relative_to_uniform, pointing_hit
 from fgssl.evaluation.probing.classifiers import Sets, linear_probe
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 from fgssl.rationale import window_share
@@ -33,7 +34,6 @@ from rationale_bench.controls import (
     uniform,
 )
 from rationale_bench.grid import Slice, pooling_config
-from rationale_bench.scores import energy_inside, entropy_relative_to_uniform, pointing_hit
 
 BATCH = 64
 
@@ -158,7 +158,8 @@ def _map_rows(encoder: Encoder, maps: dict[str, MapOf], slice_: Slice, judged: J
     if slice_.masks is None or judged.masks < 1:
         return []
     found: dict[str, list[Tensor]] = {name: [] for name in maps}
-    pixels = open_pixels(slice_.queries, evaluation_view(encoder), cache="auto", workers=0)
+    view = evaluation_view(encoder)
+    pixels = open_pixels(slice_.queries, view, cache="auto", workers=0)
     for batch in image_batches(pixels, BATCH, rows=range(min(judged.masks, len(slice_.queries)))):
         images = batch.images.to(encoder.device)
         feature_map = encoder.backbone(encoder.normalize(images))
@@ -168,7 +169,7 @@ def _map_rows(encoder: Encoder, maps: dict[str, MapOf], slice_: Slice, judged: J
         rows = list(known)
         masks = [
             torch.from_numpy(np.stack(each))
-            for each in zip(*(seen_masks(encoder, mask) for mask in known.values()), strict=True)
+            for each in zip(*(seen_masks(mask, view, view.size) for mask in known.values()), strict=True)
         ]
         for name, map_of in maps.items():
             drawn = map_of(feature_map, images).detach().cpu()[rows]
@@ -183,10 +184,3 @@ def _map_rows(encoder: Encoder, maps: dict[str, MapOf], slice_: Slice, judged: J
         ratios = {f"{mask}_ratio": values[f"{mask}_energy"] / flat[f"{mask}_energy"] for mask in layers}
         rows.append({"kind": "map", "map": name, **ratios, **values})
     return rows
-
-
-def seen_masks(encoder: Encoder, masks: Masks, size: int | None = None) -> list[np.ndarray]:
-    """Object and parts, where a set tells them, as the encoder sees them, (S, S) boolean."""
-    view = evaluation_view(encoder)
-    view = view._replace(interpolation="nearest", size=size or view.size)
-    return [np.asarray(view(Image.fromarray(mask.astype(np.uint8) * 255))) > 127 for mask in masks if mask is not None]

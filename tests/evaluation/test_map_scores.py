@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from fgssl.errors import FgsslError
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "bench"))
-
-from rationale_bench import scores
+from fgssl.evaluation import map_scores as scores
 
 
 def test_entropy_relative_to_uniform() -> None:
