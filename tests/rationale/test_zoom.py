@@ -351,9 +351,11 @@ def embedded() -> Iterator[list[tuple[tuple[Pool, ...], int, int]]]:
     seen: list[tuple[tuple[Pool, ...], int, int]] = []
     embeddings = Encoder.embeddings
 
-    def watched(self: Encoder, images: Tensor, pools: tuple[Pool, ...]) -> dict[Pool, Tensor]:
+    def watched(
+        self: Encoder, images: Tensor, pools: tuple[Pool, ...], windows: Tensor | None = None
+    ) -> dict[Pool, Tensor]:
         seen.append((tuple(pools), len(images), images.shape[-1]))
-        return embeddings(self, images, pools)
+        return embeddings(self, images, pools, windows)
 
     with mock.patch.object(Encoder, "embeddings", watched):
         yield seen
