@@ -31,7 +31,6 @@ MAY_IMPORT: dict[str, str] = {
     "data": "config errors registry runtime views",
     "drawing": "errors runtime",
     "check": "config data errors",
-    "report": "drawing errors runtime",
     # models: objectives do not know the rationale, neither knows the other
     "backbones": "errors runtime",
     "objectives": "backbones config errors registry",
@@ -43,7 +42,10 @@ MAY_IMPORT: dict[str, str] = {
     "adaptation": "config data encoder errors rationale views",
     # evaluation knows encoders and their files, not how they were trained
     "evaluation": "config data drawing encoder errors registry runs runtime views",
-    "training": "adaptation backbones config data drawing encoder errors evaluation objectives rationale runs runtime",
+    # pages: whatever was found, for people
+    "report": "config data drawing encoder errors evaluation runtime",
+    "training": "adaptation backbones config data drawing encoder errors evaluation objectives rationale report runs "
+    "runtime",
     # the command line, which nothing imports
     # what is made of embeddings
     "classify": "config data encoder errors evaluation runs runtime",

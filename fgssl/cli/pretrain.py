@@ -209,6 +209,11 @@ def _print_result(result: RunResult, *, as_json: bool) -> None:
         say(f"{len(faults)} unreadable, replaced by others or left out:")
         for reason in faults:
             say(f"  {reason}")
-    for label, name in (("encoder", "encoder.safetensors"), ("overview", "overview.png"), ("views", "views.png")):
+    for label, name in (
+        ("encoder", "encoder.safetensors"),
+        ("overview", "overview.png"),
+        ("views", "views.png"),
+        ("report", "report.html"),
+    ):
         if (result.folder / name).exists():
             say(f"{label + ':':9} {result.folder / name}")

@@ -94,17 +94,17 @@ def table(
     *,
     told: str = "",
     after: str = "",
-    strong: Sequence[int] = (),
+    folded: bool = False,
 ) -> Section:
     """A table whose columns sort by a click, with words before and after it.
 
     Args:
         columns: Titles.
         rows: Values: numbers stand to the right. The first 200 are shown, and how many more there are is said.
-        strong: Rows to read first.
+        folded: Whether it is opened by its reader, as one to look things up in.
     """
     left_out = len(rows) - ROWS_SHOWN
-    values: dict[str, Any] = {"columns": columns, "rows": rows[:ROWS_SHOWN], "strong": set(strong)}
+    values: dict[str, Any] = {"columns": columns, "rows": rows[:ROWS_SHOWN], "folded": folded}
     body = render("table.html", **values, told=told, after=after, left_out=max(0, left_out), title=title)
     return Section(title, body)
 

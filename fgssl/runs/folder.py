@@ -19,12 +19,13 @@ from safetensors import safe_open
 
 from fgssl import __version__
 from fgssl.config.schema import PretrainConfig, flatten, nested
-from fgssl.drawing import PICTURE
+from fgssl.drawing import PAGE, PICTURE
 from fgssl.errors import FgsslError
 from fgssl.runs.lock import LOCK_FILE
 from fgssl.runtime.files import TEMPORARY, check_folder, not_writable, refuse_file, write_text
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
+REPORT_FILE = "report.html"
 ENCODER_FILE = "encoder.safetensors"
 CANDIDATES = "candidates"  # folder of the weights that the encoder was chosen from
 TIMM_PREFIX = "timm:"  # of a checkpoint argument that names one of timm's models
@@ -63,6 +64,7 @@ RUN_FILES: dict[str, Callable[[Path], bool]] = {
     f"{CANDIDATES}/*.safetensors": functools.partial(_holds_tensors, key="fgssl"),
     "overview.png": PICTURE.is_own,
     "views.png": PICTURE.is_own,
+    REPORT_FILE: PAGE.is_own,
     "timm/config.json": _holds("architecture"),
     "timm/model.safetensors": _holds_tensors,
     **{f"{folder}/{_STATE}.{kind}": _named for folder in ("resume", ".resume-removed") for kind in ("pt", "sha256")},

@@ -31,6 +31,7 @@ from fgssl.runtime.machine import peak_memory
 from fgssl.runtime.reporting import Reporter
 from fgssl.training.choice import Choice, start_encoder
 from fgssl.training.plan import Plan
+from fgssl.training.report import Evaluated, write_report
 from fgssl.training.setup import Setup
 from fgssl.training.signals import start_and_end
 
@@ -87,14 +88,15 @@ def finish_run(setup: Setup, choice: Choice, progress: dict[str, Any], last: dic
     encoder.eval()
     save_timm(encoder.backbone, output / "timm", head=encoder.whitening if encoder.stages == 1 else None)
     rows, faults, beside = list(progress["initial_rows"]), list(progress["faults"].values()), None
+    images, found, first = plan.train if plan.test is None else plan.test, dict[Pool, Embeddings](), None
     if plan.config.training.evaluate:
-        images, found = plan.train if plan.test is None else plan.test, dict[Pool, Embeddings]()
         try:
             found = _embed(plan, encoder, "trained", reporter)
         except FgsslError as error:  # pictures went away while it trained: the encoder is saved, its table is not all
             reporter.warn(f"no retrieval of the trained encoder and no overview: {error.problem}")
         rows += _rows(found, "trained") if plan.test is not None else []
-        beside = _against_start(setup, encoder.default_pool(), found) if rows and found else None
+        first = _by_start(setup, found["gap"]) if rows and found else None
+        beside = _against_start(setup, encoder.default_pool(), found, first) if first is not None else None
         for fault in found["gap"].faults if found else ():
             if fault.reason not in faults:
                 reporter.warn(f"left out: {fault.reason}")
@@ -119,19 +121,25 @@ def finish_run(setup: Setup, choice: Choice, progress: dict[str, Any], last: dic
         "versions": versions(),
     }
     write_text(output / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    evaluated = Evaluated(encoder, images, found[encoder.default_pool()], first) if found else None
+    write_report(setup, evaluated, summary, pairs=functools.partial(_view_pairs, plan, setup.views))
     if not plan.config.training.keep_states:  # last: until then a killed process can be resumed
         remove_states(output)
     return RunResult(output, summary, rows)
 
 
-def _against_start(setup: Setup, pool: Pool, found: dict[Pool, Embeddings]) -> dict[str, float] | None:
-    """Rank-1 of the run's encoder, in its default pooling, beside the frozen start's gap, and whether it is chance."""
-    plan, start, own = setup.plan, start_encoder(setup), found[pool]
+def _by_start(setup: Setup, own: Embeddings) -> Embeddings | None:
+    """The same images by the frozen start, in gap; None where there is no start or an image went away in between."""
+    plan, start = setup.plan, start_encoder(setup)
     if start is None or plan.test is None:
         return None
     first = _embed(plan, start.to(plan.device), "start", setup.reporter, ("gap",))["gap"]
-    if not np.array_equal(first.positions, own.positions):  # a picture went away in between
-        return None
+    return first if np.array_equal(first.positions, own.positions) else None
+
+
+def _against_start(setup: Setup, pool: Pool, found: dict[Pool, Embeddings], first: Embeddings) -> dict[str, float]:
+    """Rank-1 of the run's encoder, in its default pooling, beside the frozen start's gap, and whether it is chance."""
+    own = found[pool]
     before, after = (100 * evaluate_retrieval(e.features, e.known_labels).per_query()["rank1"] for e in (first, own))
     apart, means = paired_bootstrap(after, before), (float(after.mean()), float(before.mean()))
     chance = "beyond chance" if apart.low > 0 or apart.high < 0 else "not beyond chance"
@@ -154,17 +162,24 @@ def finished_result(output: Path) -> RunResult | None:
 
 def save_view_pairs(output: Path, plan: Plan, views: ViewDataset) -> None:
     """views.png: a few training images and two views of each, as the first epoch draws them."""
-    pairs, names = [], []
+    drawn = _view_pairs(plan, views)
+    title = f"Two random views of a training image ({plan.config.views.preset})"
+    sheet = view_pairs_sheet([pair for _, pair in drawn], [name for name, _ in drawn], title=title)
+    save_png(sheet, output / "views.png")
+
+
+def _view_pairs(plan: Plan, views: ViewDataset) -> list[tuple[str, tuple[Image.Image, Image.Image, Image.Image]]]:
+    """Names of a few training images, each with the image and its two views."""
+    drawn = []
     for index in epoch_order(len(plan.train), plan.config.training.seed, 0).tolist():
         with contextlib.suppress(UnreadableImage):
             pixels = views.pixels[index]
             made = views.make([pixels], [Key(0, index)])[:, 0].permute(0, 2, 3, 1).numpy()
-            pairs.append((Image.fromarray(np.array(pixels)), Image.fromarray(made[0]), Image.fromarray(made[1])))
-            names.append(_name(plan.train, index))
-        if len(pairs) == VIEW_PAIRS:
+            pair = Image.fromarray(np.array(pixels)), Image.fromarray(made[0]), Image.fromarray(made[1])
+            drawn.append((_name(plan.train, index), pair))
+        if len(drawn) == VIEW_PAIRS:
             break
-    title = f"Two random views of a training image ({plan.config.views.preset})"
-    save_png(view_pairs_sheet(pairs, names, title=title), output / "views.png")
+    return drawn
 
 
 def draw_overview(encoder: Encoder, images: ImageSet, embeddings: Embeddings) -> Image.Image | None:

@@ -29,7 +29,9 @@ from fgssl.training.log import LogWindow
 from fgssl.training.model import StepOutput, learning_rate
 from fgssl.training.plan import make_plan
 
-FILES = {"config.yaml", "encoder.safetensors", "metrics.jsonl", "overview.png", "summary.json", "views.png"}
+FILES = {
+    "config.yaml", "encoder.safetensors", "metrics.jsonl", "overview.png", "report.html", "summary.json", "views.png"
+}  # fmt: skip
 
 
 # ---- what a run leaves
