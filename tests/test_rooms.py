@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, str] = {
     # evaluation knows encoders and their files, not how they were trained
     "evaluation": "config data drawing encoder errors registry runs runtime views",
     # pages: whatever was found, for people
-    "report": "config data drawing encoder errors evaluation runtime",
+    "report": "check config data drawing encoder errors evaluation runtime",
     "training": "adaptation backbones config data drawing encoder errors evaluation objectives rationale report runs "
     "runtime",
     # the command line, which nothing imports

@@ -12,6 +12,7 @@ from typer import Argument, BadParameter, Option
 from fgssl.cli import options
 from fgssl.cli.console import cell, print_json, print_table, reporting, say
 from fgssl.cli.options import Text
+from fgssl.cli.pages import ReportFile, check_page, write_page
 from fgssl.cli.pretrain import RUNS
 from fgssl.data.decoding import require_files
 from fgssl.drawing import PICTURE, save_png
@@ -21,7 +22,7 @@ from fgssl.runtime.files import check_output, derived_name
 if TYPE_CHECKING:
     from fgssl.data.images import ImageSet
     from fgssl.evaluation.feature_file import FeatureTable
-    from fgssl.evaluation.probing.run import ProbeOptions
+    from fgssl.evaluation.probing.run import ProbeOptions, ProbeReport
     from fgssl.evaluation.subject import Subject
 
     Source = Subject | FeatureTable
@@ -122,6 +123,7 @@ def probe(
     episodes: Annotated[int, Option(help="fewshot: episodes to average over.")] = 600,
     seed: Annotated[int, Option(help="Seed of everything drawn: labels, held-out slice, crops, episodes.")] = 0,
     output: Annotated[Path | None, Option("--output", "-o", help=_FOLDER)] = None,
+    report: ReportFile = None,
     overwrite: options.Overwrite = False,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
@@ -135,6 +137,7 @@ def probe(
     if protocol == "fewshot" and (shares != (1.0,) or output is not None):
         raise BadParameter("fewshot draws its own labels and has no lists or tables", param_hint="--labels")
     options.check_paths(checkpoint, data, encoding["cache"])
+    check_page(report, inputs=(*checkpoint.split("+"), train, data), overwrite=overwrite)
     from fgssl.config.schema import DataConfig
     from fgssl.evaluation.feature_file import FeatureImages
     from fgssl.evaluation.probing import run
@@ -143,6 +146,7 @@ def probe(
 
     asked = run.ProbeOptions(protocol, shares, tries, seed, epochs, k, temperature)
     lists = output or (DEFAULT_LISTS if min(shares) < 1 else None)
+    classified: tuple[Any, Any, Any] | None = None
     with _source(checkpoint, train, quiet=quiet, data=data, **encoding) as source:
         # the labelled images, where they do not come with the features
         where = source.data if isinstance(source, Subject) else DataConfig(source=data) if data else None
@@ -154,13 +158,22 @@ def probe(
             if lists is not None:
                 run.check_probe_folder(lists, inputs=(*checkpoint.split("+"), train, data), overwrite=overwrite)
             splits = probe_splits(where, split, seed=seed) if where else file_splits(source, train, seed=seed)
-            found = _linear(source, splits, asked, lists, checkpoint)
+            result = run.run_probe(source, splits, asked)
+            found = _linear(source, splits, result, asked, lists, checkpoint)
+            classified = (result, source, splits)
     if json_output:
         print_json(found)
-        return
-    _print_results(protocol, found)
-    if lists is not None:
-        say(f"tables and lists: {lists}")
+    else:
+        _print_results(protocol, found)
+        if lists is not None:
+            say(f"tables and lists: {lists}")
+    write_page(report, lambda: _page(found, classified), told=not json_output)
+
+
+def _page(document: dict[str, Any], classified: Any) -> str:
+    from fgssl.report.probe import probe_page
+
+    return probe_page(document, classified)
 
 
 @contextmanager
@@ -181,10 +194,11 @@ def _source(checkpoint: str, train: str | None, *, quiet: bool, **encoding: Any)
         yield FeatureTable(SEPARATOR.join(filter(None, (checkpoint, train))), reporter=reporter)
 
 
-def _linear(source: Source, splits: Any, asked: ProbeOptions, output: Path | None, checkpoint: str) -> dict[str, Any]:
+def _linear(
+    source: Source, splits: Any, report: ProbeReport, asked: ProbeOptions, output: Path | None, checkpoint: str
+) -> dict[str, Any]:
     from fgssl.evaluation.probing import run
 
-    report = run.run_probe(source, splits, asked)
     document = {"checkpoint": checkpoint, "data": splits.test.source, "pool": source.pool, "seed": asked.seed,
                 **run.probe_document(report), "output": None if output is None else str(output)}  # fmt: skip
     if output is not None:

@@ -10,6 +10,7 @@ from typer import Argument, BadParameter, Option
 from fgssl.cli import options
 from fgssl.cli.console import print_json, print_table, say, tell
 from fgssl.cli.options import Text
+from fgssl.cli.pages import ReportFile, check_page, write_page
 from fgssl.data.decoding import require_files
 from fgssl.drawing import PICTURE, save_png
 from fgssl.runtime.files import check_output
@@ -36,6 +37,7 @@ def retrieve(
     query: Annotated[list[Path] | None, Option("--query", metavar="IMAGE...", help=_QUERY)] = None,
     top: Annotated[int, Option(help="Hits of each --query.")] = 10,
     output: Annotated[Path | None, Option("--output", "-o", help="Picture of queries and hits (.png, .jpg).")] = None,
+    report: ReportFile = None,
     overwrite: options.Overwrite = False,
     memory: Annotated[Text, Option(metavar="SIZE", help="Memory for scores, as 512M or 2G. [by the machine]")] = None,
     explain: Annotated[bool, Option("--explain", help="Print what each number means.")] = False,
@@ -53,6 +55,7 @@ def retrieve(
     if query and output is not None:
         inputs = (*query, *checkpoint.split("+"), data, gallery)
         check_output(output, kind=PICTURE, inputs=inputs, overwrite=overwrite)
+    check_page(report, inputs=(*(query or ()), *checkpoint.split("+"), data, gallery), overwrite=overwrite)
     from fgssl.evaluation.feature_file import is_feature_file
     from fgssl.evaluation.retrieval import scored, search
     from fgssl.runtime.machine import parse_bytes
@@ -76,6 +79,14 @@ def retrieve(
         _print_hits(found, checkpoint, output, json_output)
     else:
         _print_scores(result, checkpoint, explain, json_output)
+    write_page(report, lambda: _page(found if query else result, checkpoint), told=not json_output)
+
+
+def _page(result: Scored | Lookup, checkpoint: str) -> str:
+    from fgssl.evaluation.retrieval.scored import Scored
+    from fgssl.report.retrieval import lookup_page, scored_page
+
+    return scored_page(result, checkpoint) if isinstance(result, Scored) else lookup_page(result, checkpoint)
 
 
 def _print_scores(scored: Scored, checkpoint: str, explain: bool, json_output: bool) -> None:
@@ -129,6 +140,8 @@ def compare(
     k: Annotated[int, Option("--k", help="Neighbours that vote in knn.")] = 20,
     seed: Annotated[int, Option(help="Seed of the probe's held-out slice and of the bootstrap.")] = 0,
     no_start: Annotated[bool, Option("--no-start", help=_NO_START)] = False,
+    report: ReportFile = None,
+    overwrite: options.Overwrite = False,
     markdown: Annotated[bool, Option("--markdown", help="Print the tables as Markdown.")] = False,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
@@ -144,11 +157,20 @@ def compare(
     if len(set(checkpoints)) != len(checkpoints):
         raise BadParameter("one checkpoint is named twice", param_hint="CHECKPOINT")
     options.check_paths(data=data, cache=encoding["cache"])
+    check_page(report, inputs=(*checkpoints, data), overwrite=overwrite)
     from fgssl.evaluation.compare import compare as run
 
     with options.reported(quiet=quiet, data=data, **encoding) as asked:
         table = run(checkpoints, asked, split=split, pools=pools, k=k, seed=seed, start=not no_start)
     print_json(_comparison(table, seed)) if json_output else _print_comparison(table, seed, markdown=markdown)
+    write_page(report, lambda: _compared_page(table, seed), told=not json_output)
+
+
+def _compared_page(table: ComparisonTable, seed: int) -> str:
+    from fgssl.evaluation.compare import differences
+    from fgssl.report.compare import compare_page
+
+    return compare_page(table, list(differences(table.rows, seed=seed)))
 
 
 def _comparison(table: ComparisonTable, seed: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typer import Argument, Option
 from fgssl.check import Report, check_source
 from fgssl.cli import options
 from fgssl.cli.console import print_json, print_table, reporting, say, tell
+from fgssl.cli.pages import ReportFile, check_page, write_page
 from fgssl.config.resolve import load_config
 from fgssl.data.cache.folder import KINDS, cache_files, cache_folder, clear_cache
 from fgssl.errors import FgsslError, SettingError
@@ -30,18 +31,28 @@ def check(
     image_size: Annotated[int | None, Option(help="Counts pictures smaller than these views. [224; demo: 96]")] = None,
     workers: Annotated[int | None, Option(help="Processes that decode. [all cores]")] = None,
     sets: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help=_SETS)] = None,
+    page: ReportFile = None,
+    overwrite: options.Overwrite = False,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Report what a data set holds. Counts, sizes, unreadable pictures, duplicates, leakage between splits."""
     options.check_paths(data=source)
+    check_page(page, inputs=(source,), overwrite=overwrite)
     config = load_config(flags={"data.source": source, "backbone.image_size": image_size}, sets=sets or ()).config
     size = config.backbone.image_size or USUAL_SIZE
     with reporting(quiet=quiet) as told:
         report = check_source(config.data, splits=split or (), image_size=size, workers=workers, progress=told.progress)
     print_json(report.to_dict()) if json_output else _print_report(report)
+    write_page(page, lambda: _page(report), told=not json_output)
     if report.verdict == "unusable":
         raise FgsslError(f"{source} cannot be used: {report.findings[0].text}")
+
+
+def _page(report: Report) -> str:
+    from fgssl.report.check import check_page as made
+
+    return made(report)
 
 
 def _print_report(report: Report) -> None:

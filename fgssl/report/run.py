@@ -16,7 +16,7 @@ from fgssl.report.maps import TOLD, Explained, maps
 from fgssl.report.page import page
 from fgssl.report.pictures import address
 from fgssl.report.sections import Picture, Section, facts, gallery, render, table
-from fgssl.report.split import SplitView, confusion_sections, map_section, unreadable_section
+from fgssl.report.split import SplitView, map_section, nearest_sections, unreadable_section
 
 VIEW_SIDE = 136
 ASKED = ("recipe", "flag", "--set")  # how the origin of a value begins that somebody asked for
@@ -40,7 +40,7 @@ def run_page(content: RunContent) -> str:
     told = f"{settings['objective.name']['value']} on {settings['data.source']['value']}, {summary['steps']} steps"
     sections = [*_summary(summary), _curves(content.metrics)]
     if content.split is not None:
-        sections += [map_section(content.split), *confusion_sections(content.split)]
+        sections += [map_section(content.split), *nearest_sections(content.split)]
     if content.explained:
         sections.append(maps("Where the encoder looks", content.explained, told=TOLD))
     if content.pairs:

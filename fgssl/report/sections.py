@@ -54,6 +54,11 @@ def short(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else f"{text[:half]} … {text[-half:]}"
 
 
+def file_name(path: str) -> str:
+    """The last part of a path, or of a name in a data set."""
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
 def data(value: Any) -> Markup:
     """JSON to stand in a script block, which no text in it can end; what is not finite is null."""
     text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -18,16 +19,15 @@ from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder, Pool
 from fgssl.errors import UnreadableImage
 from fgssl.evaluation.embed import Embeddings, evaluation_view
-from fgssl.evaluation.probing.scores import Confusion, confusions
 from fgssl.evaluation.retrieval.ranking import search
 from fgssl.report.embedding import Colouring, Neighbourhood, embedding_map
 from fgssl.report.pictures import address, spread, thumbnails
-from fgssl.report.sections import Picture, Section, gallery, table
+from fgssl.report.sections import Picture, Section, file_name, gallery, table
 
 MOST_POINTS = 1200  # pictures on a map: each is loaded, and its thumbnail takes about 1.3 kB
 THUMBNAIL_BYTES = 1_600_000
 NEIGHBOURS = 6
-EXAMPLES, EXAMPLE_SIDE = 8, 136
+MISTAKES, EXAMPLES, EXAMPLE_SIDE = 20, 8, 136
 AFTER, BEFORE = "by this encoder", "by the start"
 
 
@@ -112,11 +112,6 @@ def _nearest(features: Tensor) -> list[list[int]]:
     return found
 
 
-def file_name(path: str) -> str:
-    """The last part of a path, or of a name in a data set."""
-    return path.rstrip("/").rsplit("/", 1)[-1]
-
-
 def class_name(found: Embeddings, label: int) -> str:
     """The name of a class, its number where it has none."""
     return str(label) if found.class_names is None or label >= len(found.class_names) else found.class_names[label]
@@ -129,60 +124,67 @@ def _classes(found: Embeddings, rows: list[int]) -> list[Colouring]:
     return [Colouring("class", places, [class_name(found, int(label)) for label in present])]
 
 
-def nearest_confusions(view: SplitView) -> tuple[list[Confusion], dict[tuple[int, int], list[tuple[int, int]]]]:
-    """Classes that sampled pictures have their nearest other one of, and (row, nearest row) of each pair."""
-    found, rows = view.found, sampled(view.found)
-    labels = found.known_labels
-    if len(labels) < 2:
-        return [], {}
-    best = search(found.features[rows], found.features, top=2).indices
-    nearest = torch.where(best[:, 0] == torch.tensor(rows), best[:, 1], best[:, 0])
-    asked, given = labels[rows], labels[nearest]
-    examples: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for row, near, pair in zip(rows, nearest.tolist(), zip(asked.tolist(), given.tolist(), strict=True), strict=True):
-        if pair[0] != pair[1]:
-            examples.setdefault(pair, []).append((row, near))
-    return list(confusions(given, asked, int(labels.max()) + 1)), examples
+class Mistake(NamedTuple):
+    """A class taken for another, how often, and an example: a row, and the row of another split it was taken for."""
+
+    label: str
+    taken: str
+    images: int
+    row: int
+    other: int
 
 
-def confusion_sections(view: SplitView) -> list[Section]:
-    """The worst confusions of nearest neighbours, with examples; nothing without labels or mistakes."""
-    if view.found.labels is None:
+def mistakes_of(pairs: Iterable[tuple[str, str, int, int]]) -> list[Mistake]:
+    """From (class, taken for, row, other row) of every picture: the most frequent first."""
+    counts, examples = Counter[tuple[str, str]](), dict[tuple[str, str], tuple[int, int]]()
+    for label, taken, row, other in pairs:
+        if label != taken:
+            counts[label, taken] += 1
+            examples.setdefault((label, taken), (row, other))
+    return [Mistake(*pair, count, *examples[pair]) for pair, count in counts.most_common(MISTAKES)]
+
+
+def nearest_mistakes(view: SplitView, others: SplitView | None = None) -> list[Mistake]:
+    """Of the sampled pictures, whose nearest (other) one is of another class; nothing without labels."""
+    found, rows, among = view.found, sampled(view.found), view.found if others is None else others.found
+    if found.labels is None or among.labels is None or (others is None and len(rows) < 2):
         return []
-    pairs, examples = nearest_confusions(view)
-    shown = len(sampled(view.found))
-    told = f"Classes whose pictures have a nearest other picture of another class, among {shown:,} pictures."
-    return confusions_of(view, pairs, examples, told=told) if pairs else []
+    best = search(found.features[rows], among.features, top=2).indices
+    itself = (best[:, 0] == torch.tensor(rows)) & (others is None)
+    near = torch.where(itself, best[:, -1], best[:, 0]).tolist()
+    own, other = found.labels.tolist(), among.labels.tolist()
+    return mistakes_of(
+        (class_name(found, own[row]), class_name(among, other[place]), row, place)
+        for row, place in zip(rows, near, strict=True)
+    )
 
 
-def confusions_of(
-    view: SplitView,
-    pairs: list[Confusion],
-    examples: dict[tuple[int, int], list[tuple[int, int]]],
-    *,
-    told: str,
-    title: str = "Worst confusions",
+def nearest_sections(view: SplitView, among: SplitView | None = None) -> list[Section]:
+    """The worst confusions of nearest neighbours, with examples; nothing without labels or mistakes."""
+    told = f"Pictures whose nearest one is of another class, among {len(sampled(view.found)):,} pictures."
+    return mistake_sections(view, among or view, nearest_mistakes(view, among), told=told, other="its nearest")
+
+
+def mistake_sections(
+    view: SplitView, others: SplitView, mistakes: Sequence[Mistake], *, told: str, other: str
 ) -> list[Section]:
     """A table of confusions, and of the first ones a picture beside what it was taken for."""
-    name = partial(class_name, view.found)
-    rows = [[name(pair.label), name(pair.predicted), pair.images] for pair in pairs]
-    found = [table(title, ("class", "taken for", "pictures"), rows, told=told)]
-    pictures = []
-    for pair in pairs[:EXAMPLES]:
-        for row, near in examples.get((pair.label, pair.predicted), [])[:1]:
-            pictures.append(
-                [_example(view, row, name(pair.label)), _example(view, near, name(pair.predicted), "wrong")]
-            )
-    if pictures:
-        columns = ("a picture", "its nearest")
-        found.append(gallery("Confusions in pictures", pictures, columns=columns, told="One example of each pair."))
-    return found
+    if not mistakes:
+        return []
+    rows = [[each.label, each.taken, each.images] for each in mistakes]
+    pictures = [
+        [_example(view, each.row, each.label), _example(others, each.other, each.taken, "wrong")]
+        for each in mistakes[:EXAMPLES]
+    ]
+    return [
+        table("Worst confusions", ("class", "taken for", "pictures"), rows, told=told),
+        gallery("Confusions in pictures", pictures, columns=("a picture", other), told="One example of each pair."),
+    ]
 
 
 def _example(view: SplitView, row: int, label: str, mark: str = "") -> Picture:
-    picture = view.picture(row)
+    picture, name = view.picture(row), file_name(view.found.identifiers[row])
     source = None if picture is None else address(picture, side=EXAMPLE_SIDE)
-    name = file_name(view.found.identifiers[row])
     return Picture(source, name if name.startswith(label) else f"{label} · {name}", mark)
 
 

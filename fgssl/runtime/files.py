@@ -67,6 +67,7 @@ class OutputKind(NamedTuple):
     suffixes: tuple[str, ...]  # those a name may end in, the usual one first; "" for none
     is_own: Callable[[Path], bool]  # whether the content of a file is of this kind and was written by fgssl
     makes_folder: bool = False  # whether folders that are missing above the file are made
+    option: str = "--output"  # that names the file
 
 
 def check_output(path: Path, *, kind: OutputKind, inputs: Inputs = (), overwrite: bool = False) -> None:
@@ -94,7 +95,7 @@ def check_output(path: Path, *, kind: OutputKind, inputs: Inputs = (), overwrite
     except FileNotFoundError:
         return
     except OSError as error:
-        raise not_writable(path, error) from error
+        raise not_writable(path, error, option=kind.option) from error
     _check_replaced(path, present, kind, inputs, overwrite=overwrite)
 
 
@@ -104,13 +105,13 @@ def _check_replaced(path: Path, mode: int, kind: OutputKind, inputs: Inputs, *, 
     own = stat.S_ISREG(mode) and kind.is_own(path)
     for name in inputs:
         if _is_input(path, os.path.expanduser(os.fspath(name or "")), own=own):
-            raise FgsslError(f"output '{path}' is an input, of '{name}'", "choose another --output")
+            raise FgsslError(f"output '{path}' is an input, of '{name}'", f"choose another {kind.option}")
     if overwrite or own:
         return
     if stat.S_ISLNK(mode):
         raise FgsslError(f"output '{path}' is a link", "name the file itself, or replace the link by --overwrite")
     problem = f"output '{path}' exists and is not {kind.noun} that fgssl wrote"
-    raise FgsslError(problem, "choose another --output, or replace it by --overwrite")
+    raise FgsslError(problem, f"choose another {kind.option}, or replace it by --overwrite")
 
 
 def _is_input(path: Path, given: str, *, own: bool) -> bool:

@@ -18,7 +18,8 @@ from fgssl.report.maps import SIDE, Explained
 from fgssl.report.page import save_page
 from fgssl.report.pictures import spread
 from fgssl.report.run import RunContent, run_page
-from fgssl.report.split import SplitView, file_name, reader, sampled
+from fgssl.report.sections import file_name
+from fgssl.report.split import SplitView, reader, sampled
 from fgssl.runs.folder import METRICS_FILE, REPORT_FILE
 from fgssl.training.choice import start_encoder
 from fgssl.training.plan import describe

@@ -21,7 +21,7 @@ from fgssl.evaluation.embed import Embeddings
 from fgssl.report.maps import Explained
 from fgssl.report.page import LARGEST
 from fgssl.report.run import RunContent, against_start, command, duration, run_page
-from fgssl.report.split import MOST_POINTS, SplitView, confusion_sections, map_section, principal_plane
+from fgssl.report.split import MOST_POINTS, SplitView, map_section, nearest_sections, principal_plane
 
 EVIL = "<script>alert(1)</script>"
 WINDOW = Window(0.25, 0.25, 0.75, 0.75)
@@ -148,7 +148,7 @@ def test_confusions_are_those_of_the_nearest_other_picture() -> None:
     features = torch.stack([angles.cos(), angles.sin()], 1)
     view = embedded(4, labels=torch.tensor([0, 1, 2, 2]))
     view = view._replace(found=view.found._replace(features=features))
-    body = confusion_sections(view)[0].body
+    body = nearest_sections(view)[0].body
     cells = [part.split("<")[0] for part in body.split("<td")[1:]]
     told = "&lt;script&gt;alert(1)&lt;/script&gt;"
     assert [cell.partition(">")[2] for cell in cells] == ["apple", told, "1", told, "apple", "1"]

@@ -13,6 +13,7 @@ from fgssl.config.schema import DataConfig
 from fgssl.data import available_splits, load_images
 from fgssl.data.images import ImageSet
 from fgssl.errors import FgsslError
+from fgssl.evaluation.embed import Embeddings
 from fgssl.evaluation.feature_file import FeatureFile, is_feature_file, read_features
 from fgssl.evaluation.features import check_widths, common_labels
 from fgssl.evaluation.metrics import added_metrics
@@ -23,6 +24,14 @@ from fgssl.runs.encoder_file import identity
 _LABELS_WHY = "retrieval is scored by them"
 
 
+class Side(NamedTuple):
+    """Queries or gallery: embeddings, and where their pictures come from."""
+
+    embeddings: Embeddings
+    images: ImageSet | None = None  # None of a file of features
+    subject: Subject | None = None  # what embedded them
+
+
 class Scored(NamedTuple):
     """A retrieval with its numbers, and what they were measured on."""
 
@@ -31,6 +40,8 @@ class Scored(NamedTuple):
     protocol: str  # which split was searched with which, in words
     pool: str | None  # None where a file of features does not tell
     added: dict[str, float]  # what metrics of plugins say of the queries
+    queries: Side
+    gallery: Side | None = None  # None where the queries search each other
 
 
 def score_encoder(
@@ -57,7 +68,9 @@ def score_encoder(
     if others is not None:
         name = others.split if gallery is None else f"{others.source} [{others.split}]"
         file = FeatureFile(name, subject.embed(others))
-    return _scored(queries, file, asked)
+    found = _scored(queries, file, asked)
+    searched = found.gallery and found.gallery._replace(images=others, subject=None if others is None else subject)
+    return found._replace(queries=found.queries._replace(images=images, subject=subject), gallery=searched)
 
 
 def score_files(queries: str, gallery: str | None, options: EvaluationOptions) -> Scored:
@@ -161,4 +174,5 @@ def _scored(queries: FeatureFile, gallery: FeatureFile | None, options: Evaluati
     result = evaluate_retrieval(
         features, labels, gallery=found, gallery_labels=other_labels, memory_bytes=options.scratch, progress=show
     )
-    return Scored(result, str(queries.source), protocol, queries.pool, added)
+    searched = None if gallery is None else Side(gallery.embeddings)
+    return Scored(result, str(queries.source), protocol, queries.pool, added, Side(queries.embeddings), searched)

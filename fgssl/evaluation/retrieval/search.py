@@ -202,7 +202,7 @@ def draw_lookup(found: Lookup, *, title: str) -> Image.Image:
     for result in found.results[:SHEET_QUERIES]:
         hits, path = result.hits[:SHEET_HITS], Path(result.name)
         query, *others = _seen(
-            found.encoder, [decode_image(path), *(_picture(found, row) for row in result.rows[:SHEET_HITS])]
+            found.encoder, [decode_image(path), *(picture_of(found, row) for row in result.rows[:SHEET_HITS])]
         )
         neighbours = [
             Neighbour(view, _caption(hit), score=hit.score, rationale=weights)
@@ -226,7 +226,7 @@ def _seen(encoder: Encoder, pictures: Sequence[Image.Image | None]) -> list[tupl
     ]
 
 
-def _picture(found: Lookup, row: int) -> Image.Image | None:
+def picture_of(found: Lookup, row: int) -> Image.Image | None:
     """The picture of a row of the gallery; None where it is not here (any more)."""
     try:
         if found.source is not None:

@@ -1,0 +1,92 @@
+"""Pages of `fgssl retrieve`: scores with their intervals and what was taken for what, or queries with their hits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from fgssl.data.decoding import decode_image
+from fgssl.errors import UnreadableImage
+from fgssl.evaluation.retrieval.metrics import DEFINITIONS
+from fgssl.evaluation.retrieval.scored import Scored, Side
+from fgssl.evaluation.retrieval.search import Hit, Lookup, picture_of
+from fgssl.report.page import page
+from fgssl.report.pictures import address
+from fgssl.report.sections import Picture, Section, facts, file_name, gallery, table
+from fgssl.report.split import SplitView, from_files, map_section, nearest_sections, reader, unreadable_section
+
+QUERIES, HITS, SIDE = 40, 12, 136  # the most that a page shows, and the side of a picture in pixels
+METRICS = ("rank1", "rank5", "rank10", "mAP", "mAP_at_R", "r_precision")
+
+
+def scored_page(scored: Scored, checkpoint: str) -> str:
+    """Metrics, a map of the queries, and the classes whose pictures lie nearest each other."""
+    result, values, intervals = scored.result, scored.result.to_dict(), scored.result.intervals()
+    rows = [[name, values[name], _span(intervals[name]), values[f"macro_{name}"], _span(intervals[f"macro_{name}"]),
+             DEFINITIONS[name]] for name in METRICS]  # fmt: skip
+    rows += [[name, value, None, None, None, "of a plugin"] for name, value in scored.added.items()]
+    columns = ("metric", "mean", "95 % interval", "class mean", "95 % interval", "what it is")
+    sizes = {"queries": result.queries, "gallery": result.gallery, "lone queries": result.lone_queries}
+    known = {"encoder": checkpoint, "data": scored.data, "search": scored.protocol, "pooling": scored.pool, **sizes}
+    view = _view(scored.queries, scored.pool)
+    searched = None if scored.gallery is None else _view(scored.gallery, scored.pool)
+    return page(
+        "Retrieval",
+        [
+            facts("Summary", {name: value for name, value in known.items() if value is not None}),
+            table("Scores", columns, rows, told="In percent.", after=DEFINITIONS["intervals"]),
+            map_section(view, title="Map of the queries"),
+            *nearest_sections(view, searched),
+            *unreadable_section([fault.reason for fault in scored.queries.embeddings.faults]),
+        ],
+        subtitle=f"{checkpoint} on {scored.data}",
+    )
+
+
+def lookup_page(found: Lookup, checkpoint: str) -> str:
+    """Each query with its hits, best first, and all of them in a table."""
+    results, rows = found.results[:QUERIES], []
+    for result in results:
+        hits = zip(result.hits[:HITS], result.rows[:HITS], strict=True)
+        own = Picture(_address(_decoded(result.name)), f"query: {file_name(result.name)}")
+        rows.append([own, *(Picture(_address(picture_of(found, row)), _caption(hit)) for hit, row in hits)])
+    left_out = len(found.results) - len(results)
+    told = f"{len(found.embeddings.identifiers):,} pictures searched, {found.pool} pooling; scores are cosines."
+    told += f" {left_out:,} more queries are in the table alone." if left_out else ""
+    cells = [[result.name, *hit] for result in found.results for hit in result.hits]
+    sections: list[Section] = [
+        gallery("Hits", rows, columns=("query", "best hit", "second", "..."), told=told),
+        table("All hits", ("query", "rank", "score", "file", "class"), cells),
+        *unreadable_section([fault.reason for fault in found.embeddings.faults]),
+    ]
+    return page("Search", sections, subtitle=f"{checkpoint} in {found.gallery}")
+
+
+def _view(side: Side, pool: str | None) -> SplitView:
+    if side.images is None or side.subject is None:
+        return from_files(side.embeddings, pool)
+    subject = side.subject
+    return reader(subject.encoder, side.images, side.embeddings, subject.pool, subject.cache)
+
+
+def _span(interval: tuple[float, float, float]) -> str:
+    return f"{interval[1]:.2f} to {interval[2]:.2f}"
+
+
+def _caption(hit: Hit) -> str:
+    name = file_name(hit.path)
+    return f"{hit.score:.2f} · " + (
+        name if hit.label is None or name.startswith(hit.label) else f"{hit.label} · {name}"
+    )
+
+
+def _decoded(path: str) -> Image.Image | None:
+    try:
+        return decode_image(Path(path), 2 * SIDE)
+    except UnreadableImage:
+        return None
+
+
+def _address(picture: Image.Image | None) -> str | None:
+    return None if picture is None else address(picture, side=SIDE)
