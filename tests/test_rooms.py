@@ -46,10 +46,10 @@ MAY_IMPORT: dict[str, str] = {
     "report": "check config data drawing encoder errors evaluation runtime",
     "training": "adaptation backbones config data drawing encoder errors evaluation objectives rationale report runs "
     "runtime",
-    # the command line, which nothing imports
     # what is made of embeddings
     "classify": "config data encoder errors evaluation runs runtime",
     "explore": "check data drawing errors evaluation report runtime",
+    # the command line, which nothing imports
     "cli": "backbones check classify config data drawing errors evaluation explore registry report runs runtime "
     "training",
     "__main__": "cli",
