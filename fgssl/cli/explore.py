@@ -57,7 +57,7 @@ def explore(
     from fgssl.explore.montage import check_montages, save_montages
     from fgssl.explore.page import explore_page
     from fgssl.explore.survey import explore as run
-    from fgssl.explore.table import LIST, TABLE, save_list, save_table
+    from fgssl.explore.table import LIST, TABLE, require_files_to_list, save_list, save_table
     from fgssl.report import PAGE, save_page
 
     inputs = (source, chosen)
@@ -71,6 +71,8 @@ def explore(
             asked.reporter.note(f"checkpoint: {chosen} (newest in {RUNS}/)")
         subject = open_subject(chosen, asked)
         images = gallery_images(subject.data, split)
+        if select_list is not None:
+            require_files_to_list(images)
         found = run(subject, images, select=select, size=group_size, seed=seed)
         told = {
             "data": source, "pictures": len(found.groups), "unreadable": len(found.found.faults), "encoder": chosen,

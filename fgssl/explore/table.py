@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fgssl.data.images import ImageSet
 from fgssl.data.sources.files import list_line
 from fgssl.errors import FgsslError
 from fgssl.explore.groups import typical_first
@@ -61,11 +62,16 @@ def save_table(path: Path, survey: Survey) -> None:
         pq.write_table(table, temporary)
 
 
+def require_files_to_list(images: ImageSet) -> None:
+    """Raises FgsslError, before the work, where pictures are no files that a list could name."""
+    if not os.path.lexists(images.name(0)):
+        problem = f"--select-list names files, and {images.identifier(0)} is none"
+        raise FgsslError(problem, "use --export, or give a folder")
+
+
 def save_list(path: Path, survey: Survey) -> None:
-    """Write the selected pictures as a list that `--data` reads. Raises FgsslError where they are no files."""
+    """Write the selected pictures as a list that `--data` reads, the most different first."""
     names = [survey.found.identifiers[row] for row in survey.selection.rows.tolist()]
-    if strange := next((name for name in names if not os.path.exists(name)), None):
-        raise FgsslError(f"a list holds files, and {shown(strange)} is none", "use --export, or give a folder")
     lines = [list_line(os.path.abspath(name), None) for name in names]
     write_text(path, "".join([_LIST_START, *lines]))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from browser import needs_chromium, opened
 from pictures import ArrayImages, make_picture
 from PIL import Image
 from running import fgssl, make_photos, photos, plain_run, shared
@@ -98,6 +99,9 @@ def test_what_cannot_be_is_said_before_the_work(tmp_path: Path, monkeypatch: pyt
     assert "exists and is not a picture that fgssl wrote" in taken
     assert ".csv, .parquet" in fgssl(*base, "-o", tmp_path / "o.html", "--export", tmp_path / "t.xlsx").error()
     assert fgssl(*base, "--select", "0").code == 2 and fgssl(*base, "--group-size", "1").code == 2
+    listed = fgssl("explore", "demo", "--checkpoint", plain_run(), "--split", "test", "-o", tmp_path / "o.html",
+                   "--select-list", tmp_path / "chosen.txt").error()  # fmt: skip
+    assert "names files, and demo[test]#0 is none" in listed and not (tmp_path / "o.html").exists()
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "a.jpg").write_bytes(b"no")
     bad = fgssl("explore", tmp_path / "none", "--checkpoint", plain_run(), "-o", tmp_path / "o.html").error()
@@ -130,3 +134,21 @@ def test_near_copies_are_those_of_data_check() -> None:
     assert groups == [[2, 6, 8], [4, 7]]
     linked = [{place.picture for place in group} for group in (*checked.exact, *checked.near)]
     assert all(any(set(group) & alike for alike in linked) for group in groups)
+
+
+@needs_chromium
+def test_the_page_lives_in_a_browser_and_runs_no_name(tmp_path: Path) -> None:
+    arguments = ("explore", folder(), "--checkpoint", plain_run(), "--group-size", "2", "-o", tmp_path / "page.html")
+    assert fgssl(*arguments).code == 0
+    with opened(tmp_path / "page.html", width=400, dark=True) as window:
+        titles = [heading.inner_text() for heading in window.locator("h2").all()]
+        assert titles[:2] == ["What there is", "Map"] and titles[-3:] == ["Outliers", "Selection", "Unreadable files"]
+        assert "Near copies" in titles and window.evaluate("document.documentElement.scrollWidth <= 400")
+        assert window.evaluate("document.querySelectorAll('main img[src=x]').length") == 0
+        shown = window.evaluate("[...document.querySelectorAll('main img')].every(image => image.naturalWidth > 0)")
+        assert shown and window.locator("figure").count() > 40
+        window.locator("canvas").focus()
+        window.keyboard.press("ArrowRight")
+        window.keyboard.press("Enter")
+        itself, nearest = window.locator(".chosen .line").all()
+        assert itself.locator("button").count() == 1 and nearest.locator("button").count() == 8
