@@ -70,7 +70,8 @@ class Encoder(nn.Module):
     def normalize(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) levels 0 to 255, uint8 or float32, to the floats the backbone expects, in its memory format."""
         floats = torch.sub(images, 255 * self.mean).div_(255 * self.std)  # bytes become floats on the way
-        return floats.contiguous(memory_format=torch.channels_last) if self.backbone.channels_last else floats
+        last = self.backbone.channels_last_on(floats.device)
+        return floats.contiguous(memory_format=torch.channels_last) if last else floats
 
     @property
     def device(self) -> torch.device:

@@ -136,6 +136,10 @@ class Backbone(nn.Module):
             self.model.get_submodule(name).eval()
         return self
 
+    def channels_last_on(self, device: torch.device) -> bool:
+        """Whether it computes in channels_last there; on MPS BatchNorm's backward pass dies of it (pytorch 188371)."""
+        return self.channels_last and device.type != "mps"
+
     def description(self) -> dict[str, Any]:
         """What ``rebuild_backbone`` needs beside the weights; JSON-able."""
         told = {key: getattr(self, key) for key in ("name", "architecture", "model_args", "image_size")}
@@ -145,7 +149,7 @@ class Backbone(nn.Module):
 
     def _prepare(self, images: Tensor) -> Tensor:
         # images decoded as (H, W, 3) arrive in channels_last without anyone asking; fastvit's backward dies of it
-        return images if self.channels_last else images.contiguous()
+        return images if self.channels_last_on(images.device) else images.contiguous()
 
     def _finished(self, feature_map: Tensor) -> Tensor:
         if self._caches_biases and not self.training:

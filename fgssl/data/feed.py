@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from fgssl.config.schema import ViewsConfig, filled
 from fgssl.data.cache.pixels import Fault, PixelStore
 from fgssl.errors import UnreadableImage
+from fgssl.runtime.machine import sent
 from fgssl.runtime.processes import ignore_stop_signals
 from fgssl.views import DRAWS, Views, draw_views, make_views
 from fgssl.views.device import PackedViews, pack_views
@@ -56,7 +57,7 @@ class ViewBatch:
         if isinstance(views, PackedViews):
             made = views.make(device)
             return made.view(-1, len(self.index), *made.shape[1:])
-        return views.to(device, non_blocking=True)
+        return sent(views, device)
 
 
 @dataclass(frozen=True)

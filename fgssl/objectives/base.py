@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -109,6 +110,17 @@ class Objective(nn.Module):
         """Undo `compile_backbones`: what follows a run has other shapes and would be compiled anew."""
         for backbone in self.backbones():
             backbone._compiled_call_impl = None
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """The backbones as they are for the block: in evaluation they would be compiled once more, for minutes."""
+        compiled = [(backbone, backbone._compiled_call_impl) for backbone in self.backbones()]
+        self.forget_compiled()
+        try:
+            yield
+        finally:
+            for backbone, call in compiled:
+                backbone._compiled_call_impl = call
 
     def restart(self) -> None:
         """Begin anew, except for the weights of backbone and heads, which were just replaced."""

@@ -54,5 +54,8 @@ def cut_windows(images: Tensor, centres: Tensor, size: int, *, sides: Tensor | N
     rows, columns = (2 * (centres[:, axis, None] + steps) - 1 for axis in (0, 1))  # (N, count), -1 to 1
     shape = (len(images), count, count)
     grid = torch.stack([columns[:, None, :].expand(shape), rows[:, :, None].expand(shape)], 3)  # x, y
-    cut: Tensor = functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    padding = "border"
+    if images.device.type == "mps":  # which knows it since torch 2.13: the same is reached by staying inside
+        grid, padding = grid.clamp(1 / side - 1, 1 - 1 / side), "zeros"
+    cut: Tensor = functional.grid_sample(images.float(), grid, padding_mode=padding, align_corners=False)
     return functional.avg_pool2d(cut, finer) if finer > 1 else cut

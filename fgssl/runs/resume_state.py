@@ -87,11 +87,13 @@ def remove_states(run: Path) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """Of this process: torch, CUDA, numpy and Python, in types the weights-only loader takes."""
+    """Of this process: torch, its device, numpy and Python, in types the weights-only loader takes."""
     name, keys, *rest = np.random.get_state()
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    # asked for where it was not used, it would take some of a GPU's memory for a run on the CPU
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    mps = {"mps": torch.mps.get_rng_state()} if torch.backends.mps.is_available() else {}
     numpy = [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest]
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": numpy, "python": random.getstate()}
+    return {"torch": torch.get_rng_state(), "cuda": cuda, **mps, "numpy": numpy, "python": random.getstate()}
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
@@ -99,6 +101,8 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss = state["python"]

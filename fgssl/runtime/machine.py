@@ -38,6 +38,11 @@ def keep_freed_memory() -> None:
         mallopt(trim_above, (1 << 31) - 1)
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on a device; CUDA is not waited for. MPS is: it may read memory that is another's by then (83015)."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 def peak_memory(device: torch.device) -> float:
     """The most memory this process has used so far, in gigabytes: of the GPU, or of the machine (loaders excluded)."""
     if device.type == "cuda":
@@ -140,6 +145,8 @@ def _fits(attempt: Callable[[int], None], images: int) -> bool:
     finally:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if torch.backends.mps.is_available():
+            torch.mps.empty_cache()
 
 
 def resolve_device(name: str | None) -> torch.device:
@@ -148,7 +155,7 @@ def resolve_device(name: str | None) -> torch.device:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = torch.backends.mps.is_available()
     if name is None or name == "auto":
-        return own_gpu if torch.cuda.is_available() else torch.device("mps" if mps else "cpu")
+        name = str(own_gpu) if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -158,7 +165,9 @@ def resolve_device(name: str | None) -> torch.device:
     if device.type == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each process its own GPU
         device = own_gpu
     if device.type == "cuda" and (device.index or 0) >= gpus:
-        raise FgsslError(f"device '{name}' is not on this machine ({gpus} CUDA devices)", "use --device cpu")
+        few = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > max(1, gpus)
+        remedy = f"start {gpus} processes, one a GPU" if few and gpus else "use --device cpu"
+        raise FgsslError(f"device '{device}' is not on this machine ({gpus} CUDA devices)", remedy)
     if device.type == "mps" and not mps:
         raise FgsslError(f"device '{name}' is not on this machine", "use --device cpu")
     return device

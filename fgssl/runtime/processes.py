@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 # SIGUSR1 is what batch systems can send some time before the end; SIGHUP comes when a terminal is closed
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 SPOKEN = "FGSSL_SPOKEN"  # names a file that the first process with something to say creates; set only by `launch`
+PATIENCE = timedelta(days=2)  # of collectives: who dies or hangs is noticed otherwise
 GRACE_SECONDS = 5.0  # for the others to end by themselves when one has died
 
 
@@ -49,6 +51,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received = 0
+        self._hosts: Any = None  # the group in which they agree; None is the one of the run
 
     def agreed(self, device: torch.device, *, due: bool = False) -> tuple[int, bool]:
         """The signal any process received and whether any finds a save due, the same on all after the same step."""
@@ -56,8 +59,10 @@ class StopRequest:
 
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return self.received, due
-        flags = torch.tensor([self.received, int(due)], device=device)
-        torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+        if device.type != "cpu" and self._hosts is None:  # to ask a GPU would be to wait for it, at every step
+            self._hosts = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+        flags = torch.tensor([self.received, int(due)])
+        torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX, group=self._hosts)
         number, save = flags.tolist()
         return int(number), bool(save)
 

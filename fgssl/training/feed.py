@@ -26,7 +26,7 @@ from fgssl.data.cache.pixels import Fault
 from fgssl.data.feed import Key, StepSampler, ViewBatch, ViewDataset, build_feed, epoch_order
 from fgssl.encoder import Encoder
 from fgssl.runs.encoder_file import identity
-from fgssl.runtime.machine import feeds_itself
+from fgssl.runtime.machine import feeds_itself, sent
 from fgssl.training.setup import Setup
 
 Found = dict[Key, tuple[np.ndarray, int]]  # maps (2, C, H, W) and position of an image
@@ -133,7 +133,7 @@ class StepFeed:
         """What the model steps on: views, or maps of a frozen backbone; and the images' positions; on the device."""
         device = self.plan.device
         views, index = self._maps(batch) if isinstance(batch, FrozenBatch) else (batch.views_on(device), batch.index)
-        return views, index.to(device, non_blocking=True)
+        return views, sent(index, device)
 
     def local(self, batch: ViewBatch | FrozenBatch) -> Tensor | None:
         """The local views beside them; a frozen backbone has none."""
@@ -154,7 +154,7 @@ class StepFeed:
         if lost:  # damaged, or made by a process on another machine
             self._make(lost, views.__getitems__(lost), found)
         maps = torch.from_numpy(np.stack([found[key][0] for key in wanted], 1))
-        return maps.to(self.plan.device, non_blocking=True).float(), torch.tensor([found[key][1] for key in wanted])
+        return sent(maps, self.plan.device).float(), torch.tensor([found[key][1] for key in wanted])
 
     def _make(self, keys: Sequence[Key], views: ViewBatch, found: Found) -> None:
         with self.setup.accelerator.autocast():

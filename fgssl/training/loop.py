@@ -59,6 +59,8 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
         restore_random_state(state["random"][rank % len(state["random"])])  # of the processes there were then
+        if (scaler := self.setup.accelerator.scaler) is not None and "scaler" in state:
+            scaler.load_state_dict(state["scaler"])
         norms = state.get("norms", [])  # every process averages over its own images
         if len(norms) == world:
             self.model.load_state_dict(norms[rank], strict=False)
@@ -247,6 +249,8 @@ class Trainer:
             state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "random": randoms}
             state |= {"progress": progress._asdict(), "norms": norms if len(norms) > 1 else [], **log}
             state |= {"data": self._data, "total_steps": self.plan.total_steps}
+            if (scaler := self.setup.accelerator.scaler) is not None:  # of fp16: begun anew, it would skip steps
+                state["scaler"] = scaler.state_dict()
             save_state(self.setup.output, progress.step, state)
         self.setup.detector.at("waiting for the saved state")  # others are there before the one that writes it
         self.setup.accelerator.wait_for_everyone()

@@ -80,7 +80,7 @@ def build_model(plan: Plan) -> PretrainModel:
     if head is not None and config.rationale.train_pool == "rationale":
         objective.pool = encoder.objective_pool
     model = PretrainModel(objective, encoder, config)
-    if plan.backbone.channels_last:
+    if plan.backbone.channels_last_on(plan.device):
         model.to(memory_format=torch.channels_last)
     return model
 

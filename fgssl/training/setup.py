@@ -9,7 +9,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from fgssl.data.feed import ViewDataset
 from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import reject_unreadable
 from fgssl.runtime.machine import available_cores, keep_freed_memory
+from fgssl.runtime.processes import PATIENCE
 from fgssl.runtime.reporting import HangDetector, Reporter
 from fgssl.training.model import Build, PretrainModel, build_optimizer
 from fgssl.training.plan import Plan
@@ -87,12 +87,13 @@ def _accelerator(plan: Plan) -> Accelerator:
     # accelerate remembers the first device and precision of a process and refuses others
     AcceleratorState._reset_state(reset_partial_state=alone)
     os.environ["ACCELERATE_USE_CPU"] = "true" if on_cpu else "false"
+    os.environ.pop("ACCELERATE_TORCH_DEVICE", None)  # of another run of this process: it wins over `cpu`
     if plan.device.type == "cuda" and alone:
         torch.cuda.set_device(plan.device)
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(plan.device)
     # the key encoder and the queue are kept equal by the objective itself; others wait while the first decodes or
     # evaluates, which may take hours: who dies or hangs is noticed otherwise (`fgssl.runtime.processes`, `.reporting`)
-    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=timedelta(2))]
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=PATIENCE)]
     return Accelerator(mixed_precision=plan.config.training.mixed_precision, cpu=on_cpu, kwargs_handlers=handlers)
 
 

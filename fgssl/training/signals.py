@@ -70,7 +70,7 @@ class RunSignals:
         self._pairs = view_pairs(self.setup.views, SIGNAL_IMAGES) if self._pairs is None else self._pairs
         if self._pairs.shape[1] < 2:
             return None
-        with self.setup.accelerator.autocast():
+        with self.setup.accelerator.autocast(), self.setup.model.objective.uncompiled():
             features = view_features(self.setup.model.encoder, self._pairs)
         return Measured(label_free_signals(*features), same_neighbours(*features))
 

@@ -42,7 +42,10 @@ class PackedViews:
 
     def make(self, device: torch.device) -> Tensor:
         """Send everything to the device, without waiting for it, and make the views: (M, 3, S, S) uint8."""
-        pixels, places, factors = (t.to(device, non_blocking=True) for t in (self.pixels, self.places, self.factors))
+        with torch.autocast(device.type, enabled=False):  # levels of half precision would be two apart
+            return self._made(*(t.to(device, non_blocking=True) for t in (self.pixels, self.places, self.factors)))
+
+    def _made(self, pixels: Tensor, places: Tensor, factors: Tensor) -> Tensor:
         chunks = zip(torch.split(places, CROP_CHUNK), torch.split(factors[:, 4], CROP_CHUNK), strict=True)
         levels = torch.cat([crop_resized(pixels, *chunk, largest=self.largest, size=self.size) for chunk in chunks])
         start = 0
