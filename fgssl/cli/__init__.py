@@ -129,6 +129,8 @@ def main() -> None:
     if not os.environ.get("FGSSL_DEBUG"):
         warnings.simplefilter("ignore")  # other libraries' notes to developers are not for users
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # nor stack traces of connections of a run that ends
+    if sys.platform == "darwin":  # what MPS lacks in some release of torch is computed on the CPU
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     if threading.current_thread() is threading.main_thread():
         for number in set(heeded_signals()) - {signal.SIGINT}:
             # a stop outside the training steps, which catch signals themselves: temporary files go, as by Ctrl-C

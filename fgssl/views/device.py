@@ -172,8 +172,9 @@ def blurred(levels: Tensor, sigma: Tensor, radius: int) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def _reflected(size: int, radius: int, device: torch.device) -> Tensor:
     """The pixels that a kernel meets from each of `size` pixels of an axis: (S, 2 * radius + 1)."""
-    columns = (torch.arange(size)[:, None] + torch.arange(-radius, radius + 1)).abs()
-    return torch.where(columns >= size, 2 * (size - 1) - columns, columns).to(device)
+    rows, offsets = torch.arange(size, device=device), torch.arange(-radius, radius + 1, device=device)
+    columns = (rows[:, None] + offsets).abs()
+    return torch.where(columns >= size, 2 * (size - 1) - columns, columns)
 
 
 def blur_radius(sigma: float, size: int) -> int:

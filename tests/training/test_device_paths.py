@@ -14,18 +14,24 @@ from unittest import mock
 
 import pytest
 import torch
+from mps_operators import missing_on_mps
 from tiny_trainer import tiny_trainer
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fgssl.config.schema import ViewsConfig
+from fgssl.backbones import build_backbone
+from fgssl.config.schema import RationaleConfig, ViewsConfig
 from fgssl.data.cache.pixels import PixelStore, Shrunk
 from fgssl.data.feed import Key, ViewDataset
+from fgssl.encoder import Encoder
 from fgssl.objectives import OBJECTIVES
+from fgssl.rationale import RationaleHead, cut_windows
 from fgssl.runs.resume_state import load_state, random_state, restore_random_state
 from fgssl.runtime.machine import resolve_device, sent
 from fgssl.training.loop import Progress, Trainer
 from fgssl.training.model import build_optimizer
 
+ARANGE = torch.arange
 META, CPU = torch.device("meta"), torch.device("cpu")
 
 
@@ -42,14 +48,16 @@ def moved_trainer(folder: Path, **settings: object) -> Trainer:
 
 
 class Copies(TorchDispatchMode):
-    """Counts copies from the CPU to the device that are waited for."""
+    """Counts copies from the CPU to the device that are waited for, and notes all operators."""
 
     def __init__(self) -> None:
         super().__init__()
         self.waited: list[str] = []
+        self.operators: set[object] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        self.operators.add(func)
         there = kwargs.get("device")
         if func is torch.ops.aten._to_copy.default and args[0].device == CPU and there == META:
             self.waited += [] if kwargs.get("non_blocking") else [str(tuple(args[0].shape))]
@@ -70,7 +78,7 @@ def on_meta() -> Iterator[Copies]:
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "distill"])
 def test_a_step_never_waits_for_the_device(name: str, tmp_path: Path) -> None:
-    """Views made on it, loss, GradCAM, fit, optimiser, momentum and the log's window; of every objective."""
+    """Views made on it, loss, GradCAM, fit, optimiser, momentum and the log's window; MPS has each operator."""
     more = {"views.local_count": 2, "views.local_size": 32} if name == "dino" else {}
     trainer = moved_trainer(tmp_path, **{"objective.name": name, "optimizer.name": "sgd", **more})
     trainer.model.objective.arrange = lambda pictures, _epoch: pictures  # once an epoch, what is near is read
@@ -81,7 +89,7 @@ def test_a_step_never_waits_for_the_device(name: str, tmp_path: Path) -> None:
             output = trainer.step(step, batch)
             trainer.log.window.add(step + 1, output, seconds=1.0, waited=0.0)
         assert output.total.device == META and output.total.shape == ()
-    assert copies.waited == []
+    assert copies.waited == [] and missing_on_mps(copies.operators) == set()
     with pytest.raises((RuntimeError, NotImplementedError)):  # so that the check is one
         output.total.item()
 
@@ -103,6 +111,38 @@ def test_what_waits_is_found(tmp_path: Path) -> None:
         assert copies.waited == ["(3,)"]
         with mock.patch.object(trainer.model, "forward", reads), pytest.raises(RuntimeError, match="meta"):
             trainer.step(0, batch)
+
+
+def test_every_pooling_is_made_of_what_mps_has() -> None:
+    backbone = build_backbone("test_resnet", image_size=64)
+    encoder = Encoder(backbone, RationaleHead(backbone.channels, RationaleConfig())).eval()
+    with torch.no_grad(), Copies() as copies:
+        encoder.embeddings(torch.zeros(2, 3, encoder.view_size("zoom"), encoder.view_size("zoom")), ("zoom",))
+        encoder.embeddings(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), ("gap", "rationale", "concat"))
+    assert copies.operators and missing_on_mps(copies.operators) == set()
+    assert missing_on_mps([torch.ops.aten.mode.default]) == {"aten.mode"}  # the check is one
+
+
+def test_a_window_is_cut_alike_where_there_is_no_border_padding() -> None:
+    """MPS before torch 2.13 (pytorch 125098); windows reach beyond the picture by half a pixel, and by more."""
+    images, centres = torch.rand(3, 3, 20, 20), torch.tensor([[0.5, 0.41], [0.2, 0.8], [0.05, 0.97]])
+    expected, sample = cut_windows(images, centres, 12), functional.grid_sample
+    padded: list[str] = []
+
+    def noted(pictures: torch.Tensor, grid: torch.Tensor, *, padding_mode: str, align_corners: bool) -> torch.Tensor:
+        padded.append(padding_mode)
+        return sample(pictures.as_subclass(torch.Tensor), grid, padding_mode=padding_mode, align_corners=align_corners)
+
+    class OnMPS(torch.Tensor):
+        device = mock.Mock(type="mps")
+
+    with (
+        mock.patch("fgssl.rationale.functional.grid_sample", noted),
+        mock.patch("torch.arange", lambda n, **_: ARANGE(n)),
+    ):
+        found = cut_windows(images.as_subclass(OnMPS), centres, 12)
+    assert padded == ["zeros"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_views_of_the_device_keep_their_levels_under_autocast(memory_images) -> None:
