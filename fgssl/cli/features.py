@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, BadParameter, Option
 
 from fgssl.cli import options
-from fgssl.cli.console import cell, print_json, print_table, reporting, say
+from fgssl.cli.console import cell, print_json, print_table, process_rank, reporting, say
 from fgssl.cli.options import Text
 from fgssl.cli.pages import ReportFile, check_page, write_page
 from fgssl.cli.pretrain import RUNS
@@ -49,6 +49,7 @@ def embed(
     output: Annotated[Path | None, Option("--output", "-o", help=_OUTPUT)] = None,
     overwrite: options.Overwrite = False,
     stats: Annotated[bool, Option("--stats", help=_STATS)] = False,
+    processes: options.Processes = None,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
     **encoding: Any,
@@ -70,6 +71,7 @@ def embed(
     target = output or (None if stats else Path("features.safetensors"))
     if target is not None:
         check_output(target, kind=FEATURES, inputs=(*checkpoint.split("+"), data), overwrite=overwrite)
+    options.share_out(processes, remedy=options.AGAIN)
     with options.reported(quiet=quiet, data=data, **encoding) as given:
         subject = open_subject(checkpoint, given)
         images = open_split(subject.data, split, "test")
@@ -78,7 +80,7 @@ def embed(
         if stats:
             views = view_stats(subject.encoder, images, pool=subject.pool, batch_size=subject.batch_size)
             told["stats"] = {**feature_stats(found.features), **views}
-        if target is not None:
+        if target is not None and process_rank() == 0:
             save_features(
                 target, found, source=images.source, split=images.split, pool=subject.pool,
                 checkpoint=checkpoint, encoder=identity(subject.encoder),

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, BadParameter, Option
+from typer import Argument, BadParameter, Exit, Option
 from typer.core import TyperCommand
 
-from fgssl.cli.console import reporting
+from fgssl.cli.console import print_error, reporting
 from fgssl.data.sources.open import require_source
 from fgssl.errors import SettingError
 from fgssl.runs.folder import encoder_path
 from fgssl.runtime.files import check_folder, refuse_file
+from fgssl.runtime.processes import launch
 
 if TYPE_CHECKING:
     from fgssl.evaluation.subject import EvaluationOptions
@@ -61,6 +64,9 @@ ImageSize = Annotated[int | None, Option(help=_SIZE)]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace an output that fgssl did not write; never an input.")]
 Json = Annotated[bool, Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, Option("--quiet", help="No progress, only warnings and results.")]
+
+Processes = Annotated[int | None, Option(help="Processes, one a GPU, that share the embedding. [1]", min=1)]
+AGAIN = "start the same command again: of a large set what was embedded is kept"
 
 _PLUGIN = "Run this Python file, which adds an objective, a data set or a metric. Repeatable."
 Plugins = Annotated[list[Path] | None, Option("--plugin", metavar="FILE.py", help=_PLUGIN)]
@@ -143,6 +149,19 @@ def check_paths(checkpoint: Text = None, data: Text = None, cache: Text = None, 
             refuse_file(folder, option="--cache")
             folder = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         check_folder(folder, option="--cache")
+
+
+def share_out(processes: int | None, *, remedy: str) -> None:
+    """Run this very command in so many processes and end this one as they end, unless it is one of them.
+
+    What to do where one of them dies without a word is the `remedy`.
+    """
+    if processes is None or processes < 2 or "RANK" in os.environ:
+        return
+    end = launch([sys.executable, "-m", "fgssl", *sys.argv[1:]], processes)
+    if end.problem:
+        print_error(end.problem, remedy)
+    raise Exit(end.code)
 
 
 @contextmanager

@@ -9,11 +9,10 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-import typer
 from typer import BadParameter, Option
 
 from fgssl.cli import options
-from fgssl.cli.console import PlainReporter, print_error, print_json, print_table, process_rank, reporting, say
+from fgssl.cli.console import PlainReporter, print_json, print_table, process_rank, reporting, say
 from fgssl.config.defaults import DEMO_PROFILE
 from fgssl.config.resolve import Resolved, as_begun, changed, load_config, with_changes
 from fgssl.config.schema import PretrainConfig
@@ -21,7 +20,7 @@ from fgssl.config.values import type_hints
 from fgssl.errors import FgsslError
 from fgssl.runs import folder as run_folder
 from fgssl.runtime.files import derived_name
-from fgssl.runtime.processes import Interrupted, launch
+from fgssl.runtime.processes import Interrupted
 
 if TYPE_CHECKING:
     from fgssl.training.results import RunResult
@@ -98,11 +97,7 @@ def pretrain(
         return
     if output is not None and process_rank() == 0:
         run_folder.check_output(output, overwrite=overwrite)
-    if processes is not None and processes > 1 and "RANK" not in os.environ:  # this very command in each of them
-        end = launch([sys.executable, "-m", "fgssl", *sys.argv[1:]], processes)
-        if end.problem:
-            print_error(end.problem, "the saved state is whole: go on with --resume")
-        raise typer.Exit(end.code)
+    options.share_out(processes, remedy="the saved state is whole: go on with --resume")
     with reporting(quiet=quiet) as reporter:
         if changes:
             reporter.note(f"changed for the rest of the run: {', '.join(changes)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, BadParameter, Option
 
 from fgssl.cli import options
-from fgssl.cli.console import print_json, print_table, say, tell
+from fgssl.cli.console import print_json, print_table, process_rank, say, tell
 from fgssl.cli.options import Text
 from fgssl.cli.pages import ReportFile, check_page, write_page
 from fgssl.data.decoding import require_files
@@ -41,6 +41,7 @@ def retrieve(
     overwrite: options.Overwrite = False,
     memory: Annotated[Text, Option(metavar="SIZE", help="Memory for scores, as 512M or 2G. [by the machine]")] = None,
     explain: Annotated[bool, Option("--explain", help="Print what each number means.")] = False,
+    processes: options.Processes = None,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
     **encoding: Any,
@@ -56,6 +57,7 @@ def retrieve(
         inputs = (*query, *checkpoint.split("+"), data, gallery)
         check_output(output, kind=PICTURE, inputs=inputs, overwrite=overwrite)
     check_page(report, inputs=(*(query or ()), *checkpoint.split("+"), data, gallery), overwrite=overwrite)
+    options.share_out(processes, remedy=options.AGAIN)
     from fgssl.evaluation.feature_file import is_feature_file
     from fgssl.evaluation.retrieval import scored, search
     from fgssl.runtime.machine import parse_bytes
@@ -65,7 +67,7 @@ def retrieve(
     with options.reported(quiet=quiet, memory_bytes=size, **given) as asked:
         if query:
             found = search.look_up(checkpoint, query, asked, gallery=gallery, split=gallery_split, top=top)
-            if output is not None:
+            if output is not None and process_rank() == 0:
                 save_png(search.draw_lookup(found, title=f"{checkpoint} in {found.gallery}"), output)
         elif is_feature_file(checkpoint):
             if refused := options.given_flags({"query_split": query_split, "gallery_split": gallery_split, **given}):

@@ -190,6 +190,9 @@ class TrainingConfig:
     max_steps: int | None = knob(None, "stop after this many optimiser steps", STEPS)
     batch_size: int | None = knob(None, "images per step over all processes (default: 128 or fewer)", Range(2, 65_536))
     seed: int = knob(0, "seed of everything random", Range(0, 2**63 - 1))
+    shuffle: Literal["whole", "local"] = knob(
+        "whole", "order of an epoch: any picture after any, or along the disk, shuffled among neighbours (millions)"
+    )
     workers: int | None = knob(None, "loader processes per process (default: by machine)", Range(0, 1_000))
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = knob("auto", "autocast precision")
     accumulate: int = knob(1, "parts that a batch is split into to save memory, for BatchNorm, too", Range(1, 65_536))

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fgssl.config.schema import ViewsConfig, filled
 from fgssl.data.cache.pixels import Fault, PixelStore
+from fgssl.data.order import Order, epoch_order
 from fgssl.errors import UnreadableImage
 from fgssl.runtime.machine import sent
 from fgssl.runtime.processes import ignore_stop_signals
@@ -79,16 +80,11 @@ class Key:
 Arrange = Callable[[int, NDArray[np.int64]], NDArray[np.int64]]  # an epoch and its images -> the same, in other order
 
 
-def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """The (length,) order of images in an epoch, a pure function of its arguments."""
-    return np.random.default_rng([seed, epoch, 0x0DE5]).permutation(length)
-
-
 class StepSampler(Sampler[list[Key]]):
     """The image keys of process `rank` of `world` for every step from `start` to before `stop`.
 
     A split of `length` images has `batch_size` of them a step over all processes; what is left at the end is dropped.
-    `arrange` is asked for the order of the others when the first step of an epoch is.
+    `order` is that of an epoch; `arrange` is asked for another one of the same when the first step of an epoch is.
     """
 
     def __init__(
@@ -102,10 +98,11 @@ class StepSampler(Sampler[list[Key]]):
         rank: int = 0,
         world: int = 1,
         arrange: Arrange | None = None,
+        order: Order = epoch_order,
     ) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
-        self.per_epoch, self.arrange = length // batch_size, arrange
+        self.per_epoch, self.arrange, self.order = length // batch_size, arrange, order
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -115,7 +112,7 @@ class StepSampler(Sampler[list[Key]]):
         for step in range(self.start, self.stop):
             epoch, position = divmod(step, self.per_epoch)
             if epoch != order_epoch:
-                order, order_epoch = epoch_order(self.length, self.seed, epoch), epoch
+                order, order_epoch = self.order(self.length, self.seed, epoch), epoch
                 if self.arrange is not None:
                     order = self.arrange(epoch, order[: self.per_epoch * self.batch_size])
             batch = order[position * self.batch_size : (position + 1) * self.batch_size]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +20,8 @@ from fgssl.encoder import LOOKS, Encoder, Pool, evaluated
 from fgssl.errors import FgsslError
 from fgssl.evaluation.controls import Windows, told_windows
 from fgssl.evaluation.features import Progress, silent
+from fgssl.evaluation.parts import Part, PartFiles, part_rows
+from fgssl.runs.encoder_file import identity
 from fgssl.runtime.machine import automatic_workers
 from fgssl.runtime.processes import ignore_stop_signals
 from fgssl.views import EvaluationView
@@ -97,52 +100,67 @@ def embed(
         unreadable: The largest share of the images that may be unreadable; but one must be readable.
         progress: Called with (done, total) images embedded.
 
+    A large split is embedded in parts that are kept in the cache until it is whole: stopped, it goes on where it was.
+
     Raises FgsslError: more of the images are unreadable, or the encoder lacks what to pool with.
     """
     encoder.to(device or encoder.device)
     world, rank = (together.num_processes, together.process_index) if together else (1, 0)
     workers = automatic_workers(world=world) if workers is None else workers
-    rows = range(rank * len(images) // world, (rank + 1) * len(images) // world)
+    parts = part_rows(len(images), batch_size)
+    own = parts[rank * len(parts) // world : (rank + 1) * len(parts) // world]
     passes = [group for group in ([p for p in pools if p not in LOOKS], *([p] for p in pools if p in LOOKS)) if group]
     told = [told_windows(encoder, images, group[0], evaluation_view(encoder)) for group in passes]
     found: dict[Pool, Embeddings] = {}
     with evaluated(encoder):
         for number, (group, windows) in enumerate(zip(passes, told, strict=True)):
             view = evaluation_view(encoder, group[0])
-            with together.main_process_first() if together else contextlib.nullcontext():
+            with together.local_main_process_first() if together else contextlib.nullcontext():
                 pixels = open_pixels(images, view, cache=cache, workers=workers, progress=decoding)
-            part = _Part({pool: [] for pool in group}, [], [])
-            for batch in image_batches(pixels, batch_size, workers=workers, rows=rows):
-                part.add(batch, encoder, windows)
-                done = min((len(part.rows) + len(part.faults)) * world, len(images))
-                progress(number * len(images) + done, len(passes) * len(images))
-            parts = [part]
-            if together:
-                from accelerate.utils import gather_object
-
-                parts = gather_object(parts)
-            found |= _joined(parts, images, unreadable)
+            how = repr((view, batch_size, encoder.device.type, _autocast(encoder.device)))
+            # nobody says whether the masks that windows come from have changed
+            files = PartFiles(images, "off" if windows else cache, functools.partial(identity, encoder), how, group)
+            kept = {rows: part for rows in own if (part := files.read(rows)) is not None}
+            left, done = [rows for rows in own if rows not in kept], sum(map(len, kept))
+            batches = image_batches(pixels, batch_size, workers=workers, rows=left)
+            for rows in left:
+                part = kept[rows] = Part(group)
+                while len(part) < len(rows):
+                    done += _add(part, next(batches), encoder, windows)
+                    progress(number * len(images) + min(done * world, len(images)), len(passes) * len(images))
+                files.write(rows, part)
+            found |= _joined(_gathered([kept[rows] for rows in own], together), images, unreadable)
+            files.remove()
     return {pool: found[pool] for pool in pools}
 
 
-class _Part(NamedTuple):
-    """What one process has embedded of a split."""
-
-    features: dict[Pool, list[Tensor]]
-    rows: list[int]
-    faults: list[Fault]
-
-    def add(self, batch: ImageBatch, encoder: Encoder, windows: Windows | None) -> None:
-        self.faults.extend(batch.faults)
-        self.rows.extend(batch.index.tolist())
-        if len(batch.index):
-            told = None if windows is None else windows(batch.index.tolist()).to(encoder.device)
-            found = encoder.embeddings(batch.images.to(encoder.device), tuple(self.features), told)
-            for pool, pooled in found.items():
-                self.features[pool].append(pooled.cpu())
+def _add(part: Part, batch: ImageBatch, encoder: Encoder, windows: Windows | None) -> int:
+    """Embed a batch; how many images it had."""
+    part.faults.extend(batch.faults)
+    part.rows.extend(batch.index.tolist())
+    if len(batch.index):
+        told = None if windows is None else windows(batch.index.tolist()).to(encoder.device)
+        found = encoder.embeddings(batch.images.to(encoder.device), tuple(part.features), told)
+        for pool, pooled in found.items():
+            part.features[pool].append(pooled.cpu())
+    return len(batch.index) + len(batch.faults)
 
 
-def _joined(parts: Sequence[_Part], images: ImageSet, unreadable: float) -> dict[Pool, Embeddings]:
+def _autocast(device: torch.device) -> str:
+    on = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return str(torch.get_autocast_dtype(device.type)) if on else ""
+
+
+def _gathered(parts: list[Part], together: PartialState | None) -> list[Part]:
+    if together is None:
+        return parts
+    from accelerate.utils import gather_object
+
+    found: list[Part] = gather_object(parts)
+    return found
+
+
+def _joined(parts: Sequence[Part], images: ImageSet, unreadable: float) -> dict[Pool, Embeddings]:
     """The parts of all processes, in the order of the split."""
     faults = tuple(fault for part in parts for fault in part.faults)
     name = f"{images.source}[{images.split}]"
@@ -170,13 +188,13 @@ def reject_unreadable(reasons: Sequence[str], total: int, name: str, *, most: fl
 
 
 def image_batches(
-    pixels: PixelStore, batch_size: int, *, workers: int = 0, rows: range | None = None
+    pixels: PixelStore, batch_size: int, *, workers: int = 0, rows: Sequence[range] | None = None
 ) -> Iterator[ImageBatch]:
-    """Batches of evaluation views in order, of all images or of `rows`; unreadable ones are left out and reported."""
-    rows = range(len(pixels)) if rows is None else rows
+    """Batches of evaluation views in order, of all images or of some `rows`; unreadable ones are left out and named."""
+    some = [range(len(pixels))] if rows is None else rows
+    parts = [rows[first : first + batch_size] for rows in some for first in range(0, len(rows), batch_size)]
     # from the cache a batch is a copy: processes would only add to its cost
-    workers = 0 if not pixels.decodes or len(rows) <= batch_size else workers
-    parts = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+    workers = 0 if not pixels.decodes or len(parts) <= 1 else workers
     yield from DataLoader(
         _Batches(pixels), batch_size=None, sampler=parts, num_workers=workers, worker_init_fn=ignore_stop_signals
     )

@@ -86,8 +86,8 @@ def update_momentum(source: nn.Module, target: nn.Module, momentum: float, *, bu
         floats = [(t, s) for t, s in zip(target.buffers(), source.buffers(), strict=True) if t.is_floating_point()]
         # each process has seen its own images: the average keeps the key encoders of all processes equal; at once, as
         # every exchange takes its time
-        means = process_mean(torch.cat([s.flatten() for _, s in floats])) if floats else torch.empty(0)
-        means = torch.split(means, [s.numel() for _, s in floats])
+        together = process_mean(torch.cat([s.flatten() for _, s in floats])) if floats else torch.empty(0)
+        means = torch.split(together, [s.numel() for _, s in floats])
         pairs += [(t, mean.view_as(t)) for (t, _), mean in zip(floats, means, strict=True)]
     if pairs:
         torch._foreach_lerp_([t for t, _ in pairs], [s for _, s in pairs], 1 - momentum)

@@ -90,7 +90,8 @@ def random_state() -> dict[str, Any]:
     """Of this process: torch, its device, numpy and Python, in types the weights-only loader takes."""
     name, keys, *rest = np.random.get_state()
     # asked for where it was not used, it would take some of a GPU's memory for a run on the CPU
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda = torch.cuda.get_rng_state() if used else None
     mps = {"mps": torch.mps.get_rng_state()} if torch.backends.mps.is_available() else {}
     numpy = [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest]
     return {"torch": torch.get_rng_state(), "cuda": cuda, **mps, "numpy": numpy, "python": random.getstate()}

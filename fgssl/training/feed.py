@@ -23,7 +23,8 @@ from fgssl.config.schema import filled
 from fgssl.data.cache.folder import cache_folder, cache_label
 from fgssl.data.cache.map_store import MapStore, rounded
 from fgssl.data.cache.pixels import Fault
-from fgssl.data.feed import Key, StepSampler, ViewBatch, ViewDataset, build_feed, epoch_order
+from fgssl.data.feed import Key, StepSampler, ViewBatch, ViewDataset, build_feed
+from fgssl.data.order import ORDERS
 from fgssl.encoder import Encoder
 from fgssl.runs.encoder_file import identity
 from fgssl.runtime.machine import feeds_itself, sent
@@ -65,7 +66,7 @@ class FrozenSampler(Sampler[list[Request]]):
         for step, keys in enumerate(sampler, start=sampler.start):
             epoch = step // per_epoch
             for past in range(epochs_seen, epoch):  # not this one, in which every image appears once
-                order = epoch_order(sampler.length, sampler.seed, past)
+                order = sampler.order(sampler.length, sampler.seed, past)
                 seen[past % slots, order[: per_epoch * sampler.batch_size]] = True
             epochs_seen, slot = epoch, epoch % slots
             yield [Request(Key(slot, i), i >= self.kept or not seen[slot, i]) for i in (key.index for key in keys)]
@@ -117,8 +118,9 @@ class StepFeed:
     def _sampler(self, start: int, stop: int, **share: int) -> StepSampler:
         arrange = self._arranged if self.setup.model.objective.arranges else None
         batch_size, seed = filled(self.plan.config.training.batch_size), self.setup.views.seed
+        order = ORDERS[self.plan.config.training.shuffle]
         return StepSampler(
-            len(self.plan.train), batch_size, seed=seed, start=start, stop=stop, arrange=arrange, **share
+            len(self.plan.train), batch_size, seed=seed, start=start, stop=stop, arrange=arrange, order=order, **share
         )
 
     def _arranged(self, epoch: int, pictures: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -172,6 +174,8 @@ class StepFeed:
         slots, images = plan.config.backbone.cached_views, len(plan.train)
         views = [plan.train.fingerprint(), repr(self.setup.views.pixels.prepare), asdict(plan.config.views), slots]
         run = [training.seed, training.batch_size, self.setup.accelerator.num_processes]
+        if training.shuffle != "whole":
+            run.append(training.shuffle)
         if self.setup.model.objective.arranges:  # what it learns decides which images are together
             config = plan.config
             learned = [asdict(config.objective), asdict(config.optimizer), asdict(config.rationale)]
@@ -181,7 +185,7 @@ class StepFeed:
         name = hashlib.sha256(told.encode()).hexdigest()[:32]
         path = cache_folder() / "maps" / f"{cache_label(plan.train.source, plan.train.split)}-{name}.maps"
         shape = (2, plan.backbone.channels, *plan.backbone.map_size)
-        with self.setup.accelerator.main_process_first():
+        with self.setup.accelerator.local_main_process_first():
             try:
                 self.store = MapStore(path, images=images, slots=slots, shape=shape)
             except OSError:  # which must not stop the run

@@ -14,8 +14,9 @@ from PIL import Image
 
 from fgssl.backbones import save_timm
 from fgssl.config.schema import TrainingConfig
-from fgssl.data.feed import Key, ViewDataset, epoch_order
+from fgssl.data.feed import Key, ViewDataset
 from fgssl.data.images import ImageSet
+from fgssl.data.order import epoch_order
 from fgssl.drawing import Neighbour, QueryRow, overview_sheet, save_png, view_pairs_sheet
 from fgssl.encoder import Encoder, Pool
 from fgssl.errors import FgsslError, UnreadableImage

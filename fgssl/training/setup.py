@@ -98,15 +98,15 @@ def _accelerator(plan: Plan) -> Accelerator:
 
 
 def _training_pixels(plan: Plan, accelerator: Accelerator, reporter: Reporter, detector: HangDetector) -> PixelStore:
-    is_main = accelerator.is_main_process
+    is_main = accelerator.is_local_main_process  # of each machine, which has a cache of its own
     if not is_main:
         detector.at("opening the decoded pictures")
-    with accelerator.main_process_first():
+    with accelerator.local_main_process_first():
         pixels = _opened(plan, reporter, plan.backbone.image_size)
     if is_main:
         detector.at("opening the decoded pictures")
     check_faults(pixels.faults, plan)
-    if pixels.encoded and is_main:
+    if pixels.encoded and accelerator.is_main_process:
         kept = "kept as JPEG (quality 95), decoded at each reading"
         reporter.note(f"the decoded pictures exceed the cache's budget: {kept}")
     return pixels

@@ -115,13 +115,13 @@ def _relations(
     *,
     stages: int | None,
 ) -> Relations:
-    seed, images, is_main = plan.config.training.seed, plan.train, accelerator.is_main_process
+    seed, images, is_main = plan.config.training.seed, plan.train, accelerator.is_local_main_process
     told = repr((FORMAT, teacher, stages, images.fingerprint(), seed)).encode()
     name = f"{cache_label(images.source, images.split)}-{hashlib.sha256(told).hexdigest()[:32]}.safetensors"
     path, place = cache_folder() / "targets" / name, "waiting for the teacher's features"
     if not is_main:
         detector.at(place)
-    with accelerator.main_process_first():
+    with accelerator.local_main_process_first():
         found = _read(path, len(images))
         if found is None:
             encoder = load().to(plan.device)

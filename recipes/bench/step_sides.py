@@ -21,7 +21,7 @@ from fgssl.backbones import Backbone, build_backbone
 from fgssl.backbones.products import drop_products
 from fgssl.config.schema import DataConfig
 from fgssl.data import available_splits, load_images
-from fgssl.data.feed import epoch_order
+from fgssl.data.order import epoch_order
 from fgssl.data.sources.files import FileImages
 from fgssl.runtime.reporting import Reporter
 from fgssl.training.plan import Plan

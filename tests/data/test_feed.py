@@ -21,8 +21,8 @@ from fgssl.data.feed import (
     ViewBatch,
     ViewDataset,
     build_feed,
-    epoch_order,
 )
+from fgssl.data.order import LANES, epoch_order, local_order
 from fgssl.errors import UnreadableImage
 from fgssl.views import DRAWS, draw_views, make_views
 
@@ -78,6 +78,42 @@ def test_every_image_comes_first_about_as_often():
     """Position 0 over 3,000 epochs of 10 images: 300 each, 5 standard deviations are 82."""
     counts = np.bincount([epoch_order(10, 0, epoch)[0] for epoch in range(3000)], minlength=10)
     assert np.abs(counts - 300).max() < 82
+
+
+@given(st.integers(1, 5000), st.integers(0, 2**40), st.integers(0, 9))
+def test_a_local_order_has_each_image_once_and_is_its_arguments_alone(length, seed, epoch):
+    order = local_order(length, seed, epoch)
+    assert np.array_equal(np.sort(order), np.arange(length)) and np.array_equal(order, local_order(length, seed, epoch))
+
+
+def test_in_a_local_order_a_process_reads_lanes_of_its_own_in_windows_along_the_disk():
+    """100,000 images, 4 processes: 16 lanes each, their windows eight runs of neighbours; a batch mixes them all."""
+    length, world, batch, window = 100_000, 4, 256, 8
+    order, block = local_order(length, 0, 1), length // (LANES * window)
+    assert (order != local_order(length, 0, 2)).mean() > 0.99
+    for lane in range(LANES):
+        images = order[lane::LANES][: 7 * block]
+        assert len(np.unique(images // block)) <= window
+        assert (np.diff(images) != 1).mean() > 0.9  # shuffled within
+    lanes = {rank: order[:90_000][rank::world] // block for rank in range(world)}
+    assert all(not set(lanes[one]) & set(lanes[two]) for one in lanes for two in lanes if one < two)
+    assert np.median([len(np.unique(order[start : start + batch] // block)) for start in range(0, 80_000, batch)]) > 150
+
+
+@pytest.mark.parametrize("order", [epoch_order, local_order])
+def test_a_run_resumed_with_other_processes_sees_what_it_would_have_seen(order):
+    """Two processes for six steps, then four, or one, or three, which the lanes are no multiple of."""
+
+    def steps(start, stop, world):
+        shares = [
+            list(StepSampler(200, 12, seed=1, start=start, stop=stop, rank=rank, world=world, order=order))
+            for rank in range(world)
+        ]
+        return [[key for row in zip(*step, strict=True) for key in row] for step in zip(*shares, strict=True)]
+
+    whole = steps(0, 40, 1)
+    for world in (1, 3, 4):
+        assert steps(0, 6, 2) + steps(6, 40, world) == whole
 
 
 @given(st.integers(4, 30), st.sampled_from([1, 2, 4]), st.integers(0, 9), st.integers(0, 9), st.integers(0, 99))

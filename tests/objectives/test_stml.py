@@ -29,7 +29,8 @@ from torch.nn import functional
 from two_processes import OPTIONS, launched
 
 from fgssl.config.resolve import load_config
-from fgssl.data.feed import StepSampler, epoch_order
+from fgssl.data.feed import StepSampler
+from fgssl.data.order import epoch_order
 from fgssl.errors import FgsslError
 from fgssl.objectives.bank import neighbour_order
 from fgssl.objectives.methods.nnclr import NNCLR, nearest_key

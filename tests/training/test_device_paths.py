@@ -137,7 +137,7 @@ def test_a_window_is_cut_alike_where_there_is_no_border_padding() -> None:
         device = mock.Mock(type="mps")
 
     with (
-        mock.patch("fgssl.rationale.functional.grid_sample", noted),
+        mock.patch("fgssl.rationale.windows.functional.grid_sample", noted),
         mock.patch("torch.arange", lambda n, **_: ARANGE(n)),
     ):
         found = cut_windows(images.as_subclass(OnMPS), centres, 12)
