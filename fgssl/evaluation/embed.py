@@ -181,7 +181,7 @@ def rows_of(images: ImageSet, features: Tensor, index: np.ndarray, faults: tuple
 
 def reject_unreadable(reasons: Sequence[str], total: int, name: str, *, most: float = MAX_UNREADABLE) -> None:
     """Raises FgsslError when more than that share of a split, or all of it, cannot be read, naming the first few."""
-    if len(reasons) > most * total or len(reasons) == total:
+    if len(reasons) > most * total or 0 < total == len(reasons):
         shown = "; ".join(reason.rstrip(".") for reason in reasons[:3]) + (" ..." if len(reasons) > 3 else "")
         problem = f"{len(reasons)} of {total} images of {name} cannot be read: {shown}"
         raise FgsslError(problem, "remove or replace them")
