@@ -46,7 +46,8 @@ def check_page(report: Report) -> str:
 
 def _splits(report: Report) -> Section:
     rows = [
-        [split.name, split.images, split.unreadable, split.classes, *split.width.values(), *split.height.values(),
+        [split.name, split.images, split.unreadable, split.classes,
+         *(round(value) for side in (split.width, split.height) for value in side.values()),
          " ".join(f"{name}: {count}" for name, count in split.formats.items())]
         for split in report.splits
     ]  # fmt: skip
@@ -64,7 +65,7 @@ def _copies(title: str, groups: list[list[str]]) -> list[Section]:
     if not groups:
         return []
     drawn = [[Picture(_address(name), file_name(name)) for name in group[:IN_GROUP]] for group in groups[:GROUPS]]
-    rows = [[" = ".join(group[:IN_GROUP]), len(group)] for group in groups]
+    rows = [["; ".join(group[:IN_GROUP]), len(group)] for group in groups]
     told = f"{len(groups):,} groups; drawn are the first {len(drawn)}."
     return [gallery(title, drawn, told=told), table(f"{title}, the files", ("files", "in the group"), rows)]
 

@@ -52,11 +52,12 @@ def lookup_page(found: Lookup, checkpoint: str) -> str:
         own = Picture(_address(_decoded(result.name)), f"query: {file_name(result.name)}")
         rows.append([own, *(Picture(_address(picture_of(found, row)), _caption(hit)) for hit, row in hits)])
     left_out = len(found.results) - len(results)
-    told = f"{len(found.embeddings.identifiers):,} pictures searched, {found.pool} pooling; scores are cosines."
+    told = f"Each query with its hits, best first. {len(found.embeddings.identifiers):,} pictures were searched by"
+    told += f" {found.pool} pooling; scores are cosines."
     told += f" {left_out:,} more queries are in the table alone." if left_out else ""
     cells = [[result.name, *hit] for result in found.results for hit in result.hits]
     sections: list[Section] = [
-        gallery("Hits", rows, columns=("query", "best hit", "second", "..."), told=told),
+        gallery("Hits", rows, told=told),
         table("All hits", ("query", "rank", "score", "file", "class"), cells),
         *unreadable_section([fault.reason for fault in found.embeddings.faults]),
     ]
