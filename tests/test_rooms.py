@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, str] = {
     # trained weights made better without a gradient
     "adaptation": "config data encoder errors rationale views",
     # evaluation knows encoders and their files, not how they were trained
-    "evaluation": "config data drawing encoder errors registry runs runtime views",
+    "evaluation": "config data drawing encoder errors rationale registry runs runtime views",
     # pages: whatever was found, for people
     "report": "check config data drawing encoder errors evaluation runtime",
     "training": "adaptation backbones config data drawing encoder errors evaluation objectives rationale report runs "

@@ -23,11 +23,12 @@ from fgssl import __version__
 from fgssl.cli.classify import fit, predict
 from fgssl.cli.console import print_error
 from fgssl.cli.explore import explore
-from fgssl.cli.features import embed, probe, visualize
+from fgssl.cli.features import embed, probe
 from fgssl.cli.options import Plugins, QueryCommand, takes
 from fgssl.cli.pretrain import pretrain
 from fgssl.cli.retrieve import compare, retrieve
 from fgssl.cli.survey import backbones, cache, check
+from fgssl.cli.visualize import visualize
 from fgssl.errors import FgsslError, SettingError
 from fgssl.registry import load_plugin
 from fgssl.runtime.processes import SPOKEN, heeded_signals, may_speak

@@ -1,4 +1,4 @@
-"""fgssl embed, fgssl probe, fgssl visualize: what one encoder makes of pictures, written, classified by and drawn."""
+"""fgssl embed, fgssl probe: what one encoder makes of pictures, written and classified by."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, BadParameter, Option
+from typer import BadParameter, Option
 
 from fgssl.cli import options
 from fgssl.cli.console import cell, print_json, print_table, process_rank, reporting, say
 from fgssl.cli.options import Text
 from fgssl.cli.pages import ReportFile, check_page, write_page
-from fgssl.cli.pretrain import RUNS
-from fgssl.data.decoding import require_files
-from fgssl.drawing import PICTURE, save_png
-from fgssl.runs.folder import newest_run
-from fgssl.runtime.files import check_output, derived_name
+from fgssl.runtime.files import check_output
 
 if TYPE_CHECKING:
     from fgssl.data.images import ImageSet
@@ -30,7 +26,6 @@ if TYPE_CHECKING:
 _OUTPUT = "File to write: features, labels, paths. [features.safetensors; with --stats none]"
 _STATS = """Print signals that need no labels: effective rank, uniformity, alignment, whether two views have the same
 neighbours. Of a features.safetensors in place of CHECKPOINT: the first two."""
-_PICTURE = "PNG to write. [IMAGE-rationale.png in the current folder]"
 PROTOCOLS = ("cached", "sgd", "knn", "fewshot")
 DEFAULT_LISTS = Path("probe-lists")
 _TRAIN = """features.safetensors to fit on, where CHECKPOINT is one to score on. [CHECKPOINT divided 80 to 20 by
@@ -240,34 +235,3 @@ def _print_results(protocol: str, found: dict[str, Any]) -> None:
     cells = [[row[key or title] for title, key in columns.items()] for row in rows]
     print_table(tuple(columns), cells, title=f"{name} on {found['data']} (percent)")
     say(f"protocol: {found['protocol']}")
-
-
-def visualize(
-    images: Annotated[list[Path], Argument(metavar="IMAGE", help="Pictures to explain.", show_default=False)],
-    checkpoint: Annotated[str | None, Option(help="Run folder or encoder file. [the newest run in runs/]")] = None,
-    output: Annotated[Path | None, Option("--output", "-o", help=_PICTURE)] = None,
-    overwrite: options.Overwrite = False,
-    backbone: options.Backbone = None,
-    image_size: options.ImageSize = None,
-    device: options.Device = None,
-    json_output: options.Json = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Draw what the encoder looks at. Image, GradCAM of the self-supervised loss and fitted rationale side by side."""
-    require_files(images)
-    source = checkpoint or str(newest_run(RUNS))
-    options.check_paths(source)
-    target = output or Path(derived_name(images[0].stem, "-rationale.png"))
-    from fgssl.evaluation.explain import visualize as draw
-    from fgssl.runs.encoder_file import load_encoder
-    from fgssl.runtime.machine import resolve_device
-
-    check_output(target, kind=PICTURE, inputs=(*images, source), overwrite=overwrite)
-    with reporting(quiet=quiet, warn=False) as reporter:
-        if checkpoint is None:
-            reporter.note(f"checkpoint: {source} (newest in {RUNS}/)")
-        encoder = load_encoder(source, backbone=backbone, image_size=image_size).to(resolve_device(device))
-    save_png(draw(encoder, images, title=f"{encoder.backbone.name}, {source}"), target)
-    document = {"output": str(target), "checkpoint": source, "images": [str(path) for path in images],
-                "map_size": list(encoder.backbone.map_size)}  # fmt: skip
-    print_json(document) if json_output else say(str(target))

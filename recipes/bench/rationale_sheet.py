@@ -17,7 +17,7 @@ import harness
 import numpy as np
 import torch
 from PIL import Image
-from rationale_bench.controls import BranchMap, MapOf, loss_gradcams
+from rationale_bench.controls import loss_gradcams
 
 from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
@@ -31,6 +31,7 @@ from fgssl.evaluation.controls import seen_masks
 from fgssl.evaluation.embed import evaluation_view
 from fgssl.evaluation.explain import shown
 from fgssl.evaluation.map_scores import energy_inside
+from fgssl.evaluation.maps import BranchMap, MapOf
 from fgssl.runs.encoder_file import load_encoder
 
 SIDE = 160

@@ -9,30 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fgssl import rationale
 from fgssl.config.schema import RationaleConfig
 from fgssl.encoder import RATIONALE_WEIGHT, Encoder
+from fgssl.evaluation.maps import MapOf, centre_prior, feature_norm, share
 from fgssl.objectives.queue import info_nce
-from fgssl.rationale import RationaleHead, attention_map, cut_windows, gradcam, pool_places, window_centres
+from fgssl.rationale import cut_windows, gradcam, pool_places, window_centres
 
 LARGER = 2**0.5  # side of the larger picture: it costs what two looks do
-MapOf = Callable[[Tensor, Tensor], Tensor]  # feature map (N, C, H, W) and images (N, 3, S, S) -> (N, H, W), sum 1
-
-
-def uniform(feature_map: Tensor, images: Tensor) -> Tensor:
-    """Every place alike."""
-    return _share(torch.ones_like(feature_map[:, 0], dtype=torch.float32))
-
-
-def centre_prior(feature_map: Tensor, images: Tensor) -> Tensor:
-    """A Gaussian around the middle, the same for every image."""
-    height, width = feature_map.shape[2:]
-    return rationale.centre_prior(height, width, device=feature_map.device).expand(len(feature_map), -1, -1)
-
-
-def feature_norm(feature_map: Tensor, images: Tensor) -> Tensor:
-    """The length of the feature at each place."""
-    return _share(feature_map.float().norm(dim=1))
 
 
 def _weighted(map_of: MapOf) -> Callable[[Tensor], Tensor]:
@@ -65,34 +48,13 @@ class LossGradCam:
             leaf = feature_map.detach().clone().requires_grad_()
             temperature = encoder.config.objective.temperature or 0.2
             loss, _ = info_nce(encoder.projected(leaf), positive, encoder.keys, temperature=temperature)
-            return _share(gradcam(loss * len(images), leaf, sign=self.sign).detach())
+            return share(gradcam(loss * len(images), leaf, sign=self.sign).detach())
 
 
 def loss_gradcams(encoder: Encoder) -> dict[str, MapOf]:
     """Both signs of the loss's GradCAM, where the encoder has keys."""
     signs = ("raise", "lower") if encoder.keys is not None and len(encoder.keys) else ()
     return {f"GradCAM {sign}": LossGradCam(encoder, sign) for sign in signs}
-
-
-def random_branch(channels: int, example: Tensor, seed: int) -> RationaleHead:
-    """A branch that nobody fitted, its BatchNorm set to the statistics of an example feature map."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1000 + seed)
-        head = RationaleHead(channels, RationaleConfig()).to(example.device)
-    head.norm.momentum = 1.0  # type: ignore[assignment]
-    with torch.no_grad():
-        head.train()(example)
-    return head.eval()
-
-
-class BranchMap:
-    """The test-time map of a branch."""
-
-    def __init__(self, head: RationaleHead) -> None:
-        self.head = head
-
-    def __call__(self, feature_map: Tensor, images: Tensor) -> Tensor:
-        return attention_map(self.head, feature_map)
 
 
 def pool_by(feature_map: Tensor, weights: Tensor | None, config: RationaleConfig | None = None) -> Tensor:
@@ -102,12 +64,6 @@ def pool_by(feature_map: Tensor, weights: Tensor | None, config: RationaleConfig
 
 
 GEM = RationaleConfig(pool="gem")
-
-
-def _share(maps: Tensor) -> Tensor:
-    total = maps.sum((1, 2), keepdim=True)
-    flat = torch.full_like(maps, 1 / maps[0].numel())
-    return torch.where(total > 1e-30, maps / total.clamp(min=1e-30), flat)
 
 
 def looks(encoder: Encoder, images: Tensor) -> dict[str, Tensor]:

@@ -17,22 +17,12 @@ from fgssl.encoder import Encoder, Pool
 from fgssl.evaluation.controls import seen_masks
 from fgssl.evaluation.embed import evaluation_view, image_batches
 from fgssl.evaluation.map_scores import energy_inside, entropy_relative_to_uniform, pointing_hit
+from fgssl.evaluation.maps import BranchMap, MapOf, control_maps
 from fgssl.evaluation.probing.classifiers import Sets, linear_probe
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 from fgssl.rationale import window_share
 from fgssl.runtime.reporting import Reporter
-from rationale_bench.controls import (
-    GEM,
-    BranchMap,
-    MapOf,
-    centre_prior,
-    feature_norm,
-    looks,
-    loss_gradcams,
-    pool_by,
-    random_branch,
-    uniform,
-)
+from rationale_bench.controls import GEM, looks, loss_gradcams, pool_by
 from rationale_bench.grid import Slice, pooling_config
 
 BATCH = 64
@@ -93,13 +83,9 @@ def judge_encoder(
 
 
 def _control_maps(encoder: Encoder, slice_: Slice, seed: int) -> dict[str, MapOf]:
-    maps: dict[str, MapOf] = {"uniform": uniform, "centre prior": centre_prior, "feature norm": feature_norm}
     pixels = open_pixels(slice_.gallery, evaluation_view(encoder), cache="auto", workers=0)
     first = next(iter(image_batches(pixels, BATCH))).images.to(encoder.device)
-    with torch.no_grad():
-        example = encoder.backbone(encoder.normalize(first))
-    maps["random branch"] = BranchMap(random_branch(encoder.backbone.channels, example, seed))
-    return maps | loss_gradcams(encoder)
+    return control_maps(encoder, first, seed=seed) | loss_gradcams(encoder)
 
 
 def _pooled(encoder: Encoder, ways: list[Pooled], images: Tensor) -> dict[str, Tensor]:
