@@ -74,8 +74,10 @@ def test_masks_of_ones_own(tmp_path: Path) -> None:
     found = fgssl(*arguments).json()
     rows = {row["map"]: row for row in found["rows"]}
     assert found["masks"] >= 3
-    assert rows["uniform"]["object_hit"] == pytest.approx(0.5) and rows["uniform"]["object_ratio"] == pytest.approx(1)
-    assert rows["centre prior"]["object_ratio"] == pytest.approx(1, abs=1e-3)  # symmetric: half of it
+    assert rows["uniform"]["object_hit"] == pytest.approx(0.5, abs=0.01) and rows["uniform"][
+        "object_ratio"
+    ] == pytest.approx(1)
+    assert rows["centre prior"]["object_ratio"] == pytest.approx(1, abs=0.02)  # symmetric: half of it
 
 
 def test_flags_that_do_not_go_together() -> None:
