@@ -164,7 +164,7 @@ def probe(
         _print_results(protocol, found)
         if lists is not None:
             say(f"tables and lists: {lists}")
-    write_page(report, lambda: _page(found, classified), told=not json_output)
+    write_page(report, lambda: _page(found, classified), told=not json_output, quiet=quiet)
 
 
 def _page(document: dict[str, Any], classified: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Option
 
-from fgssl.cli.console import process_rank, say
+from fgssl.cli.console import process_rank, reporting, say
 from fgssl.drawing import PAGE
 from fgssl.runtime.files import Inputs, check_output
 
@@ -23,12 +23,13 @@ def check_page(path: Path | None, *, inputs: Inputs = (), overwrite: bool = Fals
         check_output(path, kind=PAGE._replace(option="--report"), inputs=inputs, overwrite=overwrite)
 
 
-def write_page(path: Path | None, text: Callable[[], str], *, told: bool) -> None:
+def write_page(path: Path | None, text: Callable[[], str], *, told: bool, quiet: bool) -> None:
     """Write the page that was asked for, by the first of several processes; `told` says where, on stdout."""
     if path is None or process_rank() != 0:
         return
     from fgssl.report import save_page
 
-    save_page(text(), path)
+    with reporting(quiet=quiet):
+        save_page(text(), path)
     if told:
         say(f"report: {path}")

@@ -81,7 +81,7 @@ def retrieve(
         _print_hits(found, checkpoint, output, json_output)
     else:
         _print_scores(result, checkpoint, explain, json_output)
-    write_page(report, lambda: _page(found if query else result, checkpoint), told=not json_output)
+    write_page(report, lambda: _page(found if query else result, checkpoint), told=not json_output, quiet=quiet)
 
 
 def _page(result: Scored | Lookup, checkpoint: str) -> str:
@@ -165,7 +165,7 @@ def compare(
     with options.reported(quiet=quiet, data=data, **encoding) as asked:
         table = run(checkpoints, asked, split=split, pools=pools, k=k, seed=seed, start=not no_start)
     print_json(_comparison(table, seed)) if json_output else _print_comparison(table, seed, markdown=markdown)
-    write_page(report, lambda: _compared_page(table, seed), told=not json_output)
+    write_page(report, lambda: _compared_page(table, seed), told=not json_output, quiet=quiet)
 
 
 def _compared_page(table: ComparisonTable, seed: int) -> str:

@@ -44,7 +44,7 @@ def check(
     with reporting(quiet=quiet) as told:
         report = check_source(config.data, splits=split or (), image_size=size, workers=workers, progress=told.progress)
     print_json(report.to_dict()) if json_output else _print_report(report)
-    write_page(page, lambda: _page(report), told=not json_output)
+    write_page(page, lambda: _page(report), told=not json_output, quiet=quiet)
     if report.verdict == "unusable":
         raise FgsslError(f"{source} cannot be used: {report.findings[0].text}")
 

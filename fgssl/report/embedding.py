@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fgssl.errors import FgsslError
 from fgssl.report.sections import Section, render, short
 
+LONGEST_NAME = 120  # characters: there are thousands of them, and a page has 5 MB
 Rows = NDArray[np.integer[Any]] | Sequence[Sequence[int]]
 
 
@@ -65,7 +66,7 @@ def embedding_map(
     content = {
         "x": scaled[:, 0].round(4).tolist(),
         "y": scaled[:, 1].round(4).tolist(),
-        "names": [short(name) for name in names],
+        "names": [short(name, LONGEST_NAME) for name in names],
         "thumbnails": list(thumbnails),
         "colourings": [_colouring(each) for each in colourings],
         "neighbours": [{"title": each.title, "rows": np.asarray(each.rows).tolist()} for each in neighbours],
@@ -78,4 +79,8 @@ def _colouring(each: Colouring) -> dict[str, Any]:
     if each.names is None:
         values: list[Any] = [float(f"{value:.4g}") for value in np.asarray(each.values, np.float64)]
         return {"title": each.title, "values": values, "names": None}
-    return {"title": each.title, "values": [*map(int, each.values)], "names": [short(name) for name in each.names]}
+    return {
+        "title": each.title,
+        "values": [*map(int, each.values)],
+        "names": [short(name, LONGEST_NAME) for name in each.names],
+    }

@@ -47,11 +47,10 @@ def _safe(value: Any) -> Any:
     return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def short(text: str) -> str:
+def short(text: str, longest: int = LONGEST_TEXT) -> str:
     """Foreign text for a page: visible characters alone, the middle left out of what is very long."""
-    text = shown(text)
-    half = LONGEST_TEXT // 2
-    return text if len(text) <= LONGEST_TEXT else f"{text[:half]} … {text[-half:]}"
+    text, half = shown(text), longest // 2
+    return text if len(text) <= longest else f"{text[:half]} … {text[-half:]}"
 
 
 def file_name(path: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from fgssl.evaluation.retrieval.ranking import search
 from fgssl.report.embedding import Colouring, Neighbourhood, embedding_map
 from fgssl.report.pictures import address, spread, thumbnails
 from fgssl.report.sections import Picture, Section, file_name, gallery, table
+from fgssl.runtime.reporting import Told
 
 MOST_POINTS = 1200  # pictures on a map: each is loaded, and its thumbnail takes about 1.3 kB
 THUMBNAIL_BYTES = 1_600_000
@@ -86,11 +87,20 @@ def map_section(view: SplitView, *, title: str = "Map of the embedding") -> Sect
         title,
         positions,
         names=[found.identifiers[row] for row in rows],
-        thumbnails=thumbnails(map(view.picture, rows), budget=THUMBNAIL_BYTES),
+        thumbnails=thumbnails(_told_pictures(view, rows), budget=THUMBNAIL_BYTES),
         colourings=_classes(found, rows),
         neighbours=near if len(rows) > 1 else [],
         told=f"{told}.",
     )
+
+
+def _told_pictures(view: SplitView, rows: list[int]) -> Iterator[Image.Image | None]:
+    """The pictures of the rows; whoever waits is told how far this is."""
+    told = Told("drawing the page", len(rows))
+    for done, row in enumerate(rows, 1):
+        yield view.picture(row)
+        told(done)
+    told.end(len(rows))
 
 
 def principal_plane(features: Tensor) -> tuple[NDArray[np.float64], float]:

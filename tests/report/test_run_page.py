@@ -137,6 +137,14 @@ def test_of_very_many_pictures_a_sample_is_loaded_and_said() -> None:
     assert "1,200 of 200,000 pictures" in text and len(text) < 3_000_000
 
 
+def test_the_worst_names_and_pictures_stay_below_the_largest_page() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    view = embedded(MOST_POINTS, labels=torch.arange(MOST_POINTS), picture=lambda row: Image.fromarray(noise))
+    names = tuple("鳥" * 400 + str(row) for row in range(MOST_POINTS))
+    view = view._replace(found=view.found._replace(identifiers=names, class_names=names))
+    assert len(whole(view).encode()) < LARGEST
+
+
 def test_pictures_that_are_gone_leave_their_points() -> None:
     section = map_section(embedded(4, picture=lambda row: None))
     assert '"thumbnails":[null,null,null,null]' in section.body

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from fgssl.config.schema import PretrainConfig
-from fgssl.drawing import save_png
+from fgssl.drawing import PAGE_START, save_png
 from fgssl.errors import FgsslError
 from fgssl.runs.folder import (
     METRICS_FILE,
@@ -318,6 +318,7 @@ def some_run(run: Path) -> Path:
     save_file({"x": np.zeros(1)}, run / "encoder.safetensors", metadata={"fgssl": "{}"})
     for name in ("overview.png", "views.png"):
         save_png(Image.new("RGB", (4, 4)), run / name)
+    write_text(run / "report.html", PAGE_START)
     write_text(run / "timm" / "config.json", '{"architecture": "resnet18"}')
     save_file({"x": np.zeros(1)}, run / "timm" / "model.safetensors")
     save_state(run, 1, {"x": 1})
