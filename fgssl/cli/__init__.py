@@ -60,7 +60,6 @@ app = typer.Typer(
     name="fgssl",
     epilog="Start with: fgssl pretrain (the built-in demo, offline, minutes). Manual: README.md",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
