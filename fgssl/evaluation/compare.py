@@ -14,14 +14,15 @@ from fgssl.encoder import Pool
 from fgssl.errors import FgsslError, SettingError
 from fgssl.evaluation.bootstrap import Comparison, paired_bootstrap
 from fgssl.evaluation.embed import Embeddings
-from fgssl.evaluation.entries import openable, opened, plain, with_starts
+from fgssl.evaluation.entries import Compared, openable, opened, plain, with_starts
 from fgssl.evaluation.feature_file import is_feature_table
 from fgssl.evaluation.features import Progress
-from fgssl.evaluation.metrics import added_metrics
+from fgssl.evaluation.metrics import MEANINGS, added_metrics, feature_stats, same_neighbours
 from fgssl.evaluation.probing.classifiers import Sets, knn_classify, linear_probe
 from fgssl.evaluation.probing.splits import probe_splits
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 from fgssl.evaluation.subject import EvaluationOptions, asked_data, open_subject
+from fgssl.evaluation.two_views import TwoViews, two_views
 from fgssl.runs.folder import encoder_path
 
 METRICS: dict[str, str] = {
@@ -34,14 +35,19 @@ METRICS: dict[str, str] = {
 }
 
 
+SIGNALS: dict[str, str] = {name: MEANINGS[name] for name in ("effective_rank", "uniformity", "alignment")}
+SIGNALS["neighbour_overlap"] = f"percent: {MEANINGS['neighbour_overlap'].replace('1 is best', '100 is best')}"
+LOWER_IS_BETTER = ("alignment",)
+
+
 class Row(NamedTuple):
     """One encoder with one pooling."""
 
     encoder: str  # as the user wrote it
     pool: str | None  # None where a file of features does not tell
     width: int  # D of the features
-    values: dict[str, float]  # percentages by the names in `METRICS`, then what metrics of plugins say
-    images: dict[str, Tensor]  # the same, one value in [0, 1] an image, for paired comparison
+    values: dict[str, float]  # percentages by the names in `METRICS`, then what metrics of plugins say; or `SIGNALS`
+    images: dict[str, Tensor]  # those that are means over images: a hundredth of the value, of each, to be paired
     began: str = ""  # encoder of the rows that this one is told against, its own where it is the start; "" for none
 
     @property
@@ -64,6 +70,7 @@ class ComparisonTable(NamedTuple):
     test_images: int
     protocol: str
     no_start: str  # why a start is no row; empty where none is missing
+    definitions: dict[str, str]  # of the values
 
 
 def compare(
@@ -78,7 +85,8 @@ def compare(
 ) -> ComparisonTable:
     """Embed the train and the test split once with each encoder, pool in each way, and measure every row alike.
 
-    The trained weights that a run began from, used as they are, are the first rows: what its training has to beat.
+    Where the split has no labels, two views of its pictures take their place, and `SIGNALS` that of the metrics. The
+    trained weights that a run began from, used as they are, are the first rows: what its training has to beat.
 
     Args:
         checkpoints: As in `open_subject`, or features.safetensors whose paths name the images.
@@ -96,13 +104,9 @@ def compare(
     for name in checkpoints:
         if not is_feature_table(name):
             encoder_path(name)
-    source = options.data
-    if source is None and is_feature_table(checkpoints[0]):
+    if options.data is None and is_feature_table(checkpoints[0]):
         raise FgsslError(f"'{checkpoints[0]}' holds features, not a data set to compare on", "name one with --data")
-    data = (
-        open_subject(checkpoints[0], options).data if source is None else asked_data(DataConfig(source=source), options)
-    )
-    splits = probe_splits(data, split, seed=seed)
+    data, splits = _compared(checkpoints[0], options, split, seed=seed)
     # gap, which every encoder has: which poolings are wanted is settled by each encoder
     options = replace(options, data=data.source, pool="gap")
     entries, missing = with_starts(checkpoints, options) if start else plain(checkpoints, options)
@@ -113,11 +117,25 @@ def compare(
         for pool, *sides in opened(entry, splits, pools)():
             row = Row(entry.name, pool, sides[0].features.shape[1], {}, {}, entry.began)
             show = partial(options.reporter.progress, f"fitting the probe ({row.name})")
-            rows.append(_measured(row, *sides, k=k, seed=seed, progress=show))
-    if len({len(row.images["knn"]) for row in rows}) > 1:
+            signals = isinstance(splits, TwoViews)
+            rows.append(_signals(row, *sides) if signals else _measured(row, *sides, k=k, seed=seed, progress=show))
+    if len({len(values) for row in rows for values in row.images.values()}) > 1:
         raise FgsslError("an encoder read images that another could not", "see the warnings; remove unreadable images")
-    protocol = f"{splits.protocol}; knn of {k} neighbours"
-    return ComparisonTable(rows, data.source, len(splits.train), len(splits.test), protocol, "; ".join(missing))
+    counts, told = (len(splits.train), len(splits.test)), "; ".join(missing)
+    if isinstance(splits, TwoViews):
+        return ComparisonTable(rows, data.source, 0, counts[1], splits.protocol, told, SIGNALS)
+    return ComparisonTable(rows, data.source, *counts, f"{splits.protocol}; knn of {k} neighbours", told, METRICS)
+
+
+def _compared(first: str, options: EvaluationOptions, split: str | None, *, seed: int) -> tuple[DataConfig, Compared]:
+    """Where the pictures come from, and the labelled splits to compare on, or views of what has no labels."""
+    subject = None if is_feature_table(first) else open_subject(first, options)
+    if options.data is None and subject is not None:
+        data = subject.data
+    else:
+        data = asked_data(DataConfig(source=str(options.data)), options)
+    views = two_views(data, split, None if subject is None else subject.encoder)
+    return data, probe_splits(data, split, seed=seed) if views is None else views
 
 
 def differences(rows: Sequence[Row], *, seed: int = 0) -> Iterator[tuple[Row, Row, str, Comparison]]:
@@ -127,9 +145,11 @@ def differences(rows: Sequence[Row], *, seed: int = 0) -> Iterator[tuple[Row, Ro
     """
     for row in rows:
         starts = [other for other in rows if row.began and other.encoder == row.began]
-        for metric in METRICS:
-            other = max(starts, key=lambda start: start.values[metric]) if starts else rows[0]
-            if row is not other:
+        for metric in row.images:
+            sign = -1 if metric in LOWER_IS_BETTER else 1
+            able = [start for start in starts if metric in start.images]
+            other = max(able, key=lambda start: sign * start.values[metric]) if able else rows[0]
+            if row is not other and metric in other.images:
                 yield (
                     row,
                     other,
@@ -151,3 +171,15 @@ def _measured(row: Row, train: Embeddings, test: Embeddings, *, k: int, seed: in
     images = {metric: value.double() for metric, value in zip(METRICS, found, strict=True)}
     values = {metric: 100 * float(value.mean()) for metric, value in images.items()}
     return row._replace(values=values | added_metrics(test.features, truth), images=images)
+
+
+def _signals(row: Row, first: Embeddings, second: Embeddings) -> Row:
+    """The row with what two views of each image tell without labels; a file of features has one alone."""
+    stats = feature_stats(first.features)
+    values: dict[str, float] = {name: stats[name] for name in ("effective_rank", "uniformity") if name in stats}
+    if first is second:
+        return row._replace(values=values)
+    distances = (first.features - second.features).double().square().sum(1)  # (N,)
+    images = {"alignment": distances / 100, "neighbour_overlap": same_neighbours(first.features, second.features)}
+    means = {name: 100 * float(value.mean()) for name, value in images.items()}
+    return row._replace(values=values | means, images=images)

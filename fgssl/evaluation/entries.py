@@ -14,11 +14,15 @@ from fgssl.evaluation.embed import Embeddings
 from fgssl.evaluation.feature_file import FeatureTable, is_feature_table
 from fgssl.evaluation.probing.splits import ProbeSplits
 from fgssl.evaluation.subject import EvaluationOptions, Subject, open_subject, processes
+from fgssl.evaluation.two_views import TwoViews
 from fgssl.runs.encoder_file import saved_config
 from fgssl.runs.start import Start, same_weights, start_of
 
 USUAL_POOLS: tuple[Pool, ...] = ("gap", "rationale", "zoom", "cls")  # of those that an encoder has
-Pooled = list[tuple[str | None, Embeddings, Embeddings]]  # pooling, embeddings of the train and of the test split
+Compared = ProbeSplits | TwoViews  # what is embedded: the second where there are no labels
+Pooled = list[
+    tuple[str | None, Embeddings, Embeddings]
+]  # pooling, embeddings of the train and of the test split, or of two views
 
 
 class Entry(NamedTuple):
@@ -76,7 +80,7 @@ def _as_begun(options: EvaluationOptions, start: Start) -> EvaluationOptions:
 
 
 def openable(
-    entries: Sequence[Entry], splits: ProbeSplits, pools: Sequence[Pool] | None, missing: list[str]
+    entries: Sequence[Entry], splits: Compared, pools: Sequence[Pool] | None, missing: list[str]
 ) -> list[Entry]:
     """The entries but for added ones that cannot be opened, which are told and noted as missing; raises for others.
 
@@ -103,12 +107,14 @@ def openable(
     return [entry._replace(began=entry.began if entry.began in starts else first) for entry in kept]
 
 
-def opened(entry: Entry, splits: ProbeSplits, pools: Sequence[Pool] | None) -> Callable[[], Pooled]:
+def opened(entry: Entry, splits: Compared, pools: Sequence[Pool] | None) -> Callable[[], Pooled]:
     """What embeds the splits, after a look at all that it could lack: one of the wanted poolings is there at least."""
     name = entry.checkpoint
     if is_feature_table(name):
         table = FeatureTable(name)
-        found: Pooled = [(table.pool, table.embed(splits.train), table.embed(splits.test))]
+        train = table.embed(splits.train)
+        test = train if isinstance(splits, TwoViews) else table.embed(splits.test)
+        found: Pooled = [(table.pool, train, test)]
         return lambda: found
     subject, has = open_subject(name, entry.options), list[Pool]()
     for pool in POOLS:
@@ -123,8 +129,10 @@ def opened(entry: Entry, splits: ProbeSplits, pools: Sequence[Pool] | None) -> C
     return partial(_embedded, subject, splits, chosen, [pool for pool in pools or () if pool not in chosen])
 
 
-def _embedded(subject: Subject, splits: ProbeSplits, pools: Sequence[Pool], lacking: Sequence[Pool]) -> Pooled:
+def _embedded(subject: Subject, splits: Compared, pools: Sequence[Pool], lacking: Sequence[Pool]) -> Pooled:
     if lacking:
         subject.reporter.warn(f"'{subject.checkpoint}' has no {', '.join(lacking)} pooling: left out of its rows")
+    if isinstance(splits, TwoViews):
+        return splits.embed(subject, pools)
     train, test = (subject.embed_all(images, pools) for images in (splits.train, splits.test))
     return [(pool, train[pool], test[pool]) for pool in pools]

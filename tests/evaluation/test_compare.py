@@ -197,6 +197,30 @@ def test_classes_of_two_files_are_matched_by_name(tmp_path: Path) -> None:
     assert "no class in common" in fgssl("probe", other, "--train", train).error()
 
 
+# ---- without labels
+
+
+def test_without_labels_two_views_tell(tmp_path: Path) -> None:
+    first, second = str(plain_run()), str(finished_run()[0])
+    names = [load_images(DataConfig(source=str(flat_photos())), "all").name(index) for index in range(12)]
+    file = features_file(tmp_path / "f", torch.eye(12), paths=names)
+    found = fgssl("compare", first, second, file, "--pool", "gap", "--json").json()
+    rows = {row["encoder"]: row for row in found["rows"]}
+    assert set(found["definitions"]) == {"effective_rank", "uniformity", "alignment", "neighbour_overlap"}
+    for run in (first, second):
+        views = fgssl("embed", run, "--data", flat_photos(), "--pool", "gap", "--stats", "--json").json()["stats"]
+        if run == first:  # whose views they are
+            assert rows[run]["alignment"] == pytest.approx(views["alignment"], rel=1e-4)
+            assert rows[run]["neighbour_overlap"] == pytest.approx(100 * views["neighbour_overlap"])
+    assert rows[str(file)]["effective_rank"] == pytest.approx(12) and "alignment" not in rows[str(file)]
+    told = {(each["encoder"], each["metric"]): each for each in found["comparisons"]}
+    assert set(told) == {(second, "alignment"), (second, "neighbour_overlap")}
+    for (_, metric), each in told.items():
+        assert each["difference"] == pytest.approx(rows[second][metric] - rows[first][metric], abs=1e-6)
+    text = fgssl("compare", first, second, "--pool", "gap")
+    assert text.code == 0 and "without labels" in text.out and "alignment: mean squared distance" in text.out
+
+
 # ---- what is refused
 
 
@@ -217,7 +241,6 @@ def test_bad_files_are_one_line(tmp_path: Path) -> None:
         (("compare", narrow), "name one with --data"),
         (("compare", narrow, "--data", photos()), "no features of 24 of 24 images"),
         (("compare", plain_run(), tmp_path / "none", "--data", photos()), "no checkpoint"),
-        (("compare", plain_run(), "--data", flat_photos()), "has no labels"),
     ]
     for arguments, expected in cases:
         outcome = fgssl(*arguments)
