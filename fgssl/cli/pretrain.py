@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from typer import BadParameter, Option
 
-from fgssl.cli import options
+from fgssl.cli import completion, options
 from fgssl.cli.console import PlainReporter, print_json, print_table, process_rank, reporting, say
 from fgssl.config.defaults import DEMO_PROFILE
 from fgssl.config.resolve import Resolved, as_begun, changed, load_config, with_changes
@@ -32,7 +32,7 @@ _KEYS = """data.source backbone.name objective.name objective.teacher objective.
 backbone.pretrained backbone.init backbone.freeze
 training.epochs training.max_steps training.batch_size optimizer.lr backbone.image_size training.seed training.workers
 training.mixed_precision training.device training.save_every training.accumulate training.checkpoint_gradients
-training.compile training.cache training.stop_on_collapse"""
+training.compile training.cache training.stop_on_collapse training.threads training.track"""
 # option -> the setting it sets, whose description in the schema is its help
 SETTINGS = {
     section if name in ("source", "name", "enabled") else name: f"{section}.{name}"
@@ -40,7 +40,8 @@ SETTINGS = {
 }
 METAVARS = {"data": "SOURCE", "backbone": "NAME", "init": "FILE|RUN|NAME", "teacher": "RUN|FILE|NAME",
             "freeze": "none|backbone|N",
-            "save_every": "N|TIME", "cache": "auto|off|PATH", "mixed_precision": "auto|no|bf16|fp16"}  # fmt: skip
+            "save_every": "N|TIME", "cache": "auto|off|PATH", "mixed_precision": "auto|no|bf16|fp16",
+            "track": "tensorboard,wandb,..."}  # fmt: skip
 
 
 def _shown(value: Any) -> str:
@@ -61,7 +62,10 @@ def _option(key: str, hint: Any, metavar: str | None) -> Any:
     defaults = [default.removesuffix(")") or ("" if knob.default is None else _shown(knob.default))]
     defaults += [f"demo: {_shown(DEMO_PROFILE[key])}"] if key in DEMO_PROFILE else []
     told = f" [{'; '.join(filter(None, defaults))}]" if any(defaults) else ""
-    return Annotated[kind | None, Option(metavar=metavar, help=f"{text[0].upper()}{text[1:]}.{told}")]
+    words = [word for part in (hint, *get_args(hint)) for word in get_args(part) if isinstance(word, str)]
+    complete = completion.SETTINGS.get(key) or (completion.among(words) if words else None)
+    shown = f"{text[0].upper()}{text[1:]}.{told}"
+    return Annotated[kind | None, Option(metavar=metavar, help=shown, autocompletion=complete)]
 
 
 _HINTS = type_hints(PretrainConfig)
@@ -208,6 +212,7 @@ def _print_result(result: RunResult, *, as_json: bool) -> None:
         ("encoder", "encoder.safetensors"),
         ("overview", "overview.png"),
         ("views", "views.png"),
+        ("curve", "curve.png"),
         ("report", "report.html"),
     ):
         if (result.folder / name).exists():

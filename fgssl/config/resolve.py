@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, get_type_hints
 import yaml
 
 from fgssl.config.defaults import DATA_PROFILES, DEMO_PROFILE, RATIONALE_PRESETS, VIEW_PRESETS
-from fgssl.config.schema import ObjectiveConfig, PretrainConfig, flatten, nested, optional_settings
+from fgssl.config.schema import TRACKERS, ObjectiveConfig, PretrainConfig, flatten, nested, optional_settings
 from fgssl.config.values import coerce, interval, ranges, require_ranges, shown, type_hints
 from fgssl.errors import FgsslError, SettingError
 from fgssl.registry import OBJECTIVES
@@ -28,16 +28,18 @@ FREE = (
     "training.workers", "training.device", "training.save_every", "training.log_every", "training.evaluate",
     "training.signals_every", "training.stall_limit",
     "training.keep_states", "training.stop_on_collapse", "training.cache", "training.cache_budget", "training.compile",
-    "training.checkpoint_gradients",
+    "training.checkpoint_gradients", "training.track", "training.threads",
 )  # fmt: skip
 PATHS = ("data.source", "data.masks", "backbone.init", "objective.teacher")  # what may name a file
 # Settings that later versions brought, as a run without them goes on: it did so before they existed.
-BEFORE = {
+BEFORE: dict[str, Any] = {
     "backbone.batch_norm": "batch",
     "backbone.whitening": False,
     "backbone.stages": 1,
     "training.choose": False,
     "optimizer.layer_decay": 1.0,
+    "training.log_every": 10,
+    "training.threads": None,  # as many as torch takes
 }
 
 # Settings of forms of the rationale that lost (docs/results.md): files of earlier versions name them.
@@ -197,6 +199,9 @@ def _reject_contradictions(config: PretrainConfig) -> None:
     if limit is None or limit.seconds is None:
         problem = f"training.stall_limit cannot be {shown(training.stall_limit)}"
         raise SettingError(problem, "give a time (90s, 15m)")
+    unknown = [name for name in (training.track or TRACKERS[0]).split(",") if name not in TRACKERS]
+    if unknown:
+        raise SettingError(f"--track cannot be {shown(unknown[0])}", f"choose from {', '.join(TRACKERS)}")
     for name in ("crop", "blur_sigma"):
         least, most = getattr(config.views, f"{name}_min"), getattr(config.views, f"{name}_max")
         if least > most:

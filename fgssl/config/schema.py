@@ -35,6 +35,7 @@ POSITIVE = Range(above=0)
 NOT_NEGATIVE = Range(0)
 WIDTH = Range(1, 16_384)
 STEPS = Range(1, 1_000_000_000)
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 
 
 def knob(default: Any, text: str, within: Range | None = None) -> Any:
@@ -205,7 +206,13 @@ class TrainingConfig:
     stall_limit: str = knob("15m", "end a run of several processes when none got on for so long (90s, 2h; 0s: never)")
     stop_on_collapse: bool = knob(False, "stop when the features collapse, instead of only warning")
     keep_states: bool = knob(False, "keep the resume states of a finished run")
-    log_every: int = knob(10, "steps between lines of metrics.jsonl", STEPS)
+    log_every: int | None = knob(
+        None, "steps between lines of metrics.jsonl (default: 10, or an epoch where that has fewer)", STEPS
+    )
+    track: str | None = knob(None, "follow the run in tensorboard, wandb, trackio or mlflow; several with commas")
+    threads: int | None = knob(
+        None, "threads a process computes with (default: the cores that nobody else is busy on)", Range(1, 1_024)
+    )
     signals_every: int | None = knob(
         None, "steps between label-free signals, 0 for none (default: about 1% of the work)", Range(0, 1_000_000_000)
     )

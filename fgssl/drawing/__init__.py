@@ -1,5 +1,6 @@
 """Pictures for people: maps over photographs, captioned sheets, and the figures of a run. Pillow and NumPy only."""
 
+from fgssl.drawing.curves import curve_sheet
 from fgssl.drawing.figures import (
     ExplainRow,
     Neighbour,
@@ -21,6 +22,7 @@ __all__ = [
     "Neighbour",
     "QueryRow",
     "Window",
+    "curve_sheet",
     "explain_sheet",
     "overview_sheet",
     "save_png",

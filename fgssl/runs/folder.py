@@ -27,6 +27,7 @@ from fgssl.runtime.files import TEMPORARY, check_folder, not_writable, refuse_fi
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
 REPORT_FILE = "report.html"
 ENCODER_FILE = "encoder.safetensors"
+TRACKERS = "trackers"  # folder of what trackers know the run by
 CANDIDATES = "candidates"  # folder of the weights that the encoder was chosen from
 TIMM_PREFIX = "timm:"  # of a checkpoint argument that names one of timm's models
 NAMES = (TIMM_PREFIX, "hf-hub:", "hf_hub:", "local-dir:")
@@ -64,10 +65,13 @@ RUN_FILES: dict[str, Callable[[Path], bool]] = {
     f"{CANDIDATES}/*.safetensors": functools.partial(_holds_tensors, key="fgssl"),
     "overview.png": PICTURE.is_own,
     "views.png": PICTURE.is_own,
+    "curve.png": PICTURE.is_own,
     REPORT_FILE: PAGE.is_own,
     "timm/config.json": _holds("architecture"),
     "timm/model.safetensors": _holds_tensors,
     **{f"{folder}/{_STATE}.{kind}": _named for folder in ("resume", ".resume-removed") for kind in ("pt", "sha256")},
+    f"{TRACKERS}/*.id": _named,
+    "tensorboard/events.out.tfevents.*": _named,
     f"fault/step-{_STATE}.json": _holds("step", "images"),
     f"fault/step-{_STATE}.safetensors": _holds_tensors,
     **{

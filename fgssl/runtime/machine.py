@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from fgssl.errors import FgsslError, SettingError
 
 FEW_CORES = 4
+LOOK_SECONDS, HALF_BUSY = 0.25, 0.5
 REFINEMENTS = 2  # tries between the largest batch that fitted and the smallest that did not
 _OUT_OF_MEMORY = (
     "out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory",
@@ -74,6 +76,33 @@ def automatic_workers(device: torch.device | None = None, world: int = 1) -> int
     if device is not None and device.type != "cpu":
         return max(1, min(16, cores // world - 1))
     return max(1, min(8, cores // (2 * world)))
+
+
+def idle_cores() -> float:
+    """How many of the cores that this process may use nobody is busy on, looked at for a moment in which it rests."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    before = psutil.cpu_times(percpu=True)
+    time.sleep(LOOK_SECONDS)
+    idle = 0.0
+    for core, (first, last) in enumerate(zip(before, psutil.cpu_times(percpu=True), strict=True)):
+        passed, free = sum(last) - sum(first), last.idle - first.idle
+        idle += min(1.0, free / passed) if core in allowed and passed > 0 else 0.0
+    return idle
+
+
+def sensible_threads() -> tuple[int, str]:
+    """Threads to compute with on a CPU, and why.
+
+    Threads meet after every operation: one whose core is shared with somebody makes all others wait, spinning, and two
+    on such a machine can be several times slower than one.
+    """
+    most = torch.get_num_threads()
+    if "OMP_NUM_THREADS" in os.environ:
+        return most, "OMP_NUM_THREADS"
+    free = idle_cores()
+    if free > most - HALF_BUSY:
+        return most, "all cores, nobody else is busy on them"
+    return max(1, min(most, int(free + HALF_BUSY))), f"of {most} cores {free:.1f} are free: more threads would wait"
 
 
 def available_memory() -> int:

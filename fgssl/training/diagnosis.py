@@ -6,6 +6,8 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from fgssl.data.cache.pixels import PixelStore, cache_bytes
 from fgssl.errors import FgsslError, TrainingFault
 from fgssl.objectives import OBJECTIVES
 from fgssl.rationale import RationaleHead
-from fgssl.runtime.machine import free_memory, is_out_of_memory
+from fgssl.runtime.machine import free_memory, is_out_of_memory, sensible_threads
 
 COPIES = 3  # of a trained weight: itself, its gradient, and one average of the optimiser
 WORTH_NAMING = 0.1  # share of the free memory
@@ -30,6 +32,7 @@ COLLAPSE_REMEDY = "lower --lr, add --set optimizer.warmup_epochs=1, and look at 
 SETTLED_STEPS = 50  # of a process: before them the queue of batches fills and the disk is read for the first time
 WINDOW_STEPS = 50  # judged together: one slow file says nothing
 LONG_WAIT, STARVED = 0.1, 0.3  # shares of the time that are worth a hint, and a message of their own
+SLOW_TIMES, SLOW_SECONDS = 5.0, 0.2  # what it took before, and at least so long
 IN_PROCESS = 0.5  # up to here, a training process on few cores that makes the views itself works and does not wait
 
 
@@ -132,6 +135,31 @@ class Waiting:
         remedy = f"{', '.join(self.remedies[:-1])}, or start anew with {self.remedies[-1]}"
         problem = f"starved of pictures: waiting for them took {took}, without it training would be {faster}"
         return f"{problem}; stop (Ctrl-C) and go on by --resume with {remedy}"
+
+
+class Slowness:
+    """Says once that a step takes many times what it took: on a CPU mostly because others are busy on its cores."""
+
+    def __init__(self, training: TrainingConfig, output: Path) -> None:
+        self.training, self.output = training, output
+        self.least: float | None = None  # seconds of a step, in the quickest line of the log
+        self.said = False
+
+    def look(self, computed: Sequence[float]) -> str:
+        """What to warn of after a line of the log whose steps took so many seconds each, without waiting."""
+        if not computed:
+            return ""
+        now, least = median(computed), self.least
+        self.least = now if least is None else min(now, least)
+        if self.said or least is None or now < max(SLOW_TIMES * least, SLOW_SECONDS):
+            return ""
+        self.said = True
+        problem = f"a step takes {now:.2g} s, {now / least:.0f} times what the quickest ones of this run took"
+        threads, (fewer, _) = torch.get_num_threads(), sensible_threads()
+        if fewer >= threads:
+            return f"{problem}; look at what else runs on this machine, and at its memory"
+        remedy = f"stop (Ctrl-C) and go on by --resume {self.output} --threads {fewer}"
+        return f"{problem}: others are busy on its cores, and {threads} threads wait for each other; {remedy}"
 
 
 def remedies(settings: TrainingConfig, pixels: PixelStore, *, workers: int, cores: int, image_size: int) -> list[str]:

@@ -126,7 +126,7 @@ class StepFeed:
     def _arranged(self, epoch: int, pictures: NDArray[np.int64]) -> NDArray[np.int64]:
         if epoch not in self.orders:
             order = self.setup.model.objective.arrange(torch.from_numpy(pictures), epoch)
-            recent = epoch - self.plan.config.training.log_every // self.plan.steps_per_epoch - 1
+            recent = epoch - filled(self.plan.config.training.log_every) // self.plan.steps_per_epoch - 1
             self.orders = {past: kept for past, kept in self.orders.items() if past >= recent}
             self.orders[epoch] = np.array(order.cpu())  # a copy
         return self.orders[epoch]

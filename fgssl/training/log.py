@@ -20,11 +20,12 @@ from fgssl.runs.folder import METRICS_FILE
 from fgssl.runtime.files import atomic_path, write_text
 from fgssl.runtime.machine import available_cores, peak_memory
 from fgssl.runtime.reporting import StepReport
-from fgssl.training.diagnosis import IN_PROCESS, LONG_WAIT, Waiting, Watch, remedies
+from fgssl.training.diagnosis import IN_PROCESS, LONG_WAIT, Slowness, Waiting, Watch, remedies
 from fgssl.training.feed import StepFeed
 from fgssl.training.model import FAULT_REMEDY, StepOutput, require_finite
 from fgssl.training.setup import Setup
 from fgssl.training.signals import RunSignals
+from fgssl.training.trackers import Trackers
 
 CPU = torch.device("cpu")
 
@@ -37,14 +38,16 @@ class LogWindow:
         self._rows: list[Tensor] = []
         self._features: Tensor | None = None
         self.seconds = self.waited = 0.0
+        self.computed: list[float] = []  # seconds of each step that this process took, without waiting and writing
 
-    def add(self, step: int, output: StepOutput, *, seconds: float, waited: float) -> None:
+    def add(self, step: int, output: StepOutput, *, seconds: float, waited: float, computed: float = 0.0) -> None:
         self.steps.append(step)
         scalars = [output.loss, output.fit, output.target_entropy, output.positive_similarity]
         self._rows.append(torch.stack([value.float() for value in scalars]))
         self._features = output.features
         self.seconds += seconds
         self.waited += waited
+        self.computed.append(computed)
 
     def state(self) -> dict[str, Any]:
         """The means over the processes, for a saved run; every process takes part."""
@@ -88,8 +91,10 @@ class StepLog:
         cores = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         size = self.plan.backbone.image_size
         found = remedies(training, setup.views.pixels, workers=feed.workers, cores=cores, image_size=size)
+        self.slowness = Slowness(self.plan.config.training, setup.output)
         self.waiting = Waiting(found, least=IN_PROCESS if feed.in_process else LONG_WAIT)
         self.signals = RunSignals(setup)
+        self.trackers = Trackers(self.plan.config, setup.output, setup.reporter)
 
     def state(self) -> dict[str, Any]:
         memory = {**self.watch.state(), "waiting_said": sorted(self.waiting.said)}
@@ -116,6 +121,8 @@ class StepLog:
         steps, share = len(window.steps), means["wait_share"]
         self.warn_of(*self.watch.look(step, means, chance=self.setup.model.objective.chance_level()))
         self.warn_of(self.waiting.look(step - first, steps=steps, seconds=window.seconds, share=share))
+        if self.plan.device.type == "cpu" and self.setup.is_main:
+            self.warn_of(self.slowness.look(window.computed))
         if self.setup.is_main:
             self._write_line(step, seconds / (step - first), means)
         self.window = LogWindow()
@@ -141,6 +148,7 @@ class StepLog:
         row |= {"peak_memory_gb": peak_memory(plan.device), **signals}
         with (self.setup.output / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        self.trackers.log(row, step)
         self.setup.reporter.step(report)
 
     def _signals(self, step: int) -> dict[str, float]:

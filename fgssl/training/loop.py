@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from fgssl.backbones.module import kept_statistics, norm_buffers
+from fgssl.config.schema import filled
 from fgssl.config.values import Interval, interval
 from fgssl.data.feed import ViewBatch
 from fgssl.encoder import Encoder
@@ -125,10 +126,10 @@ class Trainer:
             step, seconds = progress.step + 1, time.monotonic() - started
             progress = Progress(step, begun.seconds + seconds, begun.initial_rows, faults)
             done = time.perf_counter()
-            self.log.window.add(step, output, seconds=done - mark, waited=arrived - asked)
+            self.log.window.add(step, output, seconds=done - mark, waited=arrived - asked, computed=done - arrived)
             mark = done
             detector.at("writing to the run folder")
-            if step % training.log_every == 0 or step == self.plan.total_steps:
+            if step % filled(training.log_every) == 0 or step == self.plan.total_steps:
                 self.log.write(step, seconds, begun.step)
             due = every.over(step - saved_step, time.monotonic() - last_saved)
             signal_number, due = stop.agreed(self.plan.device, due=due)

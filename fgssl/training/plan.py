@@ -25,9 +25,10 @@ from fgssl.data.cache.map_store import entry_bytes
 from fgssl.data.images import ImageSet
 from fgssl.errors import FgsslError, SettingError
 from fgssl.objectives import OBJECTIVES
-from fgssl.runtime.machine import automatic_workers, feeds_itself, resolve_device, resolve_precision
+from fgssl.runtime.machine import automatic_workers, feeds_itself, resolve_device, resolve_precision, sensible_threads
 from fgssl.training.diagnosis import check_memory, memory_needs
 from fgssl.training.teacher import Teacher, open_teacher
+from fgssl.training.trackers import require_trackers
 
 BATCH_SIZES = (128, 64, 32)  # the paper's, and less where that leaves too few steps
 SIGNAL_IMAGES = 256  # of the training split, the same all through a run
@@ -104,6 +105,7 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True, 
         load_weights: Give the backbone its initial weights; not where a saved state is about to replace them.
         splits: Images in place of those of the config's source, such as a part of its training split.
     """
+    require_trackers(resolved.config)
     draft = Draft(flatten(resolved.config), resolved.origins)
     device = resolve_device(draft["training.device"])
     train, test = _open_splits(resolved.config.data, draft) if splits is None else splits
@@ -126,12 +128,16 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True, 
     derive_optimizer(draft, backbone)
     if backbone.frozen:
         draft.derive("training.signals_every", total_steps, "once, as a frozen backbone's never change")
+    draft.derive("training.log_every", min(10, steps_per_epoch), "10, or an epoch: a point of the curve in each")
     # two forward passes of the sample, as seldom as keeps them within their share, at a line of the log
     log_every, forwards = draft["training.log_every"], OBJECTIVES[draft["objective.name"]].step_forwards
     steps = 2 * min(SIGNAL_IMAGES, len(train)) / (forwards * draft["training.batch_size"])
     every = -(-math.ceil(steps / SIGNAL_SHARE) // log_every) * log_every
     reason = f"{100 * SIGNAL_SHARE:g} % of the run's work; also after the last step"
     draft.derive("training.signals_every", every, reason)
+    if draft.origins.get("training.threads") != AS_BEGUN:
+        on_cpu = device.type == "cpu"
+        draft.derive("training.threads", *(sensible_threads() if on_cpu else (torch.get_num_threads(), "torch's own")))
     draft.derive("training.device", str(device), "best at hand")
     draft.values["training.device"] = str(device)  # in full, where `auto` was asked for
     unless = "; none once the cache is built" if feeds_itself(device) else ""

@@ -6,6 +6,7 @@ plan -> pixels decoded once -> model, optimiser -> steps (views, loss, GradCAM, 
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -53,10 +54,11 @@ def pretrain(
     detector = HangDetector(rank, world, (limit and limit.seconds) or 0.0, reporter or Reporter())
     with detector.running(), memory_named(plan.needs, plan.device):
         trainer = build_trainer(plan, output, detector, build=build, detector=detector)
-        progress = _begin(trainer, resume=resume, allow_changes=allow_changes)
-        with listen_for_stop() as stop:
-            progress = trainer.train(progress, stop)
-        return _finish(trainer, progress)
+        with closing(trainer.log.trackers):
+            progress = _begin(trainer, resume=resume, allow_changes=allow_changes)
+            with listen_for_stop() as stop:
+                progress = trainer.train(progress, stop)
+            return _finish(trainer, progress)
 
 
 def build_trainer(
@@ -97,6 +99,9 @@ def _begin(trainer: Trainer, *, resume: bool, allow_changes: bool) -> Progress:
         if progress.step == 0:
             keep_start(setup)
             save_view_pairs(output, plan, setup.views)
+        trainer.log.trackers.begin(progress.step)
+        if progress.step == 0:
+            trainer.log.trackers.show("views", 0)
     return progress
 
 
@@ -105,6 +110,8 @@ def _finish(trainer: Trainer, progress: Progress) -> RunResult:
     result = RunResult(setup.output, {}, [])
     if setup.is_main:
         result = finish_run(setup, choose_encoder(setup), progress._asdict(), trainer.log.last_means)
+        for picture in ("overview", "curve"):
+            trainer.log.trackers.show(picture, progress.step)
     setup.detector.at("writing the results")
     setup.accelerator.wait_for_everyone()
     return result

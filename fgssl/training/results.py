@@ -17,7 +17,7 @@ from fgssl.config.schema import TrainingConfig
 from fgssl.data.feed import Key, ViewDataset
 from fgssl.data.images import ImageSet
 from fgssl.data.order import epoch_order
-from fgssl.drawing import Neighbour, QueryRow, overview_sheet, save_png, view_pairs_sheet
+from fgssl.drawing import Neighbour, QueryRow, curve_sheet, overview_sheet, save_png, view_pairs_sheet
 from fgssl.encoder import Encoder, Pool
 from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.evaluation.bootstrap import paired_bootstrap
@@ -25,7 +25,7 @@ from fgssl.evaluation.embed import Embeddings, embed
 from fgssl.evaluation.explain import explain, shown
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 from fgssl.evaluation.retrieval.ranking import search
-from fgssl.runs.folder import ENCODER_FILE, SUMMARY_FILE, versions
+from fgssl.runs.folder import ENCODER_FILE, METRICS_FILE, SUMMARY_FILE, versions
 from fgssl.runs.resume_state import has_state, remove_states
 from fgssl.runtime.files import write_text
 from fgssl.runtime.machine import peak_memory
@@ -105,6 +105,7 @@ def finish_run(setup: Setup, choice: Choice, progress: dict[str, Any], last: dic
         overview = draw_overview(encoder, images, found[encoder.default_pool()]) if found else None
         if overview is not None:
             save_png(overview, output / "overview.png")
+    draw_curve(output, f"{encoder.backbone.name} on {plan.train.source}: learning curve")
     summary = {
         "backbone": encoder.backbone.name,
         **plan.facts(),
@@ -127,6 +128,17 @@ def finish_run(setup: Setup, choice: Choice, progress: dict[str, Any], last: dic
     if not plan.config.training.keep_states:  # last: until then a killed process can be resumed
         remove_states(output)
     return RunResult(output, summary, rows)
+
+
+def draw_curve(output: Path, title: str) -> None:
+    """curve.png of the metrics.jsonl of a run folder; a line that a crash has cut off is passed over."""
+    path, rows = output / METRICS_FILE, []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    picture = curve_sheet(rows, title=title)
+    if picture is not None:
+        save_png(picture, output / "curve.png")
 
 
 def _by_start(setup: Setup, own: Embeddings) -> Embeddings | None:

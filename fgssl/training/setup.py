@@ -30,7 +30,7 @@ from fgssl.training.plan import Plan
 from fgssl.training.teacher import learned_from
 
 START_SECONDS = 300.0  # for all processes to be there and answer
-OWN = ("training.device", "training.workers", "data.source")  # may differ between machines
+OWN = ("training.device", "training.workers", "training.threads", "data.source")  # may differ between machines
 SHRINK = 1.3  # short side of the decoded training pictures, relative to the view: keeps small crops sharp
 
 
@@ -62,6 +62,8 @@ def set_up(plan: Plan, output: Path, reporter: Reporter, detector: HangDetector,
     seed, size, on_device = plan.config.training.seed, plan.backbone.image_size, plan.device.type == "cuda"
     if plan.device.type == "cpu":
         keep_freed_memory()
+    if plan.config.training.threads is not None:
+        torch.set_num_threads(plan.config.training.threads)
     with time_limit(reporter):
         accelerator = _accelerator(plan)
         _check_processes(plan, accelerator)
