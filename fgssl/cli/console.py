@@ -53,9 +53,9 @@ def _echo(text: str) -> None:
         sys.stdout.write(f"{text}\n")
 
 
-def print_json(value: Any) -> None:
-    """A result as JSON, on stdout."""
-    _echo(json_text(value))
+def print_json(value: Any, *, lines: bool = False) -> None:
+    """A result as JSON, on stdout; one of many `lines` on a line of its own."""
+    _echo(json_text(value, indent=None if lines else 2))
 
 
 def print_table(

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import BadParameter, Option
 
-from fgssl.cli import options
+from fgssl.cli import completion, options
 from fgssl.cli.console import cell, print_json, print_table, process_rank, reporting, say
 from fgssl.cli.options import Text
 from fgssl.cli.pages import ReportFile, check_page, write_page
-from fgssl.runtime.files import check_output
 
 if TYPE_CHECKING:
     from fgssl.data.images import ImageSet
@@ -23,10 +22,15 @@ if TYPE_CHECKING:
 
     Source = Subject | FeatureTable
 
-_OUTPUT = "File to write: features, labels, paths. [features.safetensors; with --stats none]"
+_OUTPUT = """File to write: path, split, label, class name and vector of each picture, as its suffix says: .safetensors,
+.parquet, .csv or .npy. [features.safetensors; none with --index or --stats]"""
+_INDEX = """Add the vectors to this index, made where there is none: NAME.lance (LanceDB) or NAME.faiss (FAISS). A
+picture that is embedded again replaces its row."""
+_HALF = "Write numbers of 16 bits: half the size, and a search reads them where they lie."
 _STATS = """Print signals that need no labels: effective rank, uniformity, alignment, whether two views have the same
 neighbours. Of a features.safetensors in place of CHECKPOINT: the first two."""
 PROTOCOLS = ("cached", "sgd", "knn", "fewshot")
+_SHELL = completion.among(PROTOCOLS)
 DEFAULT_LISTS = Path("probe-lists")
 _TRAIN = """features.safetensors to fit on, where CHECKPOINT is one to score on. [CHECKPOINT divided 80 to 20 by
 class]"""
@@ -42,6 +46,8 @@ def embed(
     data: options.Data = None,
     split: options.Split = None,
     output: Annotated[Path | None, Option("--output", "-o", help=_OUTPUT)] = None,
+    index: Annotated[Path | None, Option(metavar="NAME.lance|.faiss", help=_INDEX)] = None,
+    half: Annotated[bool, Option("--half", help=_HALF)] = False,
     overwrite: options.Overwrite = False,
     stats: Annotated[bool, Option("--stats", help=_STATS)] = False,
     processes: options.Processes = None,
@@ -49,11 +55,13 @@ def embed(
     quiet: options.Quiet = False,
     **encoding: Any,
 ) -> None:
-    """Write the features of a split or folder to one file. A safetensors file."""
+    """Write the features of a split or folder to one file. In the format of its suffix, or into a vector index."""
     options.check_paths(checkpoint, data, encoding["cache"])
-    from fgssl.evaluation.feature_file import FEATURES, is_feature_file, read_features, save_features
+    from fgssl.evaluation.export import Export, check_export, halved, save_export
+    from fgssl.evaluation.feature_file import is_feature_file, read_features
     from fgssl.evaluation.metrics import feature_stats, view_stats
     from fgssl.evaluation.subject import open_split, open_subject
+    from fgssl.evaluation.vector_index import add_to_index, check_index
     from fgssl.runs.encoder_file import identity
 
     if stats and is_feature_file(checkpoint):
@@ -63,23 +71,28 @@ def embed(
         document = {"features": checkpoint, "stats": signals}
         print_json(document) if json_output else _print_stats(signals, checkpoint)
         return
-    target = output or (None if stats else Path("features.safetensors"))
+    target = output or (None if stats or index else Path("features.safetensors"))
     if target is not None:
-        check_output(target, kind=FEATURES, inputs=(*checkpoint.split("+"), data), overwrite=overwrite)
+        check_export(target, inputs=(*checkpoint.split("+"), data), overwrite=overwrite)
     options.share_out(processes, remedy=options.AGAIN)
     with options.reported(quiet=quiet, data=data, **encoding) as given:
         subject = open_subject(checkpoint, given)
         images = open_split(subject.data, split, "test")
+        about = {"source": images.source, "split": images.split, "pool": subject.pool, "checkpoint": checkpoint,
+                 "encoder": identity(subject.encoder)}  # fmt: skip
+        if index is not None:
+            check_index(index, about)
         found = subject.embed(images)
         told: dict[str, Any] = {}
         if stats:
             views = view_stats(subject.encoder, images, pool=subject.pool, batch_size=subject.batch_size)
             told["stats"] = {**feature_stats(found.features), **views}
+        splits = tuple(images.split_of(row) for row in found.positions.tolist())
+        export = Export(halved(found) if half else found, splits, about)
         if target is not None and process_rank() == 0:
-            save_features(
-                target, found, source=images.source, split=images.split, pool=subject.pool,
-                checkpoint=checkpoint, encoder=identity(subject.encoder),
-            )  # fmt: skip
+            save_export(target, export)
+        if index is not None and process_rank() == 0:
+            told["index"] = {"path": str(index), "rows": add_to_index(index, export)}
     count, width = found.features.shape
     if json_output:
         print_json({"output": target and str(target), "images": count, "width": width, "pool": subject.pool,
@@ -89,6 +102,8 @@ def embed(
         _print_stats(told["stats"], f"{images.source} [{images.split}] by {checkpoint} ({subject.pool})")
     if target is not None:
         say(f"{target}: {count} x {width} features ({subject.pool})")
+    if "index" in told:
+        say(f"{index}: {told['index']['rows']} rows, {count} of them written now")
 
 
 def _print_stats(signals: dict[str, Any], title: str) -> None:
@@ -109,7 +124,7 @@ def probe(
     data: options.Data = None,
     split: options.Split = None,
     train: Annotated[Text, Option(metavar="FILE", help=_TRAIN)] = None,
-    protocol: Annotated[str, Option(metavar="|".join(PROTOCOLS), help=_PROTOCOLS)] = "cached",
+    protocol: Annotated[str, Option(metavar="|".join(PROTOCOLS), help=_PROTOCOLS, autocompletion=_SHELL)] = "cached",
     labels: Annotated[str, Option(help="Shares of the train labels, drawn by class: 1.0,0.5,0.2")] = "1.0",
     tries: Annotated[int, Option(help="Draws of each share below 1, with seeds --seed, --seed + 1, ...")] = 1,
     epochs: Annotated[int, Option(help="sgd: passes over the labelled images.")] = 100,

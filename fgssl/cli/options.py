@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, BadParameter, Exit, Option
 from typer.core import TyperCommand
 
+from fgssl.cli import completion
 from fgssl.cli.console import print_error, reporting
 from fgssl.data.sources.open import require_source
 from fgssl.errors import SettingError
@@ -41,24 +42,30 @@ def check_pools(text: str | None, *, most: int | None = None) -> str | None:
 
 _CHECKPOINT = """Run folder, encoder .safetensors, timm:NAME, hf-hub:NAME, timm's folder, or a state dict (.safetensors,
 .pth)."""
-Checkpoint = Annotated[str, Argument(metavar="CHECKPOINT", help=_CHECKPOINT)]
-Data = Annotated[Text, Option(help="Data source. [the one the encoder was trained on]")]
+Checkpoint = Annotated[str, Argument(metavar="CHECKPOINT", help=_CHECKPOINT, autocompletion=completion.checkpoint)]
+Data = Annotated[
+    Text, Option(help="Data source. [the one the encoder was trained on]", autocompletion=completion.source)
+]
 Split = Annotated[Text, Option(help="Split to take. [the source's test split]")]
 Batch = Annotated[int | None, Option(help="Images per forward. [64]")]
-Device = Annotated[Text, Option(help="cpu, cuda, cuda:1, mps. [best at hand]")]
+_DEVICES = completion.SETTINGS["training.device"]
+Device = Annotated[Text, Option(help="cpu, cuda, cuda:1, mps. [best at hand]", autocompletion=_DEVICES)]
 Cache = Annotated[Text, Option(metavar="auto|off|PATH", help="Decoded pictures and galleries.")]
 _POOLS = """Features: gap (mean of the map), rationale (weighted by it), concat (both), zoom (gap, rationale and a
 closer look), cls (class token); controls of zoom: the look in the middle, anywhere, at the object's mask. [zoom with a
 rationale, else gap]"""
 Pool = Annotated[
-    Text, Option(metavar="|".join(POOL_NAMES), callback=lambda text: check_pools(text, most=1), help=_POOLS)
-]
+    Text, Option(metavar="|".join(POOL_NAMES), callback=lambda text: check_pools(text, most=1), help=_POOLS,
+                 autocompletion=completion.among(POOL_NAMES))
+]  # fmt: skip
 _SEVERAL = "[gap, rationale, zoom and cls where it has them]"
-Pools = Annotated[Text, Option(metavar="gap,rationale,...", callback=lambda x: check_pools(x), help=_SEVERAL)]
+Pools = Annotated[Text, Option(metavar="gap,rationale,...", callback=lambda x: check_pools(x), help=_SEVERAL,
+                               autocompletion=completion.several(POOL_NAMES))]  # fmt: skip
 Masks = Annotated[Text, Option(metavar="FOLDER", help="Masks of the objects, named as the pictures.")]
 _SHIFT = "Lay each object (by its mask), or each whole picture (crop), off the centre of another, blurred one."
 Shift = Annotated[Text, Option(metavar="none|object|crop", help=_SHIFT)]
-Backbone = Annotated[Text, Option(help="Architecture of a CHECKPOINT that does not tell it, such as a plain .pth.")]
+_ARCHITECTURE = "Architecture of a CHECKPOINT that does not tell it, such as a plain .pth."
+Backbone = Annotated[Text, Option(help=_ARCHITECTURE, autocompletion=completion.backbone)]
 _SIZE = "Side in pixels for such weights, timm:NAME and hf-hub:NAME. [as they were trained]"
 ImageSize = Annotated[int | None, Option(help=_SIZE)]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace an output that fgssl did not write; never an input.")]

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, BadParameter, Option
 
-from fgssl.cli import options
-from fgssl.cli.console import print_json, print_table, process_rank, say, tell
+from fgssl.cli import completion, options
+from fgssl.cli.console import print_error, print_json, print_table, process_rank, say, tell
 from fgssl.cli.options import Text
 from fgssl.cli.pages import ReportFile, check_page, write_page
 from fgssl.data.decoding import require_files
 from fgssl.drawing import PICTURE, save_png
+from fgssl.errors import FgsslError
 from fgssl.runtime.files import check_output
 
 if TYPE_CHECKING:
     from fgssl.evaluation.compare import ComparisonTable
     from fgssl.evaluation.retrieval.scored import Scored
-    from fgssl.evaluation.retrieval.search import Lookup
+    from fgssl.evaluation.retrieval.search import Lookup, Result, Searcher
 
-_QUERY = "Find images like these instead of scoring; no labels needed."
+_QUERY = """Find images like these instead of scoring; no labels needed. "-" reads a path a line and answers each at
+once, with encoder and gallery loaded once."""
+_GALLERY = "Search this data source, features.safetensors or vector index."
 _NO_START = "Leave out the rows of the trained weights that the runs began from, used as they are."
+_FIRST = "Data source. [the one the first encoder was trained on]"
 _METRICS = ("rank1", "rank5", "rank10", "mAP", "mAP_at_R", "r_precision")
 _CHECKPOINTS = """Run folders, encoder files, timm:NAME, weights, or features.safetensors (several of one model joined
 by +), whose images are found by path."""
@@ -32,7 +37,7 @@ def retrieve(
     checkpoint: options.Checkpoint,
     data: options.Data = None,
     query_split: Annotated[Text, Option("--query-split", "--split", help="Split of queries. [the test split]")] = None,
-    gallery: Annotated[Text, Option(metavar="SOURCE", help="Search this data source or features.safetensors.")] = None,
+    gallery: Annotated[Text, Option(metavar="SOURCE", help=_GALLERY, autocompletion=completion.source)] = None,
     gallery_split: Annotated[Text, Option(help="Split to search. [all of --gallery; else leave-one-out]")] = None,
     query: Annotated[list[Path] | None, Option("--query", metavar="IMAGE...", help=_QUERY)] = None,
     top: Annotated[int, Option(help="Hits of each --query.")] = 10,
@@ -52,7 +57,11 @@ def retrieve(
     if output and not query:
         raise BadParameter("--output draws the hits of --query; without it there are none")
     options.check_paths(checkpoint, data, encoding["cache"])
-    require_files([path for path in query or () if not path.is_dir()])
+    if asks := query == [Path("-")]:
+        if refused := options.given_flags({"output": output, "report": report, "processes": processes}):
+            raise BadParameter(f"{' and '.join(refused)} goes with pictures that are named, not with --query -")
+    else:
+        require_files([path for path in query or () if not path.is_dir()])
     if query and output is not None:
         inputs = (*query, *checkpoint.split("+"), data, gallery)
         check_output(output, kind=PICTURE, inputs=inputs, overwrite=overwrite)
@@ -65,10 +74,13 @@ def retrieve(
     given = {"data": data, **encoding}
     size = None if memory is None else parse_bytes(memory)
     with options.reported(quiet=quiet, memory_bytes=size, **given) as asked:
+        if asks:
+            _answer(search.open_searcher(checkpoint, asked, gallery=gallery, split=gallery_split), top, json_output)
+            return
         if query:
             found = search.look_up(checkpoint, query, asked, gallery=gallery, split=gallery_split, top=top)
             if output is not None and process_rank() == 0:
-                save_png(search.draw_lookup(found, title=f"{checkpoint} in {found.gallery}"), output)
+                save_png(search.draw_lookup(found, title=f"{checkpoint} in {found.searcher.gallery.name}"), output)
         elif is_feature_file(checkpoint):
             if refused := options.given_flags({"query_split": query_split, "gallery_split": gallery_split, **given}):
                 raise BadParameter(f"{' and '.join(refused)} has no meaning for a file of features ('{checkpoint}')")
@@ -116,27 +128,54 @@ def _print_scores(scored: Scored, checkpoint: str, explain: bool, json_output: b
             say(f"{name}: {meaning}")
 
 
+def _answer(searcher: Searcher, top: int, json_output: bool) -> None:
+    """The hits of each line of stdin, a JSON document a line where that is asked for; a bad picture is told of."""
+    if sys.stdin.isatty():
+        tell(f"{searcher.gallery.images} images: a picture a line; Ctrl-D ends")
+    for line in sys.stdin:
+        if not line.strip():
+            continue
+        try:
+            path = Path(line.strip()).expanduser()
+            require_files([] if path.is_dir() else [path])
+            results = searcher.find([path], top=top)
+        except FgsslError as error:
+            print_error(error.problem, error.remedy)
+            continue
+        for result in results:
+            hits = [hit._asdict() for hit in result.hits]
+            print_json({"query": result.name, "hits": hits}, lines=True) if json_output else _print_result(result)
+        sys.stdout.flush()
+
+
+def _print_result(result: Result) -> None:
+    for hit in result.hits:
+        say(f"{hit.rank:4d}  {hit.score:.4f}  {hit.path}{'' if hit.label is None else f'  ({hit.label})'}")
+
+
 def _print_hits(found: Lookup, checkpoint: str, output: Path | None, json_output: bool) -> None:
     if json_output:
+        searcher = found.searcher
         print_json({
-            "checkpoint": checkpoint, "gallery": found.gallery, "images": len(found.embeddings.identifiers),
-            "pool": found.pool, "score": "cosine", "output": None if output is None else str(output),
+            "checkpoint": checkpoint, "gallery": searcher.gallery.name, "images": searcher.gallery.images,
+            "pool": searcher.subject.pool, "score": "cosine", "output": None if output is None else str(output),
             "queries": [{"query": each.name, "hits": [hit._asdict() for hit in each.hits]} for each in found.results],
         })  # fmt: skip
         return
     for result in found.results:
         if len(found.results) > 1:
             say(result.name)
-        for hit in result.hits:
-            say(f"{hit.rank:4d}  {hit.score:.4f}  {hit.path}{'' if hit.label is None else f'  ({hit.label})'}")
+        _print_result(result)
     if output is not None:
         tell(f"picture: {output}")
 
 
 @options.takes({name: kind for name, kind in options.ENCODING.items() if name != "pool"}, before="seed")
 def compare(
-    checkpoints: Annotated[list[str], Argument(metavar="CHECKPOINT", help=_CHECKPOINTS)],
-    data: Annotated[Text, Option(help="Data source. [the one the first encoder was trained on]")] = None,
+    checkpoints: Annotated[
+        list[str], Argument(metavar="CHECKPOINT", help=_CHECKPOINTS, autocompletion=completion.checkpoint)
+    ],
+    data: Annotated[Text, Option(help=_FIRST, autocompletion=completion.source)] = None,
     split: options.Split = None,
     pool: options.Pools = None,
     k: Annotated[int, Option("--k", help="Neighbours that vote in knn.")] = 20,
@@ -176,11 +215,11 @@ def _compared_page(table: ComparisonTable, seed: int) -> str:
 
 
 def _comparison(table: ComparisonTable, seed: int) -> dict[str, Any]:
-    from fgssl.evaluation.compare import METRICS, differences
+    from fgssl.evaluation.compare import differences
 
     return {
         "data": table.data, "protocol": table.protocol, "train_images": table.train_images,
-        "test_images": table.test_images, "definitions": METRICS, "no_start": table.no_start or None,
+        "test_images": table.test_images, "definitions": table.definitions, "no_start": table.no_start or None,
         "rows": [{"encoder": row.encoder, "pool": row.pool, "width": row.width, "start": row.is_start, **row.values}
                  for row in table.rows],
         "comparisons": [
@@ -194,9 +233,11 @@ def _comparison(table: ComparisonTable, seed: int) -> dict[str, Any]:
 def _print_comparison(table: ComparisonTable, seed: int, *, markdown: bool) -> None:
     from fgssl.evaluation.compare import METRICS, differences
 
-    rows = [[row.encoder, row.pool, row.width, *row.values.values()] for row in table.rows]
-    title = f"{table.test_images} images of {table.data}, {table.train_images} to learn from (percent)"
-    print_table(("encoder", "pool", "width", *table.rows[0].values), rows, title=title, text=(0, 1), markdown=markdown)
+    names = dict.fromkeys(name for row in table.rows for name in row.values)
+    rows = [[row.encoder, row.pool, row.width, *map(row.values.get, names)] for row in table.rows]
+    learned = f"{table.train_images} to learn from (percent)" if table.definitions is METRICS else "without labels"
+    title = f"{table.test_images} images of {table.data}, {learned}"
+    print_table(("encoder", "pool", "width", *names), rows, title=title, text=(0, 1), markdown=markdown)
     told: dict[str, dict[str, dict[str, str]]] = {}  # what against -> row -> metric -> difference
     for row, other, metric, found in differences(table.rows, seed=seed):
         against = f"{row.began}, by each column in its best pooling" if row.began else other.name
@@ -205,6 +246,10 @@ def _print_comparison(table: ComparisonTable, seed: int, *, markdown: bool) -> N
         cells[metric] = f"{difference} ({found.low:+.2f} to {found.high:+.2f})"
     for against, lines in told.items():
         title = f"Against {against}: points with 95 % interval, paired bootstrap; * beyond chance (p < 0.05)"
-        cells_of = [[name, *(cells.get(metric, "best") for metric in METRICS)] for name, cells in lines.items()]
-        print_table(("encoder", *METRICS), cells_of, title=title, markdown=markdown)
+        paired = [metric for metric in table.definitions if any(metric in cells for cells in lines.values())]
+        cells_of = [[name, *(cells.get(metric, "best") for metric in paired)] for name, cells in lines.items()]
+        print_table(("encoder", *paired), cells_of, title=title, markdown=markdown)
+    if table.definitions is not METRICS:
+        for name, meaning in table.definitions.items():
+            say(f"{name}: {meaning}")
     say(f"protocol: {table.protocol}")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from fgssl.check import Report, check_source
-from fgssl.cli import options
+from fgssl.cli import completion, options
 from fgssl.cli.console import print_json, print_table, reporting, say, tell
 from fgssl.cli.pages import ReportFile, check_page, write_page
 from fgssl.config.resolve import load_config
@@ -21,12 +21,16 @@ USUAL_SIZE = 224  # what most models train at, where neither the user nor the so
 SHOWN = 10  # rows of a listing; --json has all
 _SETS = "A data setting, e.g. data.label_column=species. Repeatable."
 MEASURED_AT_MOST = 24  # models, unless asked: each takes a second or so
+_PATTERN = "Part of a name or weights tag, or wildcards: dinov2, 'vit*.dino*'"
 _MEASURE = f"Parameters, map and memory, about a second a model. [up to {MEASURED_AT_MOST} models]"
 TAGS_SHOWN = 3  # on a terminal, or in a list of many; --json has all
 
 
 def check(
-    source: Annotated[str, Argument(metavar="SOURCE", help="As --data of pretrain.", show_default=False)],
+    source: Annotated[
+        str,
+        Argument(metavar="SOURCE", help="As --data of pretrain.", show_default=False, autocompletion=completion.source),
+    ],
     split: Annotated[list[str] | None, Option(help="Look at this split only. Repeatable. [all the source has]")] = None,
     image_size: Annotated[int | None, Option(help="Counts pictures smaller than these views. [224; demo: 96]")] = None,
     workers: Annotated[int | None, Option(help="Processes that decode. [all cores]")] = None,
@@ -137,7 +141,7 @@ def cache(
 
 
 def backbones(
-    pattern: Annotated[str, Argument(help="Part of a name or weights tag, or wildcards: dinov2, 'vit*.dino*'")] = "*",
+    pattern: Annotated[str, Argument(help=_PATTERN, autocompletion=completion.backbone)] = "*",
     image_size: Annotated[int | None, Option(help="Measure at this size in pixels. [the model's own]", min=1)] = None,
     batch_size: Annotated[int, Option(help="Images per step of the memory estimate.", min=2)] = 32,
     measure: Annotated[bool | None, Option("--measure/--no-measure", help=_MEASURE, show_default=False)] = None,

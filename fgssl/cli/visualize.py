@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, BadParameter, Option
 
-from fgssl.cli import options
+from fgssl.cli import completion, options
 from fgssl.cli.console import print_json, print_table, reporting, say
 from fgssl.cli.options import Text
 from fgssl.cli.pretrain import RUNS
@@ -19,6 +19,7 @@ from fgssl.runtime.files import check_output, derived_name
 if TYPE_CHECKING:
     from fgssl.evaluation.judge_maps import MapTable
 
+_NEWEST = "Run folder or encoder file. [the newest run in runs/]"
 _PICTURE = "PNG to write. [IMAGE-rationale.png in the current folder]"
 _SCORE = """Score the maps of this run or encoder on a data set instead of drawing: deletion, insertion, steadiness,
 shuffled weights; masks, where there are some."""
@@ -30,7 +31,7 @@ def visualize(
     images: Annotated[
         list[Path] | None, Argument(metavar="IMAGE", help="Pictures to explain.", show_default=False)
     ] = None,
-    checkpoint: Annotated[str | None, Option(help="Run folder or encoder file. [the newest run in runs/]")] = None,
+    checkpoint: Annotated[str | None, Option(help=_NEWEST, autocompletion=completion.checkpoint)] = None,
     output: Annotated[Path | None, Option("--output", "-o", help=_PICTURE)] = None,
     overwrite: options.Overwrite = False,
     score: Annotated[Text, Option("--score", metavar="CHECKPOINT", help=_SCORE)] = None,

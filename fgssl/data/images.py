@@ -71,6 +71,10 @@ class ImageSet:
         """The same in printable characters, for messages."""
         return shown(self.name(index))
 
+    def split_of(self, index: int) -> str:
+        """The split that one image is from: of splits joined together its own."""
+        return self.split
+
     def content(self, index: int) -> bytes | str:
         """The encoded image, or the path of its file."""
         raise NotImplementedError
@@ -105,6 +109,10 @@ class Indirect(ImageSet):
     def name(self, index: int) -> str:
         images, inner = self.locate(index)
         return images.name(inner)
+
+    def split_of(self, index: int) -> str:
+        images, inner = self.locate(index)
+        return images.split_of(inner)
 
     def load(self, index: int, min_side: int | None = None) -> Image:
         images, inner = self.locate(index)

@@ -23,7 +23,7 @@ from fgssl.data.images import About, ImageSet
 from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import Embeddings, rows_of
 from fgssl.evaluation.features import check_features, check_labels
-from fgssl.runtime.files import OutputKind, atomic_path
+from fgssl.runtime.files import atomic_path
 from fgssl.runtime.reporting import Reporter
 from fgssl.runtime.text import shown
 
@@ -37,7 +37,7 @@ class FeatureFile(NamedTuple):
     """Features with what their file says about them; None where it says nothing."""
 
     path: str  # as the user wrote it
-    embeddings: Embeddings  # features as the file has them: float32, not scaled
+    embeddings: Embeddings  # features as the file has them: float32 (or `half`), not scaled
     source: str | None = None  # the data source that was embedded
     split: str | None = None
     pool: str | None = None
@@ -65,10 +65,15 @@ def is_feature_table(name: str) -> bool:
     return is_feature_file(name) or all(is_feature_file(part) for part in name.split(SEPARATOR))
 
 
-def read_features(name: str) -> FeatureFile:
-    """Features, labels and names of a safetensors file. Raises FgsslError: not there, damaged, or they do not fit."""
+def read_features(name: str, *, half: bool = False) -> FeatureFile:
+    """Features, labels and names of a safetensors file. Raises FgsslError: not there, damaged, or they do not fit.
+
+    Features of 16 bits become float32, unless `half`: then they stay in the file, which is mapped into memory.
+    """
     tensors, metadata = _read(name)
-    features = check_features(tensors["features"], f"features of '{name}'")
+    features, called = tensors["features"], f"features of '{name}'"
+    if not (half and features.dtype == torch.float16 and features.ndim == 2 and len(features)):
+        features = check_features(features, called)
     rows, labels, unlabelled = len(features), tensors.get("labels"), "it holds no tensor `labels`"
     class_names = None if labels is None else _names(metadata, "class_names", name)
     if labels is not None:
@@ -122,11 +127,14 @@ def _names(metadata: dict[str, str], key: str, name: str) -> tuple[str, ...] | N
     return tuple(found)
 
 
-def _is_own(path: Path) -> bool:
+def is_own_features(path: Path) -> bool:
+    """Whether fgssl wrote the file."""
     return _header(path)[1].get("format") == FORMAT
 
 
-FEATURES = OutputKind("features", (".safetensors", ""), _is_own, makes_folder=True)
+def lasting_names(embeddings: Embeddings) -> list[str]:
+    """The name of each row: a path that means the same in any folder; the name of an image that is no file as it is."""
+    return [os.path.abspath(name) if os.path.exists(name) else name for name in embeddings.identifiers]
 
 
 def save_features(path: Path, embeddings: Embeddings, **told: str) -> None:
@@ -134,9 +142,8 @@ def save_features(path: Path, embeddings: Embeddings, **told: str) -> None:
     tensors = {"features": embeddings.features.contiguous()}
     if embeddings.labels is not None:
         tensors["labels"] = embeddings.labels.to(torch.int64).contiguous()
-    # paths that mean the same in any folder; the name of an image that is no file as it is
-    paths = [os.path.abspath(name) if os.path.exists(name) else name for name in embeddings.identifiers]
-    metadata = {"format": FORMAT, "fgssl": __version__, "paths": json.dumps(paths)}
+    paths = json.dumps(lasting_names(embeddings))
+    metadata = {"format": FORMAT, "fgssl": __version__, "paths": paths}
     metadata["class_names"] = json.dumps(embeddings.class_names)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata | {key: shown(value) for key, value in told.items()})

@@ -45,8 +45,13 @@ def check_labels(labels: Tensor, rows: int, name: str = "labels") -> Tensor:
 
 def check_widths(first: Tensor, second: Tensor, names: tuple[str, str]) -> None:
     """Raises FgsslError unless both (N, D) and (M, D) have the same width D."""
-    if first.shape[1] != second.shape[1]:
-        problem = f"{names[0]} are {first.shape[1]} wide and {names[1]} {second.shape[1]}"
+    check_same_width(first.shape[1], second.shape[1], names)
+
+
+def check_same_width(first: int, second: int, names: tuple[str, str]) -> None:
+    """The same of widths alone."""
+    if first != second:
+        problem = f"{names[0]} are {first} wide and {names[1]} {second}"
         raise FgsslError(problem, "take both from the same encoder with the same pooling")
 
 

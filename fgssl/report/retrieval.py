@@ -10,7 +10,7 @@ from fgssl.data.decoding import decode_image
 from fgssl.errors import UnreadableImage
 from fgssl.evaluation.retrieval.metrics import DEFINITIONS
 from fgssl.evaluation.retrieval.scored import Scored, Side
-from fgssl.evaluation.retrieval.search import Hit, Lookup, picture_of
+from fgssl.evaluation.retrieval.search import Hit, Lookup
 from fgssl.report.page import page
 from fgssl.report.pictures import address
 from fgssl.report.sections import Picture, Section, facts, file_name, gallery, table
@@ -46,22 +46,22 @@ def scored_page(scored: Scored, checkpoint: str) -> str:
 
 def lookup_page(found: Lookup, checkpoint: str) -> str:
     """Each query with its hits, best first, and all of them in a table."""
-    results, rows = found.results[:QUERIES], []
+    searched, results, rows = found.searcher.gallery, found.results[:QUERIES], []
     for result in results:
-        hits = zip(result.hits[:HITS], result.rows[:HITS], strict=True)
+        hits = zip(result.hits[:HITS], result.found[:HITS], strict=True)
         own = Picture(_address(_decoded(result.name)), f"query: {file_name(result.name)}")
-        rows.append([own, *(Picture(_address(picture_of(found, row)), _caption(hit)) for hit, row in hits)])
+        rows.append([own, *(Picture(_address(searched.picture(near)), _caption(hit)) for hit, near in hits)])
     left_out = len(found.results) - len(results)
-    told = f"Each query with its hits, best first. {len(found.embeddings.identifiers):,} pictures were searched by"
-    told += f" {found.pool} pooling; scores are cosines."
+    told = f"Each query with its hits, best first. {searched.images:,} pictures were searched by"
+    told += f" {found.searcher.subject.pool} pooling; scores are cosines."
     told += f" {left_out:,} more queries are in the table alone." if left_out else ""
     cells = [[result.name, *hit] for result in found.results for hit in result.hits]
     sections: list[Section] = [
         gallery("Hits", rows, told=told),
         table("All hits", ("query", "rank", "score", "file", "class"), cells),
-        *unreadable_section([fault.reason for fault in found.embeddings.faults]),
+        *unreadable_section(searched.faults),
     ]
-    return page("Search", sections, subtitle=f"{checkpoint} in {found.gallery}")
+    return page("Search", sections, subtitle=f"{checkpoint} in {searched.name}")
 
 
 def _view(side: Side, pool: str | None) -> SplitView:

@@ -49,11 +49,16 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for row in rows:
-        cells = [shown(value) if isinstance(value, str) else value for value in row]
-        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell for cell in cells])
+        writer.writerow([csv_cell(value) if isinstance(value, str) else value for value in row])
     return text.getvalue()
 
 
-def json_text(value: Any) -> str:
+def csv_cell(value: str) -> str:
+    """A string as it may stand in a spreadsheet."""
+    cell = shown(value)
+    return f"'{cell}" if cell.startswith(_FORMULA) else cell
+
+
+def json_text(value: Any, *, indent: int | None = 2) -> str:
     r"""JSON that holds names as they are, in ASCII; a byte that is not UTF-8 as the surrogate that reads back as it."""
-    return json.dumps(value, indent=2)
+    return json.dumps(value, indent=indent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 from pathlib import Path
@@ -56,7 +57,17 @@ def bench_code() -> str:
 def test_every_flag_named_exists(page: str) -> None:
     known = {option for command in VERBS.values() for parameter in command.params for option in parameter.opts}
     known |= {option for command in VERBS.values() for p in command.params for option in p.secondary_opts}
-    known |= {"--help", "--version", "--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"}
+    known |= {
+        "--help",
+        "--version",
+        "--nproc_per_node",
+        "--nnodes",
+        "--rdzv_backend",
+        "--rdzv_endpoint",
+        "--install-completion",
+        "--show-completion",
+        "--logdir",
+    }
     known |= set(re.findall(r'"(--[a-z][\w-]*)"', bench_code()))
     text = re.sub(r"^#SBATCH.*", "", PAGES[page], flags=re.MULTILINE)
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text))
@@ -111,7 +122,7 @@ def shortened(words: list[str]) -> list[str]:
     return [*words, *(option for options in more for option in options)]
 
 
-def test_a_reader_who_types_what_the_pages_say_gets_there(tmp_path: Path) -> None:
+def test_a_reader_who_types_what_the_pages_say_gets_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, name in enumerate(("photos", "more-photos", "other-photos")):
         for split in ("train", "test"):
             make_photos(tmp_path / name / split, 18, classes=3, seed=100 * number + 50 * (split == "test"))
@@ -119,6 +130,7 @@ def test_a_reader_who_types_what_the_pages_say_gets_there(tmp_path: Path) -> Non
         make_picture(number, 60, 50).save(tmp_path / name)
     other = ["pretrain", "--data", "./photos", "--output", "runs/other", "--no-rationale"]
     ran = set()
+    monkeypatch.setattr("sys.stdin", io.StringIO("a.jpg\nb.jpg\n"))
     for words in map(shortened, [other, *story()]):
         outcome = fgssl(*words, cwd=tmp_path)
         assert outcome.code == 0, (" ".join(words), outcome.err)

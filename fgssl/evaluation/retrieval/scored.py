@@ -19,6 +19,7 @@ from fgssl.evaluation.features import check_widths, common_labels
 from fgssl.evaluation.metrics import added_metrics
 from fgssl.evaluation.retrieval.metrics import RetrievalResult, evaluate_retrieval
 from fgssl.evaluation.subject import EvaluationOptions, Subject, asked_data, labels_of, open_split, open_subject
+from fgssl.evaluation.vector_index import VectorIndex
 from fgssl.runs.encoder_file import identity
 
 _LABELS_WHY = "retrieval is scored by them"
@@ -82,14 +83,14 @@ def score_files(queries: str, gallery: str | None, options: EvaluationOptions) -
     return _scored(found._replace(source=queries), other, options)
 
 
-def gallery_file(gallery: str | None, split: str | None) -> FeatureFile | None:
+def gallery_file(gallery: str | None, split: str | None, *, half: bool = False) -> FeatureFile | None:
     """The gallery as a file of features, None where it is none. Raises FgsslError where a split is asked of a file."""
     if gallery is None or not (is_feature_file(gallery) or gallery.endswith(".safetensors")):
         return None
     if split is not None:
         problem = f"--gallery-split {split}: '{gallery}' is a file of features, which has no splits"
         raise FgsslError(problem, "leave it out")
-    return read_features(gallery)
+    return read_features(gallery, half=half)
 
 
 def gallery_images(data: DataConfig, split: str | None) -> ImageSet:
@@ -97,7 +98,7 @@ def gallery_images(data: DataConfig, split: str | None) -> ImageSet:
     return load_images(data, "+".join(available_splits(data)) if split is None else split)
 
 
-def open_beside(checkpoint: str, file: FeatureFile | None, options: EvaluationOptions) -> Subject:
+def open_beside(checkpoint: str, file: FeatureFile | VectorIndex | None, options: EvaluationOptions) -> Subject:
     """An encoder that pools as a gallery of features does. Raises FgsslError where that is of another encoder."""
     if file is None:
         return open_subject(checkpoint, options)

@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fgssl.config.schema import DataConfig
-from fgssl.data.cache.folder import cache_folder, cache_label
-from fgssl.data.cache.pixels import RETRIED_FAULTS, Fault, PixelStore
 from fgssl.data.decoding import decode_image, require_files
-from fgssl.data.images import ImageSet
 from fgssl.drawing import Map, Neighbour, QueryRow, search_sheet
-from fgssl.encoder import Encoder, Pool
-from fgssl.errors import FgsslError, SettingError, UnreadableImage
-from fgssl.evaluation.embed import Embeddings, evaluation_view, rows_of, seen
+from fgssl.encoder import Encoder
+from fgssl.errors import SettingError
+from fgssl.evaluation.embed import seen
 from fgssl.evaluation.explain import explain, shown
-from fgssl.evaluation.feature_file import is_feature_file
-from fgssl.evaluation.features import check_widths
-from fgssl.evaluation.retrieval.ranking import search
-from fgssl.evaluation.retrieval.scored import gallery_file, gallery_images, open_beside, true_path
+from fgssl.evaluation.features import check_same_width
+from fgssl.evaluation.retrieval.galleries import Gallery, find_place, open_gallery
+from fgssl.evaluation.retrieval.scored import gallery_images, true_path
 from fgssl.evaluation.subject import EvaluationOptions, Subject
-from fgssl.runs.encoder_file import identity
-from fgssl.runtime.files import atomic_path
+from fgssl.evaluation.vector_index import Near
 
 SHEET_QUERIES, SHEET_HITS = 12, 24  # the most a sheet shows: larger ones no viewer opens
 PANEL = 200  # pixels of a picture on the sheet
-FORMAT = "fgssl-kept-features-1"
 
 
 class Hit(NamedTuple):
@@ -51,22 +37,55 @@ class Hit(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The hits of one query, best first; `rows` are their places in the gallery's embeddings."""
+    """The hits of one query, best first, and what the gallery knows them by."""
 
     name: str
     hits: list[Hit]
-    rows: list[int]
+    found: list[Near]
 
 
 class Lookup(NamedTuple):
     """What a search found, and what is needed to draw it."""
 
-    encoder: Encoder
-    gallery: str  # in words
-    pool: Pool
+    searcher: Searcher
     results: list[Result]
-    source: ImageSet | None  # None for a file of features: its paths may or may not be files here
-    embeddings: Embeddings
+
+
+class Searcher:
+    """An encoder and a gallery, loaded once, that may be asked as often as one likes."""
+
+    def __init__(self, subject: Subject, gallery: Gallery) -> None:
+        self.subject, self.gallery = subject, gallery
+
+    def find(self, queries: Sequence[Path], *, top: int) -> list[Result]:
+        """The hits of pictures, and of folders of pictures. Raises UnreadableImage or FgsslError."""
+        return self.nearest(*embed_queries(self.subject, queries), top=top)
+
+    def nearest(self, names: Sequence[Path], features: Tensor, *, top: int) -> list[Result]:
+        """The hits of pictures by their names and embeddings (N, D); no picture is its own hit."""
+        called = ("the queries' features", f"those of '{self.gallery.name}'")
+        check_same_width(features.shape[1], self.gallery.width, called)
+        wanted, found = top + 1, self.gallery.nearest(features, top + 1)
+        paths = [true_path(name) for name in names]
+        results = [self._others(*each, top) for each in zip(paths, found, strict=True)]
+        # one file may be in the gallery through several links
+        while any(len(hits) < top for hits in results) and any(len(near) == wanted for near in found):
+            wanted *= 2
+            found = self.gallery.nearest(features, wanted)
+            results = [self._others(*each, top) for each in zip(paths, found, strict=True)]
+        return [
+            Result(str(name), [Hit(rank, near.score, near.path, near.label) for rank, near in enumerate(hits, 1)], hits)
+            for name, hits in zip(names, results, strict=True)
+        ]
+
+    def _others(self, query: str, found: Sequence[Near], top: int) -> list[Near]:
+        return [near for near in found if true_path(near.path) != query][:top]
+
+
+def open_searcher(checkpoint: str, asked: EvaluationOptions, *, gallery: str | None, split: str | None) -> Searcher:
+    """An encoder with the gallery that it searches; raises as `look_up`."""
+    place = find_place(checkpoint, asked, gallery=gallery, split=split)
+    return Searcher(place.subject, open_gallery(place))
 
 
 def look_up(
@@ -83,7 +102,7 @@ def look_up(
     Args:
         queries: Pictures, and folders of pictures, whose unreadable ones are left out.
         asked: Of their `data` the default gallery.
-        gallery: Data source or file of features, by default the data.
+        gallery: Data source, file of features or vector index, by default the data.
         split: Of the source, by default all of them.
         top: Hits a query; beyond the gallery it takes the whole gallery.
 
@@ -91,29 +110,18 @@ def look_up(
     """
     if top < 1:
         raise SettingError(f"--top {top}", "ask for 1 or more")
-    if is_feature_file(checkpoint):
-        problem = f"'{checkpoint}' holds features, not an encoder to embed a query with"
-        raise FgsslError(problem, "give the encoder, and the file with --gallery")
     require_files([path for path in queries if not path.is_dir()])
-    gallery = gallery or asked.data
-    file = gallery_file(gallery, split)
-    subject = open_beside(checkpoint, file, replace(asked, data=gallery))
+    place = find_place(checkpoint, asked, gallery=gallery, split=split)
     # first: a query that is no image is told before the gallery is embedded
-    queries, features = _queries(subject, queries)
-    if file is not None:
-        source, found, name = None, file.embeddings, file.path
-    else:
-        source = gallery_images(subject.data, split)
-        found, name = _kept(subject, source), f"{source.source} [{source.split}]"
-    check_widths(features, found.features, ("the queries' features", f"those of '{name}'"))
-    if top > len(found.identifiers):
-        asked.reporter.note(f"--top {top}: the gallery holds {len(found.identifiers)} images")
-    results = _results(queries, features, found, top, asked)
-    return Lookup(subject.encoder, name, subject.pool, results, source, found)
+    names, features = embed_queries(place.subject, queries)
+    searcher = Searcher(place.subject, open_gallery(place))
+    if top > searcher.gallery.images:
+        asked.reporter.note(f"--top {top}: the gallery holds {searcher.gallery.images} images")
+    return Lookup(searcher, searcher.nearest(names, features, top=top))
 
 
 @torch.inference_mode()
-def _queries(subject: Subject, queries: Sequence[Path]) -> tuple[list[Path], Tensor]:
+def embed_queries(subject: Subject, queries: Sequence[Path]) -> tuple[list[Path], Tensor]:
     """The pictures asked for, those named before those of folders, and their embeddings (N, D)."""
     encoder, pool, size = subject.encoder.eval(), subject.pool, 2 * subject.encoder.view_size(subject.pool)
     files, parts = [path for path in queries if not path.is_dir()], []
@@ -128,88 +136,19 @@ def _queries(subject: Subject, queries: Sequence[Path]) -> tuple[list[Path], Ten
     return files, torch.cat(parts)
 
 
-def _results(
-    queries: Sequence[Path], features: Tensor, gallery: Embeddings, top: int, asked: EvaluationOptions
-) -> list[Result]:
-    paths = [true_path(name) for name in gallery.identifiers]
-    copies = max(Counter(paths).values())  # one file may be there through several links
-    nearest = search(features, gallery.features, top=top + copies, memory_bytes=asked.scratch)
-    labels: list[str | None] = [None] * len(paths)
-    if gallery.labels is not None:
-        names = gallery.class_names
-        labels = [str(number) if names is None else names[number] for number in gallery.labels.tolist()]
-    results = []
-    for query, near, cosines in zip(queries, nearest.indices.tolist(), nearest.scores.tolist(), strict=True):
-        itself = true_path(query)
-        score = {row: cosine for row, cosine in zip(near, cosines, strict=True) if paths[row] != itself}
-        rows = list(score)[:top]
-        hits = [Hit(rank, score[row], gallery.identifiers[row], labels[row]) for rank, row in enumerate(rows, 1)]
-        results.append(Result(str(query), hits, rows))
-    return results
-
-
-def _kept(subject: Subject, images: ImageSet) -> Embeddings:
-    """Embeddings of a gallery from the cache, computed and kept first where they are not there.
-
-    One file a gallery below `features/`, named after where it comes from and what it was made of: when either changes,
-    it is made anew, and the old one goes. A disk that cannot be written only costs the time of the next search.
-    """
-    if subject.cache == "off":
-        return subject.embed(images)
-    path = _path(subject, images)
-    kept = _read(path, images)
-    # tried again: `chmod` changes neither size nor time of a file
-    fresh = PixelStore(images, evaluation_view(subject.encoder, subject.pool))
-    if kept is not None and all(isinstance(fresh.read(fault.index), str) for fault in kept.faults[:RETRIED_FAULTS]):
-        subject.name_faults(kept)
-        return kept
-    found = subject.embed(images)
-    tensors = {"features": found.features.contiguous(), "positions": torch.from_numpy(found.positions)}
-    faults = json.dumps([asdict(fault) for fault in found.faults])
-    with contextlib.suppress(FgsslError):
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": FORMAT, "faults": faults})
-        for former in path.parent.glob(f"*-{path.name.split('-')[-2]}-*"):
-            if former != path:
-                former.unlink(missing_ok=True)
-    return found
-
-
-def _path(subject: Subject, images: ImageSet) -> Path:
-    """LABEL-PLACE-CONTENT.safetensors: where images and encoder are, and what they are by files, weights and view."""
-    place = (os.path.abspath(images.source), images.split, subject.pool, os.path.abspath(subject.checkpoint))
-    view = evaluation_view(subject.encoder, subject.pool)
-    content = (images.fingerprint(), identity(subject.encoder), repr(view), FORMAT)
-    names = [hashlib.blake2b(repr(part).encode(), digest_size=12).hexdigest() for part in (place, content)]
-    folder = cache_folder() if subject.cache == "auto" else Path(subject.cache).expanduser()
-    return folder / "features" / f"{'-'.join((cache_label(images.source, images.split), *names))}.safetensors"
-
-
-def _read(path: Path, images: ImageSet) -> Embeddings | None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            features, index = file.get_tensor("features"), file.get_tensor("positions").numpy()
-            faults = tuple(Fault(**fault) for fault in json.loads(file.metadata()["faults"]))
-        fits = len(features) == len(index) and len(index) + len(faults) == len(images)
-        return rows_of(images, features, index, faults) if fits else None
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError):  # not there, or damaged by somebody
-        return None
-
-
 def draw_lookup(found: Lookup, *, title: str) -> Image.Image:
     """Queries with their hits, each above the rationale over it where the encoder has one."""
-    rows = []
+    rows, (subject, gallery) = [], (found.searcher.subject, found.searcher.gallery)
     for result in found.results[:SHEET_QUERIES]:
         hits, path = result.hits[:SHEET_HITS], Path(result.name)
-        query, *others = _seen(
-            found.encoder, [decode_image(path), *(picture_of(found, row) for row in result.rows[:SHEET_HITS])]
-        )
+        pictures = map(gallery.picture, result.found[:SHEET_HITS])
+        query, *others = _seen(subject.encoder, [decode_image(path), *pictures])
         neighbours = [
             Neighbour(view, _caption(hit), score=hit.score, rationale=weights)
             for (view, weights), hit in zip(others, hits, strict=True)
         ]
         rows.append(QueryRow(query[0], path.name, neighbours, query[1]))
-    footer = f"Scores are cosines; {found.pool} pooling. Each picture is cut to what the encoder sees of it."
+    footer = f"Scores are cosines; {subject.pool} pooling. Each picture is cut to what the encoder sees of it."
     if left_out := len(found.results) - len(rows):
         footer += f" {left_out} more queries are not drawn."
     return search_sheet(rows, title=title, footer=footer, panel_size=PANEL)
@@ -224,16 +163,6 @@ def _seen(encoder: Encoder, pictures: Sequence[Image.Image | None]) -> list[tupl
         (blank, None) if picture is None else (shown(encoder, picture, size=PANEL), next(maps).rationale)
         for picture in pictures
     ]
-
-
-def picture_of(found: Lookup, row: int) -> Image.Image | None:
-    """The picture of a row of the gallery; None where it is not here (any more)."""
-    try:
-        if found.source is not None:
-            return found.source.load(int(found.embeddings.positions[row]))
-        return decode_image(found.embeddings.identifiers[row])
-    except UnreadableImage:
-        return None
 
 
 def _caption(hit: Hit) -> str:

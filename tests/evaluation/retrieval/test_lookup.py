@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import shutil
 from pathlib import Path
@@ -313,3 +315,39 @@ def test_a_folder_of_pictures_may_query_and_its_broken_ones_are_left_out(gallery
 def test_a_search_in_classes_prints_them() -> None:
     printed = fgssl("retrieve", finished_run()[0], "--query", PICTURES[0], "--top", "3").out
     assert all(line.endswith(")") and "(class " in line for line in printed.splitlines())
+
+
+# ---- galleries in files, asked again and again
+
+
+@pytest.mark.parametrize("name", ["g.safetensors", "half.safetensors", "g.lance", "g.faiss"])
+def test_every_kind_of_gallery_answers_alike(name: str, gallery: Path, tmp_path: Path) -> None:
+    run, target = finished_run()[0], tmp_path / name
+    options = ["--index", target] if target.suffix in (".lance", ".faiss") else ["-o", target]
+    assert fgssl("embed", run, "--data", gallery, *options, *(["--half"] if name.startswith("half") else [])).code == 0
+    asked = (PICTURES[0], sorted(gallery.iterdir())[0])  # the second is its own nearest, and no hit
+    plain, found = (look(*asked, "--gallery", where, "--top", "3") for where in (gallery, target))
+    assert paths(found) == paths(plain)
+    scores = [[hit["score"] for query in each["queries"] for hit in query["hits"]] for each in (plain, found)]
+    assert scores[1] == pytest.approx(scores[0], abs=2e-3)
+    sheet = tmp_path / "sheet.png"
+    assert fgssl("retrieve", run, "--query", asked[0], "--gallery", target, "-o", sheet).code == 0 and sheet.exists()
+
+
+def test_lines_of_stdin_are_answered_one_by_one_and_loaded_for_once(gallery: Path) -> None:
+    lines = f"{PICTURES[0]}\nnowhere.jpg\n\n{PICTURES[1]}\n"
+    with mock.patch("sys.stdin", io.StringIO(lines)), forwards() as embedded:
+        done = fgssl("retrieve", finished_run()[0], "--gallery", gallery, "--query", "-", "--top", "2", "--json")
+    answers = [json.loads(line) for line in done.out.splitlines()]
+    assert embedded.call_count == 1 and "nowhere.jpg" in done.err and done.code == 0
+    assert [[hit["path"] for hit in answer["hits"]] for answer in answers] == paths(
+        look(*PICTURES, "--gallery", gallery, "--top", "2")
+    )
+
+
+def test_a_picture_with_many_links_to_it_in_the_gallery_is_none_of_its_hits(gallery: Path) -> None:
+    first = sorted(gallery.iterdir())[0]
+    for number in range(5):
+        (gallery / f"link{number}.jpg").symlink_to(first)
+    found = look(first, "--gallery", gallery, "--top", "3")["queries"][0]["hits"]
+    assert len(found) == 3 and not {os.path.realpath(hit["path"]) for hit in found} & {os.path.realpath(first)}

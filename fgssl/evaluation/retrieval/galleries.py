@@ -1,0 +1,189 @@
+"""What is searched by example: embeddings of a data source, a file of features, or a vector index."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fgssl.data.cache.folder import cache_folder, cache_label
+from fgssl.data.cache.pixels import RETRIED_FAULTS, Fault, PixelStore
+from fgssl.data.decoding import decode_image
+from fgssl.data.images import ImageSet
+from fgssl.errors import FgsslError, UnreadableImage
+from fgssl.evaluation.embed import Embeddings, evaluation_view, rows_of
+from fgssl.evaluation.feature_file import FeatureFile, is_feature_file
+from fgssl.evaluation.features import check_features, unit_rows
+from fgssl.evaluation.retrieval.ranking import best_rows
+from fgssl.evaluation.retrieval.scored import gallery_file, gallery_images, open_beside
+from fgssl.evaluation.subject import EvaluationOptions, Subject
+from fgssl.evaluation.vector_index import Near, VectorIndex, is_index, open_index
+from fgssl.runs.encoder_file import identity
+from fgssl.runtime.files import atomic_path
+
+FORMAT = "fgssl-kept-features-1"
+CHECKED_ROWS = 65_536  # of a mapped file at once
+
+
+class Gallery:
+    """What is searched."""
+
+    name: str  # in words
+    images: int
+    width: int  # D of the features
+    faults: list[str]  # why images of it are left out
+
+    def nearest(self, queries: Tensor, top: int) -> list[list[Near]]:
+        """The `top` (or all) images most similar to each query (N, D), best first."""
+        raise NotImplementedError
+
+    def picture(self, near: Near) -> Image.Image | None:
+        """The picture of one that was found; None where it is not here (any more)."""
+        with contextlib.suppress(UnreadableImage):
+            return self.load(near)
+        return None
+
+    def load(self, near: Near) -> Image.Image:
+        """The same, or UnreadableImage."""
+        return decode_image(near.path)
+
+
+class EmbeddedGallery(Gallery):
+    """Embeddings in memory, or 16-bit ones in a file that is mapped into it; searched exactly."""
+
+    def __init__(self, name: str, found: Embeddings, source: ImageSet | None, memory_bytes: int) -> None:
+        self.name, self.source, self.found, self.memory_bytes = name, source, found, memory_bytes
+        self.images, self.width = found.features.shape
+        self.faults = [fault.reason for fault in found.faults]
+        self.scale: Tensor | None = None
+        self.features = found.features
+        if self.features.dtype == torch.float16:  # read once, to be checked and measured
+            parts = torch.split(self.features, CHECKED_ROWS)
+            lengths = torch.cat([torch.linalg.vector_norm(check_features(part, name), dim=1) for part in parts])
+            self.scale = 1 / lengths.clamp_min(torch.finfo(torch.float16).tiny)
+        else:
+            self.features = unit_rows(check_features(self.features, "gallery"))
+
+    def nearest(self, queries: Tensor, top: int) -> list[list[Near]]:
+        asked = unit_rows(check_features(queries, "queries"))
+        best = best_rows(asked, self.features, top=top, scale=self.scale, memory_bytes=self.memory_bytes)
+        rows = zip(best.indices.tolist(), best.scores.tolist(), strict=True)
+        return [[self._near(row, score) for row, score in zip(*each, strict=True)] for each in rows]
+
+    def _near(self, row: int, score: float) -> Near:
+        labels, names = self.found.labels, self.found.class_names
+        label = None if labels is None else str(int(labels[row])) if names is None else names[int(labels[row])]
+        return Near(self.found.identifiers[row], label, score, row)
+
+    def load(self, near: Near) -> Image.Image:
+        if self.source is None:  # the paths of a file of features may or may not be files here
+            return decode_image(near.path)
+        return self.source.load(int(self.found.positions[near.row]))
+
+
+class IndexGallery(Gallery):
+    """A vector index."""
+
+    def __init__(self, index: VectorIndex) -> None:
+        self.index, self.name, self.images, self.width = index, index.path, index.rows, index.width
+        self.faults = []
+
+    def nearest(self, queries: Tensor, top: int) -> list[list[Near]]:
+        return self.index.nearest(unit_rows(check_features(queries, "queries")), top)
+
+
+class Place(NamedTuple):
+    """An encoder, and where it is to search; not yet embedded."""
+
+    subject: Subject
+    where: FeatureFile | VectorIndex | None  # None: what `subject.data` names
+    split: str | None
+    memory_bytes: int
+
+
+def find_place(checkpoint: str, asked: EvaluationOptions, *, gallery: str | None, split: str | None) -> Place:
+    """Open the encoder as its gallery needs it: a data source, by default the encoder's own, or a file.
+
+    Raises FgsslError where one of them is not there, or the gallery is of another encoder.
+    """
+    if is_feature_file(checkpoint):
+        problem = f"'{checkpoint}' holds features, not an encoder to embed a query with"
+        raise FgsslError(problem, "give the encoder, and the file with --gallery")
+    gallery = gallery or asked.data
+    where: FeatureFile | VectorIndex | None
+    if gallery is not None and is_index(gallery):
+        if split is not None:
+            raise FgsslError(f"--gallery-split {split}: '{gallery}' is an index, which has no splits", "leave it out")
+        where = open_index(gallery)
+    else:
+        where = gallery_file(gallery, split, half=True)
+    return Place(open_beside(checkpoint, where, replace(asked, data=gallery)), where, split, asked.scratch)
+
+
+def open_gallery(place: Place) -> Gallery:
+    """What is searched, embedded where it is not yet."""
+    subject, where, split, memory_bytes = place
+    if isinstance(where, VectorIndex):
+        return IndexGallery(where)
+    if where is not None:
+        return EmbeddedGallery(where.path, where.embeddings, None, memory_bytes)
+    images = gallery_images(subject.data, split)
+    return EmbeddedGallery(f"{images.source} [{images.split}]", _kept(subject, images), images, memory_bytes)
+
+
+def _kept(subject: Subject, images: ImageSet) -> Embeddings:
+    """Embeddings of a gallery from the cache, computed and kept first where they are not there.
+
+    One file a gallery below `features/`, named after where it comes from and what it was made of: when either changes,
+    it is made anew, and the old one goes. A disk that cannot be written only costs the time of the next search.
+    """
+    if subject.cache == "off":
+        return subject.embed(images)
+    path = _path(subject, images)
+    kept = _read(path, images)
+    # tried again: `chmod` changes neither size nor time of a file
+    fresh = PixelStore(images, evaluation_view(subject.encoder, subject.pool))
+    if kept is not None and all(isinstance(fresh.read(fault.index), str) for fault in kept.faults[:RETRIED_FAULTS]):
+        subject.name_faults(kept)
+        return kept
+    found = subject.embed(images)
+    tensors = {"features": found.features.contiguous(), "positions": torch.from_numpy(found.positions)}
+    faults = json.dumps([asdict(fault) for fault in found.faults])
+    with contextlib.suppress(FgsslError):
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": FORMAT, "faults": faults})
+        for former in path.parent.glob(f"*-{path.name.split('-')[-2]}-*"):
+            if former != path:
+                former.unlink(missing_ok=True)
+    return found
+
+
+def _path(subject: Subject, images: ImageSet) -> Path:
+    """LABEL-PLACE-CONTENT.safetensors: where images and encoder are, and what they are by files, weights and view."""
+    place = (os.path.abspath(images.source), images.split, subject.pool, os.path.abspath(subject.checkpoint))
+    view = evaluation_view(subject.encoder, subject.pool)
+    content = (images.fingerprint(), identity(subject.encoder), repr(view), FORMAT)
+    names = [hashlib.blake2b(repr(part).encode(), digest_size=12).hexdigest() for part in (place, content)]
+    folder = cache_folder() if subject.cache == "auto" else Path(subject.cache).expanduser()
+    return folder / "features" / f"{'-'.join((cache_label(images.source, images.split), *names))}.safetensors"
+
+
+def _read(path: Path, images: ImageSet) -> Embeddings | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            features, index = file.get_tensor("features"), file.get_tensor("positions").numpy()
+            faults = tuple(Fault(**fault) for fault in json.loads(file.metadata()["faults"]))
+        fits = len(features) == len(index) and len(index) + len(faults) == len(images)
+        return rows_of(images, features, index, faults) if fits else None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError):  # not there, or damaged by somebody
+        return None
