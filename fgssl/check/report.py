@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fgssl.check.copies import Place, find_copies
 from fgssl.check.pictures import SplitFacts, sweep
+from fgssl.check.regions import region_findings
 from fgssl.check.verdict import Finding, SplitSummary, judge
 from fgssl.config.schema import DataConfig
 from fgssl.data import available_splits, default_split, load_images
@@ -67,6 +68,7 @@ def check_source(
     classes = _classes(facts)
     remarks = [Finding(*remark) for remark in dict.fromkeys(remark for images in found for remark in images.remarks)]
     remarks += [Finding("note", f"{each.split} has no labels: {each.unlabelled}") for each in found if each.unlabelled]
+    remarks += [finding for part in facts for finding in region_findings(part)]
     findings = judge(summaries, classes, copies, image_size=image_size, remarks=remarks)
     levels = {finding.level for finding in findings}
 

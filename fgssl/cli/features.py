@@ -13,6 +13,7 @@ from fgssl.cli import completion, options
 from fgssl.cli.console import cell, print_json, print_table, process_rank, reporting, say
 from fgssl.cli.options import Text
 from fgssl.cli.pages import ReportFile, check_page, write_page
+from fgssl.evaluation.protocols import PAPER_SHARES, PROBE
 
 if TYPE_CHECKING:
     from fgssl.data.images import ImageSet
@@ -29,13 +30,13 @@ picture that is embedded again replaces its row."""
 _HALF = "Write numbers of 16 bits: half the size, and a search reads them where they lie."
 _STATS = """Print signals that need no labels: effective rank, uniformity, alignment, whether two views have the same
 neighbours. Of a features.safetensors in place of CHECKPOINT: the first two."""
-PROTOCOLS = ("cached", "sgd", "knn", "fewshot")
+PROTOCOLS = ("cached", "sgd", "knn", "fewshot", "paper")
 _SHELL = completion.among(PROTOCOLS)
 DEFAULT_LISTS = Path("probe-lists")
 _TRAIN = """features.safetensors to fit on, where CHECKPOINT is one to score on. [CHECKPOINT divided 80 to 20 by
 class]"""
 _PROTOCOLS = """cached: logistic regression on features made once. sgd: the paper's, new crops each epoch. knn: nearest
-neighbours. fewshot: nearest class mean."""
+neighbours. fewshot: nearest class mean. paper: sgd on 100, 50 and 20 % of the labels."""
 _FOLDER = f"""Folder for probe.json, per_class.csv, confusions.csv and the lists of labelled images. [{DEFAULT_LISTS}
 where labels are drawn]"""
 
@@ -144,7 +145,10 @@ def probe(
     """Classify by frozen features. Fitted on the train split, scored on the test split."""
     if protocol not in PROTOCOLS:
         raise BadParameter(f"'{protocol}' is not one of {', '.join(PROTOCOLS)}", param_hint="--protocol")
+    named = PROBE.get(protocol)
     shares = options.number_list(labels, "--labels", whole=False)
+    if named is not None:
+        protocol, shares = "sgd", PAPER_SHARES if shares == (1.0,) else shares
     shot_counts = tuple(map(int, options.number_list(shots, "--shots", whole=True)))
     if protocol == "fewshot" and (shares != (1.0,) or output is not None):
         raise BadParameter("fewshot draws its own labels and has no lists or tables", param_hint="--labels")
@@ -173,6 +177,8 @@ def probe(
             result = run.run_probe(source, splits, asked)
             found = _linear(source, splits, result, asked, lists, checkpoint)
             classified = (result, source, splits)
+    if named is not None:
+        found |= {"definition": named.definition, "source": named.source}
     if json_output:
         print_json(found)
     else:
@@ -250,3 +256,6 @@ def _print_results(protocol: str, found: dict[str, Any]) -> None:
     cells = [[row[key or title] for title, key in columns.items()] for row in rows]
     print_table(tuple(columns), cells, title=f"{name} on {found['data']} (percent)")
     say(f"protocol: {found['protocol']}")
+    for stated in ("definition", "source"):
+        if stated in found:
+            say(f"{stated}: {found[stated]}")

@@ -15,6 +15,7 @@ from fgssl.cli.pages import ReportFile, check_page, write_page
 from fgssl.data.decoding import require_files
 from fgssl.drawing import PICTURE, save_png
 from fgssl.errors import FgsslError
+from fgssl.evaluation.protocols import RETRIEVAL
 from fgssl.runtime.files import check_output
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ once, with encoder and gallery loaded once."""
 _GALLERY = "Search this data source, features.safetensors or vector index."
 _NO_START = "Leave out the rows of the trained weights that the runs began from, used as they are."
 _FIRST = "Data source. [the one the first encoder was trained on]"
+_PROTOCOL = "Published evaluation, which says what searches what; its definition and source are printed."
 _METRICS = ("rank1", "rank5", "rank10", "mAP", "mAP_at_R", "r_precision")
 _CHECKPOINTS = """Run folders, encoder files, timm:NAME, weights, or features.safetensors (several of one model joined
 by +), whose images are found by path."""
@@ -39,6 +41,7 @@ def retrieve(
     query_split: Annotated[Text, Option("--query-split", "--split", help="Split of queries. [the test split]")] = None,
     gallery: Annotated[Text, Option(metavar="SOURCE", help=_GALLERY, autocompletion=completion.source)] = None,
     gallery_split: Annotated[Text, Option(help="Split to search. [all of --gallery; else leave-one-out]")] = None,
+    protocol: Annotated[Text, Option(metavar="|".join(RETRIEVAL), help=_PROTOCOL)] = None,
     query: Annotated[list[Path] | None, Option("--query", metavar="IMAGE...", help=_QUERY)] = None,
     top: Annotated[int, Option(help="Hits of each --query.")] = 10,
     output: Annotated[Path | None, Option("--output", "-o", help="Picture of queries and hits (.png, .jpg).")] = None,
@@ -52,7 +55,13 @@ def retrieve(
     **encoding: Any,
 ) -> None:
     """Score nearest neighbours, or find images like --query. Scoring asks whether they share a class."""
-    if query and (refused := options.given_flags({"query_split": query_split, "explain": explain or None})):
+    own = {"query_split": query_split, "gallery_split": gallery_split}
+    if protocol is not None and protocol not in RETRIEVAL:
+        raise BadParameter(f"'{protocol}' is not one of {', '.join(RETRIEVAL)}", param_hint="--protocol")
+    if protocol is not None and (refused := options.given_flags(own)):
+        raise BadParameter(f"--protocol says what searches what: leave out {' and '.join(refused)}")
+    scoring = {"query_split": query_split, "protocol": protocol, "explain": explain or None}
+    if query and (refused := options.given_flags(scoring)):
         raise BadParameter(f"{' and '.join(refused)} goes with scoring, not with --query")
     if output and not query:
         raise BadParameter("--output draws the hits of --query; without it there are none")
@@ -84,7 +93,11 @@ def retrieve(
         elif is_feature_file(checkpoint):
             if refused := options.given_flags({"query_split": query_split, "gallery_split": gallery_split, **given}):
                 raise BadParameter(f"{' and '.join(refused)} has no meaning for a file of features ('{checkpoint}')")
-            result = scored.score_files(checkpoint, gallery, asked)
+            result = scored.score_files(checkpoint, gallery, asked, protocol=protocol)
+        elif protocol is not None:
+            if gallery is not None:
+                raise BadParameter("--protocol says what searches what: leave out --gallery")
+            result = scored.score_protocol(checkpoint, asked, protocol)
         else:
             result = scored.score_encoder(
                 checkpoint, asked, split=query_split, gallery=gallery, gallery_split=gallery_split
@@ -107,22 +120,28 @@ def _print_scores(scored: Scored, checkpoint: str, explain: bool, json_output: b
     from fgssl.evaluation.retrieval.metrics import DEFINITIONS
 
     metrics, intervals = scored.result.to_dict(), scored.result.intervals()
+    named = scored.named
     if json_output:
+        stated = {} if named is None else {"definition": named.definition, "source": named.source}
         print_json({
-            "checkpoint": checkpoint, "data": scored.data, "protocol": scored.protocol, "pool": scored.pool,
+            "checkpoint": checkpoint, "data": scored.data, "protocol": scored.protocol, "pool": scored.pool, **stated,
             **metrics, **scored.added,
             "intervals": {name: [interval.low, interval.high] for name, interval in intervals.items()},
             "definitions": DEFINITIONS,
         })  # fmt: skip
         return
     spans = {name: f"{interval.low:.2f} to {interval.high:.2f}" for name, interval in intervals.items()}
-    rows = [[name, metrics[name], spans[name], metrics[f"macro_{name}"], spans[f"macro_{name}"]] for name in _METRICS]
+    shown = _METRICS if named is None else [name for name in named.metrics if name in metrics]
+    rows = [[name, metrics[name], spans[name], metrics[f"macro_{name}"], spans[f"macro_{name}"]] for name in shown]
     rows += [[name, value, None, None, None] for name, value in scored.added.items()]
     title = f"Retrieval on {scored.data}, {scored.protocol} (percent)"
     print_table(("", "mean", "95 % interval", "class mean", "95 % interval"), rows, title=title)
     lone = f", {scored.result.lone_queries} lone queries left out" if scored.result.lone_queries else ""
     pooling = "" if scored.pool is None else f", {scored.pool} pooling"
     say(f"{scored.result.queries} queries, {scored.result.gallery} gallery images{lone}{pooling}")
+    if named is not None:
+        say(f"definition: {named.definition}")
+        say(f"source: {named.source}")
     if explain:
         for name, meaning in DEFINITIONS.items():
             say(f"{name}: {meaning}")

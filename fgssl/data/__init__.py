@@ -4,10 +4,17 @@ A few functions cover every source; what they need is imported when they are cal
 """
 
 from fgssl.data.archives.names import absolute, parse_named
-from fgssl.data.sources.open import available_splits, default_split, load_images, no_split
+from fgssl.data.sources.open import (
+    FIRST_CLASSES,
+    LAST_CLASSES,
+    available_splits,
+    default_split,
+    load_images,
+    no_split,
+)
 from fgssl.data.sources.presets import DRAWN, PRESETS, DatasetPreset
 
 __all__ = [
-    "DRAWN", "PRESETS", "DatasetPreset", "absolute", "available_splits", "default_split", "load_images", "no_split",
-    "parse_named",
+    "DRAWN", "FIRST_CLASSES", "LAST_CLASSES", "PRESETS", "DatasetPreset", "absolute", "available_splits",
+    "default_split", "load_images", "no_split", "parse_named",
 ]  # fmt: skip

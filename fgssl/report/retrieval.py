@@ -8,7 +8,7 @@ from PIL import Image
 
 from fgssl.data.decoding import decode_image
 from fgssl.errors import UnreadableImage
-from fgssl.evaluation.retrieval.metrics import DEFINITIONS
+from fgssl.evaluation.retrieval.metrics import DEFINITIONS, definition
 from fgssl.evaluation.retrieval.scored import Scored, Side
 from fgssl.evaluation.retrieval.search import Hit, Lookup
 from fgssl.report.page import page
@@ -20,15 +20,22 @@ QUERIES, HITS, SIDE = 40, 12, 136  # the most that a page shows, and the side of
 METRICS = ("rank1", "rank5", "rank10", "mAP", "mAP_at_R", "r_precision")
 
 
+def _origin(scored: Scored, name: str) -> str:
+    return "of the protocol" if scored.named is not None and name in scored.named.metrics else "of a plugin"
+
+
 def scored_page(scored: Scored, checkpoint: str) -> str:
     """Metrics, a map of the queries, and the classes whose pictures lie nearest each other."""
     result, values, intervals = scored.result, scored.result.to_dict(), scored.result.intervals()
+    names = METRICS if scored.named is None else [name for name in scored.named.metrics if name in values]
     rows = [[name, values[name], _span(intervals[name]), values[f"macro_{name}"], _span(intervals[f"macro_{name}"]),
-             DEFINITIONS[name]] for name in METRICS]  # fmt: skip
-    rows += [[name, value, None, None, None, "of a plugin"] for name, value in scored.added.items()]
+             definition(name)] for name in names]  # fmt: skip
+    rows += [[name, value, None, None, None, _origin(scored, name)] for name, value in scored.added.items()]
     columns = ("metric", "mean", "95 % interval", "class mean", "95 % interval", "what it is")
     sizes = {"queries": result.queries, "gallery": result.gallery, "lone queries": result.lone_queries}
     known = {"encoder": checkpoint, "data": scored.data, "search": scored.protocol, "pooling": scored.pool, **sizes}
+    if scored.named is not None:
+        known |= {"definition": scored.named.definition, "source": scored.named.source}
     view = _view(scored.queries, scored.pool)
     searched = None if scored.gallery is None else _view(scored.gallery, scored.pool)
     return page(

@@ -16,6 +16,7 @@ from fgssl.check import check_source
 from fgssl.check.pictures import examine, perceptual_hash, sweep
 from fgssl.check.similar import NEAR_BITS, near_pairs
 from fgssl.config.schema import DataConfig
+from fgssl.data.archives.rehearsal import draw_archive
 
 
 def no_progress(done: int, total: int) -> None:
@@ -201,3 +202,17 @@ def test_sweep_of_a_set_with_unreadable_pictures() -> None:
 @pytest.mark.parametrize("arguments", [("data", "check", "nowhere"), ("data", "check", ".", "--split", "tset")])
 def test_mistakes_are_one_line(arguments: tuple[str, ...], doubtful: Path) -> None:
     assert fgssl(*arguments, cwd=doubtful).error()
+
+
+def test_boxes_parts_and_segmentations_are_held_against_the_pictures(tmp_path: Path) -> None:
+    folder = draw_archive("cub", tmp_path / "cub", classes=2, images=3, size=32)
+    report = check_source(DataConfig(source=f"cub:{folder}"), workers=0)
+    texts = [finding.text for finding in report.findings]
+    assert "train of 6 pictures has boxes on 6, parts on 6, segmentations on 6" in texts
+    next((folder / "segmentations/001.Drawn_Bird_1").iterdir()).unlink()
+    boxes = folder / "bounding_boxes.txt"
+    boxes.write_text("1 20 20 40 5\n" + "".join(boxes.read_text().splitlines(keepends=True)[2:]))  # out, and missing
+    texts = [finding.text for finding in check_source(DataConfig(source=f"cub:{folder}"), workers=0).findings]
+    assert any(text.startswith("1 boxes of train reach out of their pictures") for text in texts)
+    assert any(text.startswith("1 pictures of train have no boxes") for text in texts)
+    assert any("have no segmentations" in text for text in texts)

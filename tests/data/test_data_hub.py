@@ -44,6 +44,7 @@ for options, split in json.loads(sys.argv[1]):
             "train": default_split(data, "train"), "test": default_split(data, "test"),
             "name": images.identifier(0), "classes": images.class_names, "fingerprint": images.fingerprint(),
             "labels": None if images.labels is None else images.labels.tolist(),
+            "remarks": [text for _, text in images.remarks],
             "red": [images.load(index).getpixel((0, 0))[0] for index in range(len(images))],
         }
     print(json.dumps(answer))
@@ -88,6 +89,9 @@ def hub() -> Iterator[HubServer]:
     repositories = {
         "owner/birds": Repository({**card, **shards}),
         PRESETS["cub"].hub_id: Repository({**card, **cub}),
+        PRESETS["aircraft"].hub_id: Repository(card, refuse=403),  # gated
+        PRESETS["aircraft"].others[0]: Repository({**card, **cub}),
+        PRESETS["food"].hub_id: Repository(card, refuse=401),  # renamed, with nothing in its place
         "owner/asks": Repository(card, refuse=401),
         "owner/refuses": Repository(card, refuse=403),
         "owner/two": Repository({"README.md": CARD, "small.parquet": parquet(TEST), "big.parquet": parquet(TRAIN)}),
@@ -252,6 +256,16 @@ def test_labels_that_are_missing(tmp_path: Path) -> None:
     assert opened(tmp_path / "none", "all").labels is None
     table([1, 2], label=["x", None]).save_to_disk(tmp_path / "some")
     assert opened(tmp_path / "some", "all").labels is None
+
+
+def test_a_preset_takes_its_next_id_and_holds_counts_against_the_published(hub: HubServer, tmp_path: Path) -> None:
+    cases: list[tuple[dict[str, str], str]] = [({"source": name}, "test") for name in ("cub", "aircraft", "food")]
+    cub, aircraft, food = answers(hub.environment(tmp_path), *cases)
+    assert any("has 2 images in test, as published there are 5,794" in text for text in cub["remarks"])
+    instead = [text for text in aircraft["remarks"] if "Donghyun99/FGVC-Aircraft is taken in its place" in text]
+    assert len(instead) == 1 and PRESETS["aircraft"].hub_id in instead[0]
+    assert aircraft["labels"] == [1, 1] and aircraft["red"] == [50, 60]  # its column is label, the other's variant
+    assert "food:FOLDER" in food["error"] and PRESETS["food"].hub_id in food["error"]
 
 
 def test_rows_that_cannot_be_decoded_and_plain_bytes(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from fgssl.data.archives.layout import Contents, Layout, Split
 from fgssl.data.archives.lists import Lists
 from fgssl.data.archives.names import marks_in, root_of
-from fgssl.data.archives.regions import Regions, draw_masks
+from fgssl.data.archives.regions import draw_masks
 from fgssl.data.images import About, ImageSet, Masks, Remark
 from fgssl.data.sources.files import FileImages, PackedNames
 from fgssl.data.sources.folder import FolderSource
@@ -105,21 +105,18 @@ class ArchiveImages(FileImages):
     def __init__(self, source: str, split: str, about: About, *, folder: str, found: Split) -> None:
         names = PackedNames(map(os.fsencode, found.names))
         super().__init__(source, split, about, folder=os.fsencode(folder), names=names)
-        self._folder, self.regions = os.path.abspath(folder), found.regions
+        self.folder, self.regions = os.path.abspath(folder), found.regions
 
     def masks(self, index: int) -> Masks | None:
-        return draw_masks(self.regions, index, picture=self.content(index), folder=self._folder)
-
-
-def regions_of(images: ImageSet) -> Regions | None:
-    """What an archive has marked on images; None for images of other sources."""
-    return images.regions if isinstance(images, ArchiveImages) else None
+        return draw_masks(self.regions, index, picture=self.content(index), folder=self.folder)
 
 
 def _state(layout: Layout, root: str) -> tuple[int, ...]:
-    """Times of change of the marks: what was read before is read again where one changed."""
-    paths = [os.path.join(root, mark) for mark in (*layout.marks, *layout.lists)]
-    return tuple(os.stat(path).st_mtime_ns if os.path.exists(path) else 0 for path in paths)
+    """Times of change of the marks and of the files beside them: what was read is read again where one changed."""
+    paths = {os.path.join(root, mark) for mark in (*layout.marks, *layout.lists)}
+    with os.scandir(root) as entries:
+        paths |= {entry.path for entry in entries if entry.name.endswith((".txt", ".mat", ".json"))}
+    return tuple(os.stat(path).st_mtime_ns if os.path.exists(path) else 0 for path in sorted(paths))
 
 
 @functools.lru_cache(maxsize=2)  # a verb opens a source several times, and the largest lists take seconds

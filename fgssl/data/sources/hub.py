@@ -22,6 +22,11 @@ from fgssl.errors import FgsslError
 from fgssl.runtime.offline import hub_or_cache
 from fgssl.runtime.text import shown
 
+
+class Unavailable(FgsslError):
+    """The hub answers, and does not give this data set: renamed, gated, a script, of several subsets, empty."""
+
+
 _OFFLINE_TYPES = frozenset({"ConnectionError", "OfflineModeIsEnabled", "ConnectError", "TimeoutException"})
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 _Answer = TypeVar("_Answer")
@@ -100,15 +105,15 @@ def _hub_error(error: Exception, data: DataConfig, hub_id: str) -> FgsslError:
     known = f"the hub data set {named}"
     if "GatedRepoError" in names or "gated dataset" in words:
         terms = f"accept its terms at https://huggingface.co/datasets/{hub_id}"
-        return FgsslError(f"{known} is gated", f"{terms}, then {_LOG_IN}")
+        return Unavailable(f"{known} is gated", f"{terms}, then {_LOG_IN}")
     if "RevisionNotFoundError" in names or re.search(r"Revision '.*' doesn't exist", words):
         return FgsslError(f"{known} has no revision {data.revision!r}", "give one its history has")
     if names & {"RepositoryNotFoundError", "HFValidationError"} or "doesn't exist on the Hub" in words:
         advice = f"check the spelling; if it is private, {_LOG_IN}; for a folder give a path that exists"
-        return FgsslError(f"no hub data set {named}, and no local path of that name", f"{_near(hub_id)}{advice}")
+        return Unavailable(f"no hub data set {named}, and no local path of that name", f"{_near(hub_id)}{advice}")
     if "Dataset scripts are no longer supported" in words or "trust_remote_code" in words:
         advice = "choose a copy stored as parquet, or download the images and give the folder"
-        return FgsslError(f"{known} is a script, and code of data sets is never run", advice)
+        return Unavailable(f"{known} is a script, and code of data sets is never run", advice)
     if subsets := re.search(r"(?:BuilderConfig '.*' not found\. Available|available configs): (\[.*?\])", words):
         lacking = f"has no subset {data.subset!r}" if data.subset else "has several subsets"
         listed = ", ".join(re.findall(r"'([^']*)'", subsets[1]))
@@ -116,7 +121,7 @@ def _hub_error(error: Exception, data: DataConfig, hub_id: str) -> FgsslError:
     if "Couldn't find cache for" in words and data.subset:
         return FgsslError(f"subset {data.subset!r} of {named} is not in the cache, and the hub is offline", "go online")
     if names & {"EmptyDatasetError", "DataFilesNotFoundError"}:
-        return FgsslError(f"{known} holds no data files", "choose another data set")
+        return Unavailable(f"{known} holds no data files", "choose another data set")
     if names & {"DatasetGenerationError", "ArrowInvalid"}:
         advice = "try another revision, or delete its cached download and try again"
         return FgsslError(f"{known} has a damaged or inconsistent file ({shown(words)[-160:]})", advice)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fgssl.data.archives.names import Named, found_in, parse_named, require_folder
 from fgssl.data.sources.listing import first_images, is_saved_table, parquet_files, split_of
-from fgssl.data.sources.presets import DRAWN, PRESETS
+from fgssl.data.sources.presets import DRAWN, PRESETS, DatasetPreset
 from fgssl.errors import FgsslError
 from fgssl.registry import ARCHIVES
 from fgssl.runtime.reporting import remark
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fgssl.data.images import ImageSet, Remark
 
 _NAMES = {"train": ("train", "training"), "test": ("test", "testing", "validation", "val", "valid", "dev")}
+FIRST_CLASSES, LAST_CLASSES = "first-classes", "last-classes"  # splits that every labelled source has besides its own
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*$")
 MOST_STRAYS = 32  # pictures beside parquet files (a cover, an example): with more they are the data
 _LISTS = (".txt", ".lst")
@@ -45,16 +46,19 @@ def load_images(data: DataConfig, split: str, *, tell: bool = True) -> ImageSet:
 
     Args:
         data: Where the images are.
-        split: A split of the source, or several joined by "+" ("train+validation").
+        split: A split of the source, or several joined by "+" ("train+validation"); see `halves` for two more.
         tell: Tell the listener the images' remarks, which are what the source was taken for and what was left out.
 
     Raises:
         FgsslError: No such source or split, no image in it, or the hub cannot give it; one line with the remedy.
     """
     from fgssl.data.images import Concatenated
+    from fgssl.data.sources.halves import half_of_classes
 
     source = open_source(data)
     known = source.splits
+    if split in (FIRST_CLASSES, LAST_CLASSES) and split not in known:
+        return half_of_classes([source.load(name) for name in known], split, first=split == FIRST_CLASSES)
     split = source.unions.get(split, split)
     names = [split] if split in known else split.split("+")
     by_lower = {name.lower(): name for name in reversed(known)}
@@ -135,7 +139,7 @@ def open_source(data: DataConfig) -> Source:
         filled = dataclasses.replace(data, image_column=image, label_column=label)
         if os.path.isabs(preset.hub_id):
             return open_source(dataclasses.replace(filled, source=preset.hub_id))
-        return _open_hub(filled, preset.hub_id)
+        return _open_preset(filled, preset)
     if (named := parse_named(source)) is not None:
         return _open_archive(data, named)
     path = os.path.expanduser(source)
@@ -166,6 +170,43 @@ def _open_hub(data: DataConfig, hub_id: str) -> Source:
     from fgssl.data.sources.hub import load_split, split_names
 
     return Source(split_names(data, hub_id), lambda split: load_split(data, hub_id, split))
+
+
+def _open_preset(data: DataConfig, preset: DatasetPreset) -> Source:
+    """The first of a preset's hub ids that can be had; counts are held against the published ones."""
+    from fgssl.data.images import Remark
+    from fgssl.data.sources.hub import Unavailable
+
+    # a revision is one of the first id, and so may be the names of its columns
+    others = () if data.revision else preset.others
+    found = dataclasses.replace(data, image_column=None, label_column=None) if others else data
+    refused: list[Unavailable] = []
+    for hub_id in (preset.hub_id, *others):
+        try:
+            source = _open_hub(found if refused else data, hub_id)
+        except Unavailable as error:
+            refused.append(error)
+            continue
+        lacking = {preset.train_split, preset.test_split} - set(source.splits)
+        if not (refused and lacking):
+            break
+        refused.append(Unavailable(f"{hub_id} has no split {min(lacking)}"))
+    else:
+        more = "".join(f"; nor {error.problem}" for error in refused[1:])
+        archive = f"; or unpack the published archive and write {preset.name}:FOLDER" if preset.name in ARCHIVES else ""
+        raise FgsslError(refused[0].problem + more, refused[0].remedy + archive) from refused[0]
+    text = "".join(f"{error.problem}; " for error in refused)
+    instead = (Remark("warning", f"{text}{hub_id} is taken in its place"),) if refused else ()
+
+    def load(split: str) -> ImageSet:
+        images, wanted = source.load(split), preset.counts.get(split)
+        if wanted not in (None, len(images)):
+            words = f"{hub_id} has {len(images):,} images in {split}, as published there are {wanted:,}"
+            images.remarks += (Remark("warning", f"{words}: its numbers do not compare with those of papers"),)
+        images.remarks = (*instead, *images.remarks)
+        return images
+
+    return source._replace(load=load)
 
 
 def _open_archive(data: DataConfig, named: Named, *, remarks: tuple[Remark, ...] = ()) -> Source:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -24,6 +24,8 @@ class DatasetPreset:
     classes: int
     citation: str
     note: str  # sizes used in papers, licence on the card, what to watch for
+    others: Sequence[str] = ()  # more ids of the same data and splits, tried in order where the first is not to be had
+    counts: Mapping[str, int] = field(default_factory=dict)  # published images of a split
 
 
 DRAWN = ("demo", "demo:wild")

@@ -36,6 +36,15 @@ DEFINITIONS: dict[str, str] = {
 }
 
 
+def definition(name: str) -> str:
+    """What a metric is, for any k."""
+    k = name.rpartition("_")[2].removeprefix("rank")
+    if name.startswith("precision_at_"):
+        return f"Share of images of the query's class among the first {k}, or among all where there are fewer."
+    others = f"Share of queries with at least one image of their class among the first {k} (Recall@{k})."
+    return DEFINITIONS.get(name, others)
+
+
 @dataclass(frozen=True)
 class RetrievalResult:
     """What `evaluate_retrieval` found; one entry for each query with a positive, in the order of the queries."""
@@ -49,6 +58,8 @@ class RetrievalResult:
     ks: tuple[int, ...]  # of rank-k
     gallery: int  # images in it (with leave-one-out each query sees one fewer)
     lone_queries: int  # without a positive; in none of the arrays and means
+    precision_ks: tuple[int, ...] = ()  # of precision@k
+    precisions: Tensor | None = None  # (Q, P) float64 in [0, 1], the share of positives among the first k
 
     @property
     def queries(self) -> int:
@@ -59,7 +70,9 @@ class RetrievalResult:
         """Each metric's (Q,) values in [0, 1], by its name; their means are the results."""
         ranks = {f"rank{k}": (self.first_hit <= k).double() for k in self.ks}
         precisions = self.average_precision, self.average_precision_at_r, self.r_precision
-        return ranks | dict(zip(("mAP", "mAP_at_R", "r_precision"), precisions, strict=True))
+        columns = () if self.precisions is None else self.precisions.T
+        at = {f"precision_at_{k}": column for k, column in zip(self.precision_ks, columns, strict=True)}
+        return ranks | dict(zip(("mAP", "mAP_at_R", "r_precision"), precisions, strict=True)) | at
 
     def to_dict(self) -> dict[str, float]:
         """Every metric in percent by its name, `macro_` before the class-averaged ones, and the counts."""
@@ -81,6 +94,7 @@ def evaluate_retrieval(
     gallery: Tensor | None = None,
     gallery_labels: Tensor | None = None,
     ks: Iterable[int] = (1, 5, 10),
+    precision_ks: Iterable[int] = (),
     memory_bytes: int | None = None,
     normalize: bool = True,
     progress: Progress = silent,
@@ -90,14 +104,15 @@ def evaluate_retrieval(
     Args:
         queries: (Nq, D) features with `query_labels` (Nq,), integer classes.
         gallery: (Ng, D) features to search in, with `gallery_labels` (Ng,) numbered alike; None is leave-one-out.
+        precision_ks: k of precision@k: the share of the query's class among the first k, or all where there are fewer.
         memory_bytes: Bound on the scratch memory beside one sorted copy of the features; by default 512 MiB.
         normalize: Score by cosine; False takes the inner product.
 
     Raises FgsslError where these do not fit, or no query has an image of its class to find.
     """
-    ks = tuple(ks)
-    if any(k < 1 for k in ks):
-        raise FgsslError(f"rank-k for k = {min(ks)}", "ask for k of 1 or more")
+    ks, precision_ks = tuple(ks), tuple(precision_ks)
+    if any(k < 1 for k in ks + precision_ks):
+        raise FgsslError(f"rank-k for k = {min(ks + precision_ks)}", "ask for k of 1 or more")
     if (gallery is None) != (gallery_labels is None):
         raise FgsslError("a gallery without labels, or labels without a gallery", "give both, or neither")
     found = _sorted_by_class(queries, query_labels, "queries", normalize)
@@ -110,10 +125,12 @@ def evaluate_retrieval(
     chunks = rank_positives(found, sought, own=own, memory_bytes=memory_bytes, progress=progress)
     # back from class order to the order of the queries
     back = found.order.argsort().cpu()
-    average_precision, at_r, r_precision, first_hit = torch.cat([_query_metrics(*chunk) for chunk in chunks])[back].T
+    within = tuple(min(k, len(sought.labels) - (own is not None)) for k in precision_ks)
+    rows = torch.cat([_query_metrics(*chunk, within) for chunk in chunks])[back]
+    average_precision, at_r, r_precision, first_hit = rows[:, :4].T
     labels, indices = found.labels.cpu()[back], found.order.cpu()[back]
     columns = average_precision, at_r, r_precision, first_hit.long(), labels, indices
-    return RetrievalResult(*columns, ks, len(sought.labels), lone)
+    return RetrievalResult(*columns, ks, len(sought.labels), lone, precision_ks, rows[:, 4:])
 
 
 def _sorted_by_class(features: Tensor, labels: Tensor, name: str, normalize: bool) -> Sorted:
@@ -141,12 +158,14 @@ def _without_lone(found: Sorted, own: Tensor | None, gallery_labels: Tensor) -> 
     return Sorted(*(each[keep] for each in found)), None if own is None else own[keep], lone
 
 
-def _query_metrics(ranks: Tensor, counts: Tensor) -> Tensor:
-    """Average precision, the same at R, R-precision and first hit of each query: (c, 4) float64 on the CPU."""
+def _query_metrics(ranks: Tensor, counts: Tensor, precision_ks: tuple[int, ...]) -> Tensor:
+    """Average precision, the same at R, R-precision, first hit, precision@k: (c, 4 + P) float64 on the CPU."""
     ranks, counts = ranks.cpu(), counts.cpu().double()
     hits = torch.arange(1, ranks.shape[1] + 1, dtype=torch.float64)  # positives up to and including this one
     real = hits <= counts[:, None]
     precision = (hits / ranks).masked_fill_(~real, 0)
     within = real & (ranks <= counts[:, None])
     at_r = precision.masked_fill(~within, 0).sum(1) / counts
-    return torch.stack([precision.sum(1) / counts, at_r, within.sum(1) / counts, ranks[:, 0].double()], dim=1)
+    columns = [precision.sum(1) / counts, at_r, within.sum(1) / counts, ranks[:, 0].double()]
+    columns += [(real & (ranks <= k)).sum(1) / k for k in precision_ks]
+    return torch.stack([column.double() for column in columns], dim=1)

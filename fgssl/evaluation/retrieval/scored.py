@@ -17,6 +17,9 @@ from fgssl.evaluation.embed import Embeddings
 from fgssl.evaluation.feature_file import FeatureFile, is_feature_file, read_features
 from fgssl.evaluation.features import check_widths, common_labels
 from fgssl.evaluation.metrics import added_metrics
+from fgssl.evaluation.probing.classifiers import Sets, knn_classify
+from fgssl.evaluation.protocols import KNN_KS, KNN_TEMPERATURE, Protocol
+from fgssl.evaluation.retrieval.chosen import OF_FILES, choose, protocol_of
 from fgssl.evaluation.retrieval.metrics import RetrievalResult, evaluate_retrieval
 from fgssl.evaluation.subject import EvaluationOptions, Subject, asked_data, labels_of, open_split, open_subject
 from fgssl.evaluation.vector_index import VectorIndex
@@ -40,9 +43,10 @@ class Scored(NamedTuple):
     data: str  # source of the queries, or the file of features
     protocol: str  # which split was searched with which, in words
     pool: str | None  # None where a file of features does not tell
-    added: dict[str, float]  # what metrics of plugins say of the queries
+    added: dict[str, float]  # what metrics of plugins say of the queries, and votes of neighbours
     queries: Side
     gallery: Side | None = None  # None where the queries search each other
+    named: Protocol | None = None  # the published protocol that was asked for
 
 
 def score_encoder(
@@ -69,18 +73,56 @@ def score_encoder(
     if others is not None:
         name = others.split if gallery is None else f"{others.source} [{others.split}]"
         file = FeatureFile(name, subject.embed(others))
-    found = _scored(queries, file, asked)
+    return _with_pictures(_scored(queries, file, asked), subject, images, others)
+
+
+def score_protocol(checkpoint: str, asked: EvaluationOptions, name: str) -> Scored:
+    """The same as a published protocol has it, by its name. Raises FgsslError where the data has not what it needs."""
+    protocol_of(name)
+    subject = open_subject(checkpoint, asked)
+    queries, others, protocol = choose(name, subject.data)
+    for images in filter(None, (queries, others)):
+        labels_of(images, _LABELS_WHY)
+    if others is not None:
+        _refuse_names(queries, [others.name(row) for row in range(len(others))], others.split)
+    found = FeatureFile(queries.split, subject.embed(queries), subject.data.source, pool=subject.pool)
+    file = None if others is None else FeatureFile(others.split, subject.embed(others))
+    scored = _scored(found, file, asked, protocol)
+    if name == "knn" and file is not None:
+        scored.added.update(_votes(found, file))
+    return _with_pictures(scored, subject, queries, others)
+
+
+def _with_pictures(found: Scored, subject: Subject, images: ImageSet, others: ImageSet | None) -> Scored:
+    """The same, knowing where the pictures of both sides come from."""
     searched = found.gallery and found.gallery._replace(images=others, subject=None if others is None else subject)
     return found._replace(queries=found.queries._replace(images=images, subject=subject), gallery=searched)
 
 
-def score_files(queries: str, gallery: str | None, options: EvaluationOptions) -> Scored:
-    """The same of features in files that any model wrote. Raises FgsslError where they do not fit each other."""
+def _votes(queries: FeatureFile, gallery: FeatureFile) -> dict[str, float]:
+    """Top-1 in percent of the vote of so many neighbours."""
+    numbered = [(side.embeddings.known_labels, side.embeddings.class_names) for side in (queries, gallery)]
+    common = common_labels(*numbered, names=(queries.path, gallery.path))
+    sets = Sets(gallery.embeddings.features, common.second, queries.embeddings.features, common.first)
+    return {f"knn_{k}": knn_classify(sets, k=k, temperature=KNN_TEMPERATURE).top1 for k in KNN_KS}
+
+
+def score_files(
+    queries: str, gallery: str | None, options: EvaluationOptions, *, protocol: str | None = None
+) -> Scored:
+    """The same of features in files that any model wrote. Raises FgsslError where they do not fit each other.
+
+    Of the protocols those that search within what the file holds, and with a gallery query-gallery.
+    """
+    named = None if protocol is None else protocol_of(protocol)
+    if protocol is not None and protocol not in (OF_FILES if gallery is None else ("query-gallery",)):
+        problem = f"--protocol {protocol} chooses images by split and class, and '{queries}' holds features only"
+        raise FgsslError(problem, "give the encoder and --data in its place")
     found, other = _labelled(read_features(queries)), None
     if gallery is not None:
         other = _labelled(read_features(gallery))
         _refuse_rows(found, other)
-    return _scored(found._replace(source=queries), other, options)
+    return _scored(found._replace(source=queries), other, options, named)
 
 
 def gallery_file(gallery: str | None, split: str | None, *, half: bool = False) -> FeatureFile | None:
@@ -157,7 +199,9 @@ def _refuse(shared: int, total: int, queries: str, gallery: str) -> None:
         raise FgsslError(problem, "name another gallery, or none for leave-one-out")
 
 
-def _scored(queries: FeatureFile, gallery: FeatureFile | None, options: EvaluationOptions) -> Scored:
+def _scored(
+    queries: FeatureFile, gallery: FeatureFile | None, options: EvaluationOptions, named: Protocol | None = None
+) -> Scored:
     """The metrics of one side, by its name and embeddings, against the other, classes numbered alike."""
     features, labels, reporter = queries.embeddings.features, queries.embeddings.known_labels, options.reporter
     added, protocol = added_metrics(features, labels), f"leave-one-out in {queries.path}"
@@ -172,8 +216,11 @@ def _scored(queries: FeatureFile, gallery: FeatureFile | None, options: Evaluati
             classes = f"{len(only)} classes of the queries have no image in the gallery"
             reporter.warn(f"{classes} (such as '{only[0]}'): their queries are left out and counted")
     show = partial(reporter.progress, "ranking")
+    ks, precision_ks = ((1, 5, 10), ()) if named is None else (named.ks, named.precision_ks)
     result = evaluate_retrieval(
-        features, labels, gallery=found, gallery_labels=other_labels, memory_bytes=options.scratch, progress=show
-    )
+        features, labels, gallery=found, gallery_labels=other_labels, ks=ks, precision_ks=precision_ks,
+        memory_bytes=options.scratch, progress=show,
+    )  # fmt: skip
     searched = None if gallery is None else Side(gallery.embeddings)
-    return Scored(result, str(queries.source), protocol, queries.pool, added, Side(queries.embeddings), searched)
+    side = Side(queries.embeddings)
+    return Scored(result, str(queries.source), protocol, queries.pool, added, side, searched, named)
