@@ -316,8 +316,10 @@ def some_run(run: Path) -> Path:
     (run / METRICS_FILE).write_text('{"epoch": 1, "step": 1, "loss": 1.0}\n')
     write_text(run / SUMMARY_FILE, json.dumps({"steps": 1, "versions": {}}))
     save_file({"x": np.zeros(1)}, run / "encoder.safetensors", metadata={"fgssl": "{}"})
-    for name in ("overview.png", "views.png"):
+    for name in ("overview.png", "views.png", "curve.png"):
         save_png(Image.new("RGB", (4, 4)), run / name)
+    write_text(run / "trackers" / "wandb.id", "1f\n")
+    write_text(run / "tensorboard" / "events.out.tfevents.1.host", "")
     write_text(run / "report.html", PAGE_START)
     write_text(run / "timm" / "config.json", '{"architecture": "resnet18"}')
     save_file({"x": np.zeros(1)}, run / "timm" / "model.safetensors")

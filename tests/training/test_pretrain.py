@@ -30,7 +30,8 @@ from fgssl.training.model import StepOutput, learning_rate
 from fgssl.training.plan import make_plan
 
 FILES = {
-    "config.yaml", "encoder.safetensors", "metrics.jsonl", "overview.png", "report.html", "summary.json", "views.png"
+    "config.yaml", "curve.png", "encoder.safetensors", "metrics.jsonl", "overview.png", "report.html", "summary.json",
+    "views.png",
 }  # fmt: skip
 
 
