@@ -60,18 +60,20 @@ fgssl.each(".embedding", (root, data) => {
     if (pointed >= 0 && pointed !== chosen) ring(pointed, radius + 3, strong, 2);
   }
 
-  function drawPictures(rows) {  // each where no other one is yet
-    const taken = new Set(), cell = SIDE + 6;
+  function drawPictures(rows) {  // each where it covers no other
+    const taken = [];
     for (const i of chosen >= 0 ? [chosen, ...rows] : rows) {
-      const spot = `${Math.round(px(i) / cell)},${Math.round(py(i) / cell)}`, image = picture(i);
-      if (taken.has(spot) || !image?.complete || !image.naturalWidth) continue;
-      taken.add(spot);
+      const [x, y] = [px(i), py(i)];
+      if (taken.some((at) => Math.abs(at[0] - x) < SIDE && Math.abs(at[1] - y) < SIDE)) continue;
+      const image = picture(i);
+      if (!image?.complete || !image.naturalWidth) continue;
+      taken.push([x, y]);
       const scale = SIDE / Math.max(image.naturalWidth, image.naturalHeight);
       const [w, h] = [image.naturalWidth * scale, image.naturalHeight * scale];
-      pen.drawImage(image, px(i) - w / 2, py(i) - h / 2, w, h);
+      pen.drawImage(image, x - w / 2, y - h / 2, w, h);
       pen.strokeStyle = colours[i];
       pen.lineWidth = 2;
-      pen.strokeRect(px(i) - w / 2, py(i) - h / 2, w, h);
+      pen.strokeRect(x - w / 2, y - h / 2, w, h);
     }
   }
 
