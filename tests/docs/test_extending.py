@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from documents import PAGES
-from running import TINY, fgssl, finished_run, photos
+from running import TINY, fgssl, finished_run, make_photos, photos
 from torch.nn import functional
 
-from fgssl.registry import DATASETS, METRICS, OBJECTIVES, load_plugin
+from fgssl.registry import ARCHIVES, DATASETS, METRICS, OBJECTIVES, load_plugin
 
 
 def code(page: str) -> str:
@@ -24,9 +24,9 @@ def code(page: str) -> str:
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
     """What a plugin adds to this process is taken back."""
-    registries = (OBJECTIVES, DATASETS, METRICS)
-    for name in OBJECTIVES:  # all of them first: a module that was imported meanwhile would not register again
-        OBJECTIVES[name]
+    registries = (OBJECTIVES, DATASETS, ARCHIVES, METRICS)
+    for registry in (OBJECTIVES, ARCHIVES):  # all first: a module that was imported meanwhile would not register again
+        dict(registry)
     kept = [(dict(registry._items), dict(registry._origins)) for registry in registries]
     modules = set(sys.modules)
     yield
@@ -85,6 +85,21 @@ def test_the_data_set_is_found_under_its_name(tmp_path: Path) -> None:
     plugin.write_text(page.replace("my-museum/shells", str(photos())).replace('"species"', "None"))
     outcome = fgssl("data", "check", "shells", "--plugin", plugin, "--json")
     assert outcome.code == 0 and outcome.json()["splits"], outcome.err
+
+
+def test_the_archive_of_the_page_is_read(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGES["docs/archives.md"], re.MULTILINE | re.DOTALL)
+    plugin, folder = tmp_path / "shells.py", tmp_path / "shells"
+    plugin.write_text(next(block for block in blocks if "Layout(" in block))
+    make_photos(folder / "images", 4, classes=2)
+    files = sorted(path for path in (folder / "images").rglob("*.*") if path.is_file())
+    lines = [f"{('train', 'test')[n % 2]} kind-{n // 2} {path.relative_to(folder)}" for n, path in enumerate(files[:4])]
+    (folder / "shells.txt").write_text("\n".join(lines))
+    outcome = fgssl("data", "check", f"shells:{folder}", "--plugin", plugin, "--json")
+    assert outcome.code == 0, outcome.err
+    found = outcome.json()
+    assert [(split["name"], split["images"]) for split in found["splits"]] == [("train", 2), ("test", 2)]
+    assert any("Shells as published 3,000 of 120" in finding["text"] for finding in found["findings"])
 
 
 def test_the_metric_is_reported(tmp_path: Path) -> None:
