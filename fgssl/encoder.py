@@ -17,22 +17,34 @@ from fgssl.objectives import OBJECTIVES
 from fgssl.objectives.base import project
 from fgssl.rationale import (
     LEAST_SHARE,
+    Peaks,
     RationaleHead,
     attention_map,
     cut_windows,
+    find_peaks,
     gradcam,
+    look_again,
+    part_features,
     pool_places,
     pool_stages,
     window_centres,
     window_share,
 )
 
-Pool = Literal["gap", "rationale", "concat", "zoom", "cls", "zoom:middle", "zoom:random", "zoom:mask"]
+Pool = Literal[
+    "gap", "rationale", "concat", "zoom", "cls", "parts", "zoom:again", "zoom:middle", "zoom:random", "zoom:mask"
+]
 MAP_POOLS: tuple[Pool, ...] = ("gap", "rationale", "concat")  # of one feature map
 # what a window has to beat, and what it can reach: zoom in the middle, anywhere, and told where the object is
 CONTROLS: tuple[Pool, ...] = ("zoom:middle", "zoom:random", "zoom:mask")
-LOOKS: tuple[Pool, ...] = ("zoom", *CONTROLS)  # which take larger pictures, and look at them again
-POOLS: tuple[Pool, ...] = (*MAP_POOLS, "zoom", "cls", *CONTROLS)
+LOOKS: tuple[Pool, ...] = (
+    "zoom",
+    "parts",
+    "zoom:again",
+    *CONTROLS,
+)  # which take larger pictures, and look at them again
+SIZED: tuple[Pool, ...] = ("parts", "zoom:again", "zoom:mask")  # whose windows have sizes of their own
+POOLS: tuple[Pool, ...] = (*MAP_POOLS, "zoom", "cls", "parts", "zoom:again", *CONTROLS)
 WINDOW_WEIGHT = 0.5  # in zoom, of whitened features: they know of the whole what plain ones see in the window alone
 RATIONALE_WEIGHT = 0.5  # of its part in zoom: keeps what it adds on drawn birds, not what it costs on photographs
 
@@ -87,7 +99,7 @@ class Encoder(nn.Module):
         if pool not in LOOKS:
             return self.backbone.image_size
         usual = window_share(ViewsConfig() if self.config is None else self.config.views)
-        return round(self.backbone.image_size / (LEAST_SHARE if pool == "zoom:mask" else usual))
+        return round(self.backbone.image_size / (LEAST_SHARE if pool in SIZED else usual))
 
     def attention(self, feature_map: Tensor) -> Tensor:
         """The rationale's map: (N, C, H, W) -> (N, H, W), summing to 1; FgsslError where there is none."""
@@ -101,7 +113,7 @@ class Encoder(nn.Module):
 
     def require(self, pool: Pool) -> None:
         """Raises FgsslError, before anything is computed, where the encoder cannot pool this way."""
-        if pool in ("rationale", "concat"):
+        if pool in ("rationale", "concat", "parts", "zoom:again"):
             self._branch()
         if pool == "cls" and not self.backbone.has_class_token:
             problem = f"the encoder {self.backbone.name} has no class token beside its map to pool with"
@@ -182,15 +194,42 @@ class Encoder(nn.Module):
         parts = [self._finished(pool_stages(maps))]
         if self.rationale is not None:
             parts.append(RATIONALE_WEIGHT * self._weighted(maps))
-        centres, sides = self.window_centres(maps[0]), None
+        weight = 1.0 if self.whitening is None else WINDOW_WEIGHT
+        parts.append(weight * self._look(images, maps[0], look, windows))
+        return functional.normalize(torch.cat(parts, 1), dim=1)
+
+    def _look(self, images: Tensor, feature_map: Tensor, look: Pool, windows: Tensor | None) -> Tensor:
+        """gap of what a look sees in (N, 3, Z, Z), whose whole has this feature map: (N, D) l2-normalised."""
+        if look == "parts":
+            features = self.part_features(images, self.part_windows(feature_map))
+            return functional.normalize(features.sum(1), dim=1)
+        if look == "zoom:again":
+            centres = self.window_centres(feature_map)
+            share = torch.full_like(centres[:, :1], self.backbone.image_size / self.view_size("zoom"))
+            attend = lambda images, windows: self.attention(self._maps_in(images, windows)[0])  # noqa: E731
+            windows = look_again(attend, images, torch.cat([centres, share], 1))
+        if windows is not None:
+            return self._seen_in(images, windows)
+        centres = self.window_centres(feature_map)
         if look == "zoom:middle":
             centres = torch.full_like(centres, 0.5)
-        elif windows is not None:
-            centres, sides = windows[:, :2], windows[:, 2]
-        window = self.maps(cut_windows(images, centres, size, sides=sides))
-        weight = 1.0 if self.whitening is None else WINDOW_WEIGHT
-        parts.append(weight * self._finished(pool_stages(window)))
-        return functional.normalize(torch.cat(parts, 1), dim=1)
+        cut = cut_windows(images, centres, self.backbone.image_size)
+        return self._finished(pool_stages(self.maps(cut)))
+
+    def _seen_in(self, images: Tensor, windows: Tensor) -> Tensor:
+        """gap of a window (N, 3) of each image, resized: (N, D) l2-normalised."""
+        return self._finished(pool_stages(self._maps_in(images, windows)))
+
+    def _maps_in(self, images: Tensor, windows: Tensor) -> list[Tensor]:
+        return self.maps(cut_windows(images, windows[:, :2], self.backbone.image_size, sides=windows[:, 2]))
+
+    def part_windows(self, feature_map: Tensor) -> Peaks:
+        """The windows that `--pool parts` takes; FgsslError without a rationale."""
+        return find_peaks(self.attention(feature_map), self.backbone.image_size / self.view_size("zoom"))
+
+    def part_features(self, images: Tensor, peaks: Peaks) -> Tensor:
+        """gap of each window of (N, 3, Z, Z) uint8: (N, K, D) l2-normalised, zero where a picture has no such part."""
+        return part_features(self._seen_in, images, peaks)
 
     def window_centres(self, feature_map: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 2) row and column of the middle of the window that `--pool zoom` takes, in (0, 1)."""

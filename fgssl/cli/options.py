@@ -24,7 +24,9 @@ from fgssl.runtime.processes import launch
 if TYPE_CHECKING:
     from fgssl.evaluation.subject import EvaluationOptions
 
-POOL_NAMES = ("gap", "rationale", "concat", "zoom", "cls", "zoom:middle", "zoom:random", "zoom:mask")
+POOL_NAMES = (
+    "gap", "rationale", "concat", "zoom", "cls", "parts", "zoom:again", "zoom:middle", "zoom:random", "zoom:mask",
+)  # fmt: skip
 Verb = Callable[..., None]
 Text = str | None
 
@@ -52,8 +54,8 @@ _DEVICES = completion.SETTINGS["training.device"]
 Device = Annotated[Text, Option(help="cpu, cuda, cuda:1, mps. [best at hand]", autocompletion=_DEVICES)]
 Cache = Annotated[Text, Option(metavar="auto|off|PATH", help="Decoded pictures and galleries.")]
 _POOLS = """Features: gap (mean of the map), rationale (weighted by it), concat (both), zoom (gap, rationale and a
-closer look), cls (class token); controls of zoom: the look in the middle, anywhere, at the object's mask. [zoom with a
-rationale, else gap]"""
+closer look), cls (class token), parts (several looks), zoom:again (a look that finds its place); controls of zoom: the
+look in the middle, anywhere, at the object's mask. [zoom with a rationale, else gap]"""
 Pool = Annotated[
     Text, Option(metavar="|".join(POOL_NAMES), callback=lambda text: check_pools(text, most=1), help=_POOLS,
                  autocompletion=completion.among(POOL_NAMES))

@@ -10,7 +10,7 @@ from fgssl.drawing.figures import (
     search_sheet,
     view_pairs_sheet,
 )
-from fgssl.drawing.maps import Map, Window
+from fgssl.drawing.maps import Map, Part, Window
 from fgssl.drawing.save import PAGE, PAGE_START, PICTURE, save_png
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "ExplainRow",
     "Map",
     "Neighbour",
+    "Part",
     "QueryRow",
     "Window",
     "curve_sheet",

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from fgssl.drawing.maps import Map, Window, colour_bar, is_flat, outlined, overlay
+from fgssl.drawing.maps import Map, Part, Window, colour_bar, is_flat, outlined, overlay, with_parts
 from fgssl.drawing.sheets import GREEN, GREY, INK, RED, WHITE, Colour, Key, Mark, Panel, fit_image, sheet
 
 SCALE_WORDS = "low to high, each map on its own scale"
 RATIONALE_WORDS = "Rationale: the weight the fitted branch gives each place when features are pooled"
+PARTS_WORDS = "Outlines: the parts that were looked at; number and colour of a hit's are those of the query's likest"
 WINDOW_WORDS = "Outline: the window that --pool zoom sees enlarged, at the map's mean place, drawn to the middle"
 # the maps a row may have: field, title of the column, what the legend says
 _MAPS = (
@@ -33,6 +34,7 @@ class Neighbour(NamedTuple):
     agrees: bool | None = None
     score: float | None = None
     rationale: Map | None = None
+    parts: Sequence[Part] = ()  # what was looked at, by the number of the query's part that it is like
 
 
 class QueryRow(NamedTuple):
@@ -43,6 +45,7 @@ class QueryRow(NamedTuple):
     hits: Sequence[Neighbour] = ()
     rationale: Map | None = None
     gradcam: Map | None = None
+    parts: Sequence[Part] = ()
 
 
 class ExplainRow(NamedTuple):
@@ -121,16 +124,19 @@ def search_sheet(
     wide = max(1, min(most, 8))
     mapped = any(row.rationale is not None or any(hit.rationale is not None for hit in row.hits) for row in rows)
 
-    def pair(panel: Panel, values: Map | None) -> Panel:
+    def pair(panel: Panel, values: Map | None, parts: Sequence[Part]) -> Panel:
+        if parts:
+            panel = panel._replace(image=with_parts(fit_image(panel.image, (panel_size, panel_size)), parts))
         return panel._replace(image=_over_map(panel.image, values, panel_size)) if mapped else panel
 
     grid: list[list[Panel | None]] = []
     for row in rows:
-        hits = [pair(_neighbour_panel(hit), hit.rationale) for hit in row.hits]
+        hits = [pair(_neighbour_panel(hit), hit.rationale, hit.parts) for hit in row.hits]
         for first in range(0, max(1, len(hits)), wide):
-            query = pair(Panel(row.image, row.caption, INK), row.rationale) if first == 0 else None
+            query = pair(Panel(row.image, row.caption, INK), row.rationale, row.parts) if first == 0 else None
             grid.append([query, *hits[first : first + wide]])
     map_legend = [Key(colour_bar(), SCALE_WORDS), Key(None, RATIONALE_WORDS)] if mapped else []
+    map_legend += [Key(None, PARTS_WORDS)] if any(row.parts for row in rows) else []
     return sheet(
         grid,
         column_titles=["query", *_ranks("best hit", most if most <= wide else 1)],

@@ -47,7 +47,8 @@ def cut_windows(images: Tensor, centres: Tensor, size: int, *, sides: Tensor | N
     `sides` (N,), shares of the image's, make windows of their own sizes, resized; else a pixel is a pixel.
     """
     side = images.shape[-1]
-    finer = 1 if sides is None else max(1, math.ceil(float(sides.max()) * side / size))  # averaged, so none is skipped
+    # averaged, so that none is skipped; the same for all sides, so that no window depends on those beside it
+    finer = 1 if sides is None else max(1, math.ceil(side / size))
     count = finer * size
     offsets = torch.arange(count, device=images.device) + 0.5 - count / 2  # in pixels from the middle
     steps = offsets / side if sides is None else sides[:, None] * offsets / count

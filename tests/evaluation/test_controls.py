@@ -85,7 +85,7 @@ def test_windows_of_their_own_sides_are_resized() -> None:
 
 
 def test_without_sides_a_pixel_is_a_pixel() -> None:
-    images = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    images = torch.arange(40).float().expand(2, 3, 40, 40) ** 1.0 + torch.arange(40).float()[:, None]
     centres = torch.tensor([[0.4, 0.5], [0.35, 0.6]])
     told = cut_windows(images, centres, 20, sides=torch.full((2,), 0.5))
     torch.testing.assert_close(told, cut_windows(images, centres, 20), rtol=0, atol=1e-5)
@@ -100,10 +100,9 @@ def test_the_mask_is_where_the_look_is(plain: Encoder) -> None:
     assert side == round(plain.backbone.image_size / 0.4)
     windows = told_windows(plain, images, "zoom:mask", evaluation_view(plain))
     assert windows is not None
-    crop = view.crop_fraction
+    crop = view.crop_pct
     for row, (top, left) in enumerate(images.places):
         middle = [((8 * place + 8) / 64 - (1 - crop) / 2) / crop for place in (top, left)]
-        expected = np.clip(middle, 0.115 / crop * 1.25, 1 - 0.115 / crop * 1.25)
         told = windows([row])[0]
         if row == 1:
             np.testing.assert_allclose(told[:2], middle, atol=0.01)
@@ -113,7 +112,6 @@ def test_the_mask_is_where_the_look_is(plain: Encoder) -> None:
             window = plain.maps(cut_windows(picture, told[None, :2], plain.backbone.image_size, sides=told[None, 2]))
             own = functional.normalize(window[0].mean((2, 3)), dim=1)[0] / 2**0.5
         torch.testing.assert_close(found[row, len(own) :], own, rtol=0, atol=1e-5)
-        assert expected.shape == (2,)
 
 
 def test_the_middle_is_zoom_without_a_rationale(plain: Encoder) -> None:

@@ -192,7 +192,7 @@ def test_windows_between_pixels_are_those_of_scipy() -> None:
 def test_the_view_is_larger_by_as_much_as_the_window_is_smaller(encoder: Encoder) -> None:
     assert {pool: encoder.view_size(pool) for pool in POOLS} == {
         "gap": SIZE, "rationale": SIZE, "concat": SIZE, "cls": SIZE, "zoom": LARGE,
-        "zoom:middle": LARGE, "zoom:random": LARGE, "zoom:mask": 160,
+        "parts": 160, "zoom:again": 160, "zoom:middle": LARGE, "zoom:random": LARGE, "zoom:mask": 160,
     }  # fmt: skip
     for crop_min, side in ((1.0, 64), (0.25, 128), (0.64, 80), (0.01, 160)):
         assert cropped(encoder, crop_min).view_size("zoom") == side

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from fgssl.config.schema import DataConfig
 from fgssl.data.decoding import decode_image, require_files
-from fgssl.drawing import Map, Neighbour, QueryRow, search_sheet
+from fgssl.drawing import Map, Neighbour, Part, QueryRow, search_sheet
 from fgssl.encoder import Encoder
 from fgssl.errors import SettingError
 from fgssl.evaluation.embed import seen
 from fgssl.evaluation.explain import explain, shown
 from fgssl.evaluation.features import check_same_width
 from fgssl.evaluation.retrieval.galleries import Gallery, find_place, open_gallery
+from fgssl.evaluation.retrieval.matched import matched_parts
 from fgssl.evaluation.retrieval.scored import gallery_images, true_path
 from fgssl.evaluation.subject import EvaluationOptions, Subject
 from fgssl.evaluation.vector_index import Near
@@ -141,17 +142,26 @@ def draw_lookup(found: Lookup, *, title: str) -> Image.Image:
     rows, (subject, gallery) = [], (found.searcher.subject, found.searcher.gallery)
     for result in found.results[:SHEET_QUERIES]:
         hits, path = result.hits[:SHEET_HITS], Path(result.name)
-        pictures = map(gallery.picture, result.found[:SHEET_HITS])
-        query, *others = _seen(subject.encoder, [decode_image(path), *pictures])
+        pictures = [decode_image(path), *map(gallery.picture, result.found[:SHEET_HITS])]
+        query, *others = _seen(subject.encoder, pictures)
+        own, *parts = _parts(subject, pictures)
         neighbours = [
-            Neighbour(view, _caption(hit), score=hit.score, rationale=weights)
-            for (view, weights), hit in zip(others, hits, strict=True)
+            Neighbour(view, _caption(hit), score=hit.score, rationale=weights, parts=alike)
+            for (view, weights), hit, alike in zip(others, hits, parts, strict=True)
         ]
-        rows.append(QueryRow(query[0], path.name, neighbours, query[1]))
+        rows.append(QueryRow(query[0], path.name, neighbours, query[1], parts=own))
     footer = f"Scores are cosines; {subject.pool} pooling. Each picture is cut to what the encoder sees of it."
     if left_out := len(found.results) - len(rows):
         footer += f" {left_out} more queries are not drawn."
     return search_sheet(rows, title=title, footer=footer, panel_size=PANEL)
+
+
+def _parts(subject: Subject, pictures: Sequence[Image.Image | None]) -> list[Sequence[Part]]:
+    """What `--pool parts` looked at in a query and its hits, and what is alike; nothing for other poolings."""
+    if subject.pool != "parts":
+        return [()] * len(pictures)
+    parts = iter(matched_parts(subject.encoder, [picture for picture in pictures if picture is not None]))
+    return [() if picture is None else next(parts) for picture in pictures]
 
 
 def _seen(encoder: Encoder, pictures: Sequence[Image.Image | None]) -> list[tuple[Image.Image, Map | None]]:
