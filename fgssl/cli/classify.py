@@ -35,7 +35,7 @@ def _is_own(path: Path) -> bool:
 TABLE = OutputKind("a table of predictions", (".csv",), _is_own)
 
 
-@options.takes(options.ENCODING)
+@options.takes({name: kind for name, kind in options.ENCODING.items() if name not in ("masks", "shift")})
 def fit(
     source: Annotated[str, Argument(metavar="SOURCE", help=_SOURCE, show_default=False)],
     checkpoint: Annotated[str, Option(help=_CHECKPOINT, show_default=False)],

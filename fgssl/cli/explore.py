@@ -28,7 +28,7 @@ SHOWN = 20  # groups on a terminal; --json and the page have all
 TYPICAL = 5  # pictures of a group in --json
 
 
-@options.takes(options.ENCODING)
+@options.takes({name: kind for name, kind in options.ENCODING.items() if name not in ("masks", "shift")})
 def explore(
     source: Annotated[str, Argument(metavar="SOURCE", help=_SOURCE, show_default=False)],
     checkpoint: Annotated[Text, Option(help=_CHECKPOINT, show_default=False)] = None,

@@ -62,7 +62,9 @@ def test_what_is_measured_is_what_the_probe_measures() -> None:
 
 def test_a_prediction_is_the_softmax_of_what_the_file_says() -> None:
     picture = colours() / "test" / "red" / "2.png"
-    found = fgssl("classify", "predict", fitted()[0], picture, "--json").json()["predictions"][0]
+    outcome = fgssl("classify", "predict", fitted()[0], picture, "--json")
+    assert outcome.code == 0, outcome.err
+    found = outcome.json()["predictions"][0]
     made = load_classifier(str(fitted()[0]))
     run = finished_run()[0]
     features = fgssl("embed", run, "--data", colours(), "--output", fitted()[0].parent / "f.safetensors")
