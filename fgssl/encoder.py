@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
+import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,6 +32,7 @@ from fgssl.rationale import (
     window_centres,
     window_share,
 )
+from fgssl.views import EvaluationView
 
 Pool = Literal[
     "gap", "rationale", "concat", "zoom", "cls", "parts", "zoom:again", "zoom:middle", "zoom:random", "zoom:mask"
@@ -158,9 +161,22 @@ class Encoder(nn.Module):
         pooled = self.config.rationale.train_pool == "rationale"
         return project(feature_map, self.projector, self.objective_pool if pooled else None, predictor)
 
-    def forward(self, images: Tensor, pool: Pool = "gap") -> Tensor:
-        """(N, 3, S, S) uint8, S being `view_size(pool)` -> (N, D) l2-normalised; concat 2D, zoom 2D or 3D."""
-        return self.embeddings(images, (pool,))[pool]
+    def view(self, pool: Pool = "gap") -> EvaluationView:
+        """The one deterministic view of the encoder's own crop and interpolation, at the size that a pooling takes."""
+        return EvaluationView(self.view_size(pool), self.backbone.crop_pct, self.backbone.interpolation)
+
+    def seen(self, pictures: Sequence[Image], pool: Pool = "gap") -> Tensor:
+        """The views (N, 3, S, S) uint8 of upright pictures of any size, on the encoder's device."""
+        view = self.view(pool)
+        views = torch.from_numpy(np.stack([np.asarray(view(picture.convert("RGB"))) for picture in pictures]))
+        return views.permute(0, 3, 1, 2).to(self.device)
+
+    def forward(self, images: Tensor | Sequence[Image], pool: Pool = "gap") -> Tensor:
+        """Upright pictures, or their views -> (N, D) l2-normalised; concat 2D, zoom 2D or 3D.
+
+        Views are (N, 3, S, S) uint8, S being `view_size(pool)`.
+        """
+        return self.embeddings(images if isinstance(images, Tensor) else self.seen(images, pool), (pool,))[pool]
 
     def embeddings(self, images: Tensor, pools: Sequence[Pool], windows: Tensor | None = None) -> dict[Pool, Tensor]:
         """Several poolings of one forward pass; what looks again takes larger pictures and comes alone.

@@ -61,16 +61,13 @@ class ImageBatch:
 
 
 def evaluation_view(encoder: Encoder, pool: Pool = "gap") -> EvaluationView:
-    """The one deterministic view of the encoder's own crop and interpolation, at the size that a pooling takes."""
-    backbone = encoder.backbone
-    return EvaluationView(encoder.view_size(pool), backbone.crop_pct, backbone.interpolation)
+    """`Encoder.view`."""
+    return encoder.view(pool)
 
 
 def seen(encoder: Encoder, pictures: Sequence[Image], pool: Pool = "gap") -> Tensor:
-    """The evaluation views (N, 3, S, S) uint8 of upright RGB pictures of any size, on the encoder's device."""
-    view = evaluation_view(encoder, pool)
-    views = torch.from_numpy(np.stack([np.asarray(view(picture)) for picture in pictures]))  # (N, S, S, 3)
-    return views.permute(0, 3, 1, 2).to(encoder.device)
+    """`Encoder.seen`."""
+    return encoder.seen(pictures, pool)
 
 
 @torch.inference_mode()
