@@ -33,8 +33,8 @@ RETRIEVAL: dict[str, Protocol] = {
     "class-disjoint": Protocol(
         "the images of the last half of the classes, of all splits, search each other (leave-one-out): Recall@1, 2, "
         "4, 8, MAP@R and R-precision, by cosine; nothing may have been trained on these classes (pretrain with "
-        "--train-split first-classes). Where no class of the test split is in the train split (Stanford Online "
-        "Products), its test split searches itself: Recall@1, 10, 100, 1000",
+        "--set data.train_split=first-classes). Where no class of the test split is in the train split (Stanford "
+        "Online Products), its test split searches itself: Recall@1, 10, 100, 1000",
         "classes and Recall@k: Song et al., Deep Metric Learning via Lifted Structured Feature Embedding, CVPR 2016 "
         "(CUB 100 and 100 classes, Cars 98 and 98); MAP@R: Musgrave et al., A Metric Learning Reality Check, ECCV 2020",
         (*_ranks(1, 2, 4, 8), "mAP_at_R", "r_precision"),
