@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from fgssl.config.schema import DataConfig
 from fgssl.data import default_split
 from fgssl.data.images import ImageSet, Subset
 from fgssl.errors import SettingError
-from fgssl.evaluation.embed import Embeddings
+from fgssl.evaluation.feature_file import lasting_names
 from fgssl.evaluation.features import unit_rows
 from fgssl.evaluation.probing.classifiers import fit_chosen
 from fgssl.evaluation.probing.splits import stratified_split
@@ -83,7 +82,7 @@ def fit_classifier(subject: Subject, *, held_out: float | None = None, seed: int
         found = measure(known, places, temperature=temperature)
     told = Told(
         classes=class_names(train.class_names, present),
-        paths=_lasting(train),
+        paths=tuple(lasting_names(train)),
         pool=subject.pool,
         temperature=temperature,
         protocol=f"logistic regression, C = {fitted.cost:.3g} {fitted.choice}; {tempered}; {splits.protocol}",
@@ -93,8 +92,3 @@ def fit_classifier(subject: Subject, *, held_out: float | None = None, seed: int
     )
     weight, bias = fitted.model.weight[0], fitted.model.bias[0]
     return Classifier(subject.encoder, weight, bias, features, targets, told)
-
-
-def _lasting(embeddings: Embeddings) -> tuple[str, ...]:
-    """Paths that mean the same in any folder; the name of a picture that is no file as it is."""
-    return tuple(os.path.abspath(name) if os.path.exists(name) else name for name in embeddings.identifiers)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from fgssl.data.images import ImageSet
 from fgssl.data.sources.files import list_line
 from fgssl.errors import FgsslError
+from fgssl.evaluation.feature_file import lasting_names
 from fgssl.explore.groups import typical_first
 from fgssl.explore.survey import Survey
 from fgssl.runtime.files import OutputKind, atomic_path, write_text
@@ -43,8 +44,7 @@ def columns(survey: Survey) -> dict[str, list[Any]]:
     groups = [None if number < 0 else number + 1 for number in survey.groups.tolist()]
     labels = [survey.class_of(row) for row in range(count)]
     x, y = survey.points.T.tolist()
-    lasting = [os.path.abspath(name) if os.path.exists(name) else name for name in survey.found.identifiers]
-    values = (lasting, labels, groups, typical, x, y, survey.distance.tolist(), copies, selected)
+    values = (lasting_names(survey.found), labels, groups, typical, x, y, survey.distance.tolist(), copies, selected)
     return dict(zip(KINDS, values, strict=True))
 
 
