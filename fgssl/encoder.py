@@ -19,11 +19,13 @@ from fgssl.objectives import OBJECTIVES
 from fgssl.objectives.base import project
 from fgssl.rationale import (
     LEAST_SHARE,
+    Colocalizer,
     Peaks,
     RationaleHead,
     attention_map,
     cut_windows,
     find_peaks,
+    fullest_windows,
     gradcam,
     look_again,
     part_features,
@@ -40,15 +42,11 @@ Pool = Literal[
 MAP_POOLS: tuple[Pool, ...] = ("gap", "rationale", "concat")  # of one feature map
 # what a window has to beat, and what it can reach: zoom in the middle, anywhere, and told where the object is
 CONTROLS: tuple[Pool, ...] = ("zoom:middle", "zoom:random", "zoom:mask")
-LOOKS: tuple[Pool, ...] = (
-    "zoom",
-    "parts",
-    "zoom:again",
-    *CONTROLS,
-)  # which take larger pictures, and look at them again
+# which take larger pictures, and look at them again
+LOOKS: tuple[Pool, ...] = ("zoom", "parts", "zoom:again", *CONTROLS)
 SIZED: tuple[Pool, ...] = ("parts", "zoom:again", "zoom:mask")  # whose windows have sizes of their own
 POOLS: tuple[Pool, ...] = (*MAP_POOLS, "zoom", "cls", "parts", "zoom:again", *CONTROLS)
-WINDOW_WEIGHT = 0.5  # in zoom, of whitened features: they know of the whole what plain ones see in the window alone
+WINDOW_WEIGHT = 0.5  # in zoom, of whitened features, unless fitted: they know of the whole what plain ones do not
 RATIONALE_WEIGHT = 0.5  # of its part in zoom: keeps what it adds on drawn birds, not what it costs on photographs
 
 
@@ -78,6 +76,10 @@ class Encoder(nn.Module):
         self.projector, self.predictor = projector, predictor
         self.whitening: nn.Linear | None = None  # of every feature pooled from the maps, before it is normalised
         self.stages = 1  # of how many of the backbone's last stages the maps are pooled
+        # of the window in zoom: where it is, its own whitening and its weight beside the whole picture's 1
+        self.colocalizer: Colocalizer | None = None
+        self.window_whitening: nn.Linear | None = None
+        self.window_weight: float | None = None
         self.register_buffer("keys", keys)
         self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
@@ -126,6 +128,11 @@ class Encoder(nn.Module):
         """Take over a whitening of the features pooled from the last so many stages."""
         self.whitening, self.stages = layer.requires_grad_(False).to(self.device), stages
 
+    def look_by(self, colocalizer: Colocalizer, layer: nn.Linear, *, weight: float) -> None:
+        """Take over where zoom looks again, the whitening of what it sees there, and its weight."""
+        self.colocalizer = colocalizer.to(self.device)
+        self.window_whitening, self.window_weight = layer.requires_grad_(False).to(self.device), weight
+
     def maps(self, images: Tensor) -> list[Tensor]:
         """(N, 3, S, S) uint8 -> the last map (N, C, H, W), and those of earlier stages that are pooled beside it."""
         images = self.normalize(images)
@@ -143,9 +150,10 @@ class Encoder(nn.Module):
     def _weighted(self, maps: Sequence[Tensor]) -> Tensor:
         return self._finished(pool_stages(maps, self.attention(maps[0]), pool=self._branch().config.pool))
 
-    def _finished(self, pooled: Tensor) -> Tensor:
-        """(N, D) of any length -> (N, D) whitened, where the encoder is, and l2-normalised."""
-        return functional.normalize(pooled if self.whitening is None else self.whitening(pooled), dim=1)
+    def _finished(self, pooled: Tensor, *, window: bool = False) -> Tensor:
+        """(N, D) of any length -> (N, D) whitened, where the encoder is, a window's by its own, and l2-normalised."""
+        layer = self.window_whitening if window and self.window_whitening is not None else self.whitening
+        return functional.normalize(pooled if layer is None else layer(pooled), dim=1)
 
     def objective_pool(self, feature_map: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C), for `rationale.train_pool: rationale`: as at test, of any length, map constant."""
@@ -210,7 +218,8 @@ class Encoder(nn.Module):
         parts = [self._finished(pool_stages(maps))]
         if self.rationale is not None:
             parts.append(RATIONALE_WEIGHT * self._weighted(maps))
-        weight = 1.0 if self.whitening is None else WINDOW_WEIGHT
+        usual = 1.0 if self.whitening is None else WINDOW_WEIGHT
+        weight = usual if self.window_weight is None else self.window_weight
         parts.append(weight * self._look(images, maps[0], look, windows))
         return functional.normalize(torch.cat(parts, 1), dim=1)
 
@@ -230,11 +239,11 @@ class Encoder(nn.Module):
         if look == "zoom:middle":
             centres = torch.full_like(centres, 0.5)
         cut = cut_windows(images, centres, self.backbone.image_size)
-        return self._finished(pool_stages(self.maps(cut)))
+        return self._finished(pool_stages(self.maps(cut)), window=True)
 
     def _seen_in(self, images: Tensor, windows: Tensor) -> Tensor:
         """gap of a window (N, 3) of each image, resized: (N, D) l2-normalised."""
-        return self._finished(pool_stages(self._maps_in(images, windows)))
+        return self._finished(pool_stages(self._maps_in(images, windows)), window=True)
 
     def _maps_in(self, images: Tensor, windows: Tensor) -> list[Tensor]:
         return self.maps(cut_windows(images, windows[:, :2], self.backbone.image_size, sides=windows[:, 2]))
@@ -249,9 +258,12 @@ class Encoder(nn.Module):
 
     def window_centres(self, feature_map: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 2) row and column of the middle of the window that `--pool zoom` takes, in (0, 1)."""
+        share = self.backbone.image_size / self.view_size("zoom")
+        if self.colocalizer is not None:
+            return fullest_windows(self.colocalizer(feature_map), share)
         flat = torch.ones_like(feature_map[:, 0], dtype=torch.float32)
         attention = flat if self.rationale is None else self.attention(feature_map)
-        return window_centres(attention, self.backbone.image_size / self.view_size("zoom"))
+        return window_centres(attention, share)
 
     @property
     def has_loss_gradcam(self) -> bool:

@@ -36,6 +36,7 @@ BEFORE: dict[str, Any] = {
     "backbone.batch_norm": "batch",
     "backbone.whitening": False,
     "backbone.stages": 1,
+    "rationale.windows": "branch",
     "training.choose": False,
     "optimizer.layer_decay": 1.0,
     "training.log_every": 10,

@@ -167,6 +167,9 @@ class RationaleConfig:
     weight: float = knob(1.0, "weight of the fit in the total loss", NOT_NEGATIVE)
     warmup_epochs: float = knob(0.0, "epochs over which the weight rises from 0", NOT_NEGATIVE)
     train_pool: Literal["gap", "rationale"] = knob("gap", "pooling in the objective's own loss")
+    windows: Literal["branch", "common"] | None = knob(
+        None, "where zoom looks: by the branch, or by what all places share (default: on trained weights)"
+    )
     pool: Literal["mean", "gem"] = knob("mean", "pooling of the weighted places (gem: generalised mean, exponent 3)")
 
 

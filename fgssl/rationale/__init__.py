@@ -10,6 +10,7 @@ Visual Recognition Problems", CVPR 2023. A training step and a picture at test t
     pool_places      the embedding: the places of the feature map, weighted          (section 3.3)
     pool_stages      the same with the maps of earlier stages beside it              (ours)
     window_centres   where a picture is looked at again, enlarged                    (ours)
+    Colocalizer      the same without a loss: what the places of all pictures share  (ours)
     find_peaks       several such places, and how large each is                      (ours)
     look_again       a window moved by the map of what it shows                      (ours)
 
@@ -18,15 +19,24 @@ test time an image's map never depends on the images beside it.
 """
 
 from fgssl.rationale.branch import RationaleHead, attention_map, normalize_map
+from fgssl.rationale.colocalization import Colocalizer, PlaceScatter
 from fgssl.rationale.fit import RationaleOutput, fit_rationale, rationale_loss, target_distribution
 from fgssl.rationale.gradcam import gradcam
 from fgssl.rationale.looks import look_again, part_features
 from fgssl.rationale.peaks import Peaks, find_peaks
 from fgssl.rationale.pooling import pool_places, pool_stages
-from fgssl.rationale.windows import LEAST_SHARE, centre_prior, cut_windows, window_centres, window_share
+from fgssl.rationale.windows import (
+    LEAST_SHARE,
+    centre_prior,
+    cut_windows,
+    fullest_windows,
+    window_centres,
+    window_share,
+)
 
 __all__ = [
-    "LEAST_SHARE", "Peaks", "RationaleHead", "RationaleOutput", "attention_map", "centre_prior", "cut_windows",
-    "find_peaks", "fit_rationale", "gradcam", "look_again", "normalize_map", "part_features", "pool_places",
-    "pool_stages", "rationale_loss", "target_distribution", "window_centres", "window_share",
+    "Colocalizer", "LEAST_SHARE", "Peaks", "PlaceScatter", "RationaleHead", "RationaleOutput", "attention_map",
+    "centre_prior", "cut_windows", "find_peaks", "fit_rationale", "fullest_windows", "gradcam", "look_again",
+    "normalize_map", "part_features", "pool_places", "pool_stages", "rationale_loss", "target_distribution",
+    "window_centres", "window_share",
 ]  # fmt: skip

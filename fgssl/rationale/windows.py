@@ -2,7 +2,8 @@
 
 The window of `--pool zoom` has the side of the smallest crop in training. Its middle is the mean place of the map times
 a Gaussian around the picture's centre: objects stand there more often than not, and where the map says little, or there
-is none, it stays in the middle. It is cut between pixels, so that rounding never moves it.
+is none, it stays in the middle. Of trained weights it is the window that holds most of the map of `colocalization`. It
+is cut between pixels, so that rounding never moves it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch.nn import functional
 from fgssl.config.schema import ViewsConfig
 
 CENTRE_SIGMA = 0.25  # of the map's side
+PLACES = 40  # a side in which a map is looked through for its fullest window
 LEAST_SHARE = 0.4  # of the view's side: closer looks miss the object more often than they help
 
 
@@ -60,3 +62,18 @@ def cut_windows(images: Tensor, centres: Tensor, size: int, *, sides: Tensor | N
         grid, padding = grid.clamp(1 / side - 1, 1 - 1 / side), "zeros"
     cut: Tensor = functional.grid_sample(images.float(), grid, padding_mode=padding, align_corners=False)
     return functional.avg_pool2d(cut, finer) if finer > 1 else cut
+
+
+def fullest_windows(maps: Tensor, share: float) -> Tensor:
+    """(N, H, W) not negative -> (N, 2) as `window_centres`: of the window with most of the map in it, else the middle.
+
+    `share` is the window's side. Places are squares, so that a window may hold a part of one.
+    """
+    count = max(PLACES, *maps.shape[1:])
+    finer = functional.interpolate(maps[:, None], (count, count), mode="bilinear")
+    side = max(1, round(share * count))
+    sums = functional.avg_pool2d(finer, side, 1)[:, 0]  # of the windows that lie in the picture
+    rows = sums.shape[1]
+    best = sums.flatten(1).argmax(1)
+    middle = torch.stack([best // rows, best % rows], 1) / count + side / 2 / count
+    return torch.where(maps.flatten(1).amax(1, keepdim=True) > 0, middle, 0.5).clamp(share / 2, 1 - share / 2)

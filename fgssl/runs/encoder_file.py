@@ -28,12 +28,13 @@ from fgssl.config.schema import PretrainConfig, flatten
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
 from fgssl.objectives import OBJECTIVES
-from fgssl.rationale import RationaleHead
+from fgssl.rationale import Colocalizer, RationaleHead
 from fgssl.runs.folder import CANDIDATES, CONFIG_FILE, ENCODER_FILE, NAMES, TIMM_PREFIX, encoder_path
 from fgssl.runtime.files import atomic_path
 from fgssl.runtime.offline import WeightsError, WeightsOffline
 
 FORMAT = "fgssl-encoder-1"
+ADAPTED = ("whitening", "colocalizer", "window_whitening")  # fitted in closed form
 
 Module = TypeVar("Module", bound=nn.Module | None)
 
@@ -45,10 +46,11 @@ def save_encoder(
     config = None if encoder.config is None else flatten(encoder.config)
     metadata = {"format": FORMAT, "fgssl": __version__, "timm": timm.__version__}
     metadata |= {"backbone": encoder.backbone.description(), "config": config, "stages": encoder.stages}
+    metadata["window_weight"] = encoder.window_weight
     tensors: dict[str, Tensor] = dict(more or {})
     if encoder.keys is not None:
         tensors["keys"] = encoder.keys
-    for name in ("backbone", "rationale", "projector", "predictor", "whitening"):
+    for name in ("backbone", "rationale", "projector", "predictor", *ADAPTED):
         module = encoder.backbone.model if name == "backbone" else getattr(encoder, name)
         if module is not None:
             tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
@@ -96,6 +98,10 @@ def load_encoder(checkpoint: str, *, backbone: str | None = None, image_size: in
             stages = int(metadata.get("stages", 1))
             width = rebuilt.pooled_width(stages)
             encoder.whiten_by(_filled(lambda: nn.Linear(width, width), whitening), stages=stages)
+            if window := _part(tensors, "window_whitening"):
+                places = _filled(lambda: Colocalizer(rebuilt.channels), _part(tensors, "colocalizer"))
+                layer = _filled(lambda: nn.Linear(width, width), window)
+                encoder.look_by(places, layer, weight=float(metadata["window_weight"]))
     except FgsslError as error:
         raise FgsslError(f"'{path}': {error.problem}", error.remedy) from error
     except Exception as error:  # what a file says can fail anywhere in timm
@@ -125,8 +131,10 @@ def _weights(checkpoint: str, backbone: str | None, image_size: int | None) -> B
 def identity(encoder: Encoder) -> str:
     """Hex identity of what an embedding depends on: weights, architecture, preprocessing; not of where they lie."""
     config = None if encoder.rationale is None else repr(encoder.rationale.config)
+    if encoder.window_weight is not None:
+        config = f"{config} {encoder.window_weight}"
     digest = hashlib.blake2b(json.dumps([encoder.backbone.description(), config]).encode(), digest_size=16)
-    for module in (encoder.backbone.model, encoder.rationale, encoder.whitening):
+    for module in (encoder.backbone.model, encoder.rationale, *(getattr(encoder, name) for name in ADAPTED)):
         for key, value in () if module is None else module.state_dict().items():
             digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -18,10 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fgssl.adaptation import embed_views, fit_whitening, held_out_agreement, whiten
+from fgssl.adaptation import embed_views, fit_whitening, fit_windows, held_out_agreement, whiten
 from fgssl.backbones import Backbone
 from fgssl.config.schema import flatten
+from fgssl.data.cache.pixels import PixelStore
 from fgssl.encoder import Encoder
+from fgssl.evaluation.embed import evaluation_view
 from fgssl.objectives.momentum import MomentumObjective
 from fgssl.runs.encoder_file import load_encoder, save_encoder
 from fgssl.runs.folder import CANDIDATES, ENCODER_FILE
@@ -85,8 +87,22 @@ def choose_encoder(setup: Setup) -> Choice:
         show = functools.partial(setup.reporter.progress, "whitening")
         if not whiten(encoder, pixels, stages=config.backbone.stages or 1, seed=seed, progress=show):
             setup.reporter.warn("the features are not whitened: fewer than two training pictures can be read")
+    _look_again(setup, choice.encoder)
     save_encoder(setup.output / ENCODER_FILE, choice.encoder)
     return choice
+
+
+def _look_again(setup: Setup, encoder: Encoder) -> None:
+    """Fit the second look of the run's encoder, where the run is to."""
+    config = setup.plan.config
+    if config.rationale.windows != "common" or encoder.whitening is None:
+        return
+    pixels, show = (
+        PixelStore(setup.plan.train, evaluation_view(encoder, "zoom")),
+        functools.partial(setup.reporter.progress, "finding objects"),
+    )
+    if not fit_windows(encoder, pixels, seed=config.training.seed, progress=show):
+        setup.reporter.warn("zoom looks where the branch does: too few pictures can be read, or they are all alike")
 
 
 def _start_of(setup: Setup) -> Encoder:

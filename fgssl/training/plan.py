@@ -255,6 +255,7 @@ def start_backbone(draft: Draft, *, load_weights: bool) -> tuple[Backbone, Initi
     reason = "makes trained weights better at once, without a step" if started else "made for trained weights"
     draft.derive("backbone.whitening", started, reason)
     _derive_stages(draft, backbone)
+    _derive_windows(draft)
     _derive_choice(draft, backbone)
     if draft["backbone.batch_norm"] == "rest":
         backbones.rest_batch_norm(backbone)
@@ -338,6 +339,16 @@ def _derive_stages(draft: Draft, backbone: Backbone) -> None:
         draft.derive("backbone.stages", offered, "whitened together: earlier stages tell what the last has lost")
     else:
         draft.derive("backbone.stages", None, "without whitening the last alone")
+
+
+def _derive_windows(draft: Draft) -> None:
+    """The whitening of windows is one of several views of them, as that of the features is."""
+    able = bool(draft["backbone.whitening"])
+    if draft["rationale.windows"] == "common" and not able:
+        raise FgsslError("rationale.windows common without backbone.whitening", "turn whitening on, or leave it out")
+    if able and draft["rationale.enabled"]:
+        draft.derive("rationale.windows", "common", "what the places of all pictures share finds objects best")
+    draft.derive("rationale.windows", "branch", "made for trained weights that are whitened")
 
 
 def _derive_choice(draft: Draft, backbone: Backbone) -> None:
