@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+LEAST_VARIANCE = 1e-10  # of features of unit length: below it is rounding
+
 
 class Colocalizer(nn.Module):
     """A map of where objects are, by the direction (C,) of the places' l2-normalised features about their mean (C,)."""
@@ -41,12 +43,12 @@ class PlaceScatter:
 
     def add(self, feature_map: Tensor) -> None:
         """The places of (N, C, H, W)."""
-        unit = functional.normalize(feature_map.float(), dim=1).cpu()
+        unit = functional.normalize(feature_map.float(), dim=1).cpu().double()
         edge = torch.ones(unit.shape[2:], dtype=torch.bool)
         edge[1:-1, 1:-1] = False
         places, border = (of.flatten(2).transpose(1, 2).reshape(-1, unit.shape[1]) for of in (unit, unit[:, :, edge]))
-        self._products += (places.T @ places).double()
-        self._sum, self._border = self._sum + places.sum(0).double(), self._border + border.sum(0).double()
+        self._products += places.T @ places
+        self._sum, self._border = self._sum + places.sum(0), self._border + border.sum(0)
         self._places, self._borders = self._places + len(places), self._borders + len(border)
 
     def colocalizer(self) -> Colocalizer | None:
@@ -55,7 +57,7 @@ class PlaceScatter:
             return None
         mean = self._sum / self._places
         values, vectors = torch.linalg.eigh(self._products / self._places - torch.outer(mean, mean))
-        if not values[-1] > torch.finfo(torch.float32).eps:
+        if not values[-1] > LEAST_VARIANCE:
             return None
         direction = vectors[:, -1]
         if (self._border / self._borders - mean) @ direction > 0:
