@@ -2,15 +2,15 @@
 
 What windows show differs from what whole pictures do, so they have a whitening of their own, by crops of the windows.
 Where objects are small and lie anywhere the windows say nearly all; where they fill the picture a window loses some of
-them. Which it is, no label is needed for: among features that tell the pictures apart, a picture's nearest neighbour
-stands out from the others. So the window weighs more the further its nearest neighbours stand out beyond those of the
-whole pictures (docs/rationale.md has what it gave).
+them. Which it is, no label is needed for: of whitened features, unrelated pictures' are at right angles, and the more
+they tell of a class, the closer a picture's nearest neighbour is. So the window weighs more the closer nearest
+neighbours are by windows than by whole pictures, whitened alike (docs/rationale.md has what it gave).
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from fgssl.adaptation.whitening import BATCH, CHUNK, Progress, fit_whitening, sample_rows
@@ -22,7 +22,7 @@ from fgssl.rationale import Colocalizer, PlaceScatter, cut_windows, fullest_wind
 PICTURES = 1000
 CROPS = 2  # of each window, beside it
 LEAST_CROP = 0.3  # of the window's area
-POWER = 4  # of how much further nearest neighbours stand out; even, windows weigh WINDOW_WEIGHT
+POWER = 4  # of how much closer nearest neighbours are; equally close, windows weigh WINDOW_WEIGHT
 WEIGHTS = (0.25, 2.0)
 
 
@@ -44,19 +44,22 @@ def fit_windows(encoder: Encoder, pixels: PixelStore, *, seed: int, progress: Pr
         if colocalizer is None:
             return False
         colocalizer, random = colocalizer.to(encoder.device), torch.Generator().manual_seed(seed)
-        wholes, looks = list[Tensor](), list[Tensor]()
+        found: tuple[list[Tensor], list[Tensor]] = ([], [])
         for start in range(0, len(rows), BATCH):
             images = _read(pixels, rows[start : start + BATCH])
             if len(images):
-                whole, views = _looks(encoder, colocalizer, images.to(encoder.device), random)
-                wholes.append(whole)
-                looks.append(views)
+                for views, part in zip(
+                    _looks(encoder, colocalizer, images.to(encoder.device), random), found, strict=True
+                ):
+                    part.append(views)
             progress(len(rows) + min(start + BATCH, len(rows)), total)
-    features, views = torch.cat(wholes), torch.cat(looks, 1)
-    if len(features) < 3:
+    whole, window = (torch.cat(part, 1) for part in found)
+    if whole.shape[1] < 3:
         return False
-    layer = fit_whitening(views)
-    encoder.look_by(colocalizer, layer, weight=_weight(encoder, features, layer(views[0])))
+    layer = fit_whitening(window)
+    ratio = nearness(layer(window[0])) / max(nearness(fit_whitening(whole)(whole[0])), 1e-6)
+    weight = min(max(WINDOW_WEIGHT * max(ratio, 0.0) ** POWER, WEIGHTS[0]), WEIGHTS[1])
+    encoder.look_by(colocalizer, layer, weight=weight)
     return True
 
 
@@ -79,32 +82,32 @@ def _whole(encoder: Encoder, images: Tensor) -> Tensor:
 def _looks(
     encoder: Encoder, colocalizer: Colocalizer, images: Tensor, random: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Pooled features of whole pictures (N, D), and of the windows and random crops of them (1 + CROPS, N, D)."""
-    size, device = encoder.backbone.image_size, images.device
-    share = size / images.shape[-1]
+    """Pooled features (1 + CROPS, N, D) of whole pictures and random crops of them, and of their windows likewise."""
+    share = encoder.backbone.image_size / images.shape[-1]
     maps = encoder.maps(_whole(encoder, images))
-    centres, found = fullest_windows(colocalizer(maps[0]), share), list[Tensor]()
+    centres = fullest_windows(colocalizer(maps[0]), share)
+    whole = _crops(encoder, images, torch.full_like(centres, 0.5), 1.0, random)[1:]
+    window = _crops(encoder, images, centres, share, random)
+    return torch.stack([pool_stages(maps).cpu(), *whole]), torch.stack(window)
+
+
+def _crops(encoder: Encoder, images: Tensor, centres: Tensor, share: float, random: torch.Generator) -> list[Tensor]:
+    """Pooled features (N, D) of the square of that share around each centre, then of crops of it."""
+    found, count = list[Tensor](), len(images)
     for crop in range(1 + CROPS):
-        sides = torch.full((len(images),), share)
+        sides = torch.full((count,), share)
         if crop:
-            sides *= torch.empty(len(images)).uniform_(LEAST_CROP, 1, generator=random).sqrt()
-        shifts = (torch.rand(len(images), 2, generator=random) - 0.5) * (share - sides)[:, None]
-        view = cut_windows(images, centres + shifts.to(device), size, sides=sides.to(device))
+            sides *= torch.empty(count).uniform_(LEAST_CROP, 1, generator=random).sqrt()
+        shifts = (torch.rand(count, 2, generator=random) - 0.5) * (share - sides)[:, None]
+        view = cut_windows(
+            images, centres + shifts.to(images.device), encoder.backbone.image_size, sides=sides.to(images.device)
+        )
         found.append(pool_stages(encoder.maps(view)).cpu())
-    return pool_stages(maps).cpu(), torch.stack(found)
+    return found
 
 
-def _weight(encoder: Encoder, wholes: Tensor, windows: Tensor) -> float:
-    """What a window weighs beside the whole picture, whose weight is 1; of (N, D) whole pictures, windows whitened."""
-    layer: nn.Module = encoder.whitening or nn.Identity()
-    whole, window = prominence(layer.cpu()(wholes)), prominence(windows)
-    layer.to(encoder.device)
-    ratio = window / max(whole, torch.finfo(torch.float32).eps)
-    return min(max(WINDOW_WEIGHT * max(ratio, 0.0) ** POWER, WEIGHTS[0]), WEIGHTS[1])
-
-
-def prominence(features: Tensor) -> float:
-    """How far a picture's nearest neighbour stands out from all others, in deviations of their similarities.
+def nearness(features: Tensor) -> float:
+    """How much more similar a picture's nearest neighbour is than others are on average, in [0, 2].
 
     Mean over the rows of (N, D) features of any length, N 3 or more; cosine similarity, a row itself left out.
     """
@@ -113,8 +116,5 @@ def prominence(features: Tensor) -> float:
         similarity = unit[start : start + CHUNK] @ unit.T
         own = torch.arange(len(similarity))
         similarity[own, own + start] = torch.nan
-        mean = similarity.nanmean(1)
-        deviation = (similarity - mean[:, None]).square().nanmean(1).sqrt()
-        nearest = similarity.nan_to_num(-torch.inf).amax(1)
-        found.append((nearest - mean) / deviation.clamp(min=torch.finfo(deviation.dtype).eps))
+        found.append(similarity.nan_to_num(-torch.inf).amax(1) - similarity.nanmean(1))
     return float(torch.cat(found).mean())
