@@ -204,9 +204,29 @@ def _box(text: str, x: float, y: float, width: float, colour: str, title: str) -
     )
 
 
+# ---- recipes
+
+
+def recipes_table() -> str:
+    """The recipes of the paper's tables by set and objective, a form a column."""
+    from fgssl.experiments.tablefile import read_tables
+
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for table in read_tables(ROOT / "recipes" / "paper").values():
+        for row in table.rows:
+            if row.recipe is not None:
+                _, objective, form = row.recipe.stem.split("-")
+                found.setdefault((table.title.partition(",")[0], objective), {})[form] = f"`{row.recipe.name}`"
+    forms = ("plain", "official", "default")
+    lines = [f"| set | objective | {' | '.join(forms)} |", f"|---|---|{'---|' * len(forms)}"]
+    for (title, objective), files in found.items():
+        lines.append(f"| {title} | {objective} | {' | '.join(files.get(form, '') for form in forms)} |")
+    return "\n".join(lines)
+
+
 # ---- pages
 
-TABLES = {"settings": settings_tables, "rooms": rooms_table}
+TABLES = {"settings": settings_tables, "rooms": rooms_table, "recipes": recipes_table}
 MARKED = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -20,6 +20,7 @@ from fgssl.errors import FgsslError
 
 Item = TypeVar("Item")
 _loading: list[str] = []  # the plugins whose code runs now
+loaded_files: list[Path] = []  # by `load_plugin`: what a process that fgssl starts has to be given as well
 
 
 class Registry(Mapping[str, Any]):
@@ -92,6 +93,7 @@ def load_plugin(path: str | Path) -> None:
     except FgsslError:
         del sys.modules[name]
         raise
+    loaded_files.append(file)
 
 
 @contextmanager

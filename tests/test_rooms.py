@@ -46,14 +46,16 @@ MAY_IMPORT: dict[str, str] = {
     "report": "check config data drawing encoder errors evaluation runtime",
     "training": "adaptation backbones config data drawing encoder errors evaluation objectives rationale report runs "
     "runtime",
+    # many runs as one table; they are made by the verbs, which it is handed
+    "experiments": "backbones config data errors registry runs runtime",
     # what is made of embeddings
     "classify": "config data encoder errors evaluation runs runtime",
     "explore": "check data drawing errors evaluation report runtime",
     # Python's door: what `import fgssl` offers, loaded when it is asked for
     "api": "config data encoder errors evaluation runs training",
     # the command line, which nothing imports
-    "cli": "backbones check classify config data drawing errors evaluation explore registry report runs runtime "
-    "training",
+    "cli": "backbones check classify config data drawing errors evaluation experiments explore registry report runs "
+    "runtime training",
     "__main__": "cli",
 }
 ROOT_MODULES = 12  # more at the root, and nobody knows where to look

@@ -22,9 +22,10 @@ import typer
 from fgssl import __version__
 from fgssl.cli.classify import fit, predict
 from fgssl.cli.console import print_error
+from fgssl.cli.experiments import reproduce, runs, sweep
 from fgssl.cli.explore import explore
 from fgssl.cli.features import embed, probe
-from fgssl.cli.options import Plugins, QueryCommand, takes
+from fgssl.cli.options import DataCommand, Plugins, QueryCommand, takes
 from fgssl.cli.pretrain import pretrain
 from fgssl.cli.retrieve import compare, retrieve
 from fgssl.cli.survey import backbones, cache, check
@@ -65,8 +66,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(help="Look after data sets.", no_args_is_help=True, rich_markup_mode=None)
-for verb in (pretrain, probe, retrieve, compare, embed, explore, visualize, backbones):
-    app.command(cls=QueryCommand if verb is retrieve else None)(_shielded(verb))
+# with options that take several words
+several: dict[Callable[..., None], Any] = {retrieve: QueryCommand, reproduce: DataCommand}
+for verb in (pretrain, probe, retrieve, compare, embed, explore, visualize, runs, sweep, reproduce, backbones):
+    app.command(cls=several.get(verb))(_shielded(verb))
 classify_app = typer.Typer(help="Name classes by a few labelled pictures.", no_args_is_help=True, rich_markup_mode=None)
 for group, name, group_verbs in ((data_app, "data", (check, cache)), (classify_app, "classify", (fit, predict))):
     for verb in group_verbs:
@@ -141,15 +144,20 @@ def main() -> None:
     os.close(number)
     results = LastingStream(sys.stdout)
     sys.stdout, sys.stderr = results, LastingStream(sys.stderr)
-    try:
-        code = app(standalone_mode=False) or 0
-    except Exception as error:
-        code = _told(error)
+    code = answered()
     results.flush()
     if results.failure is not None:
         print_error(f"the results could not be written: {results.failure.strerror}", "look at where stdout goes")
         code = code or 1
     sys.exit(code)
+
+
+def answered(words: list[str] | None = None) -> int:
+    """The exit code of a command line, by default this process's own, whose error has been told in one line."""
+    try:
+        return app(words, standalone_mode=False) or 0
+    except Exception as error:
+        return _told(error)
 
 
 def _told(error: Any) -> int:

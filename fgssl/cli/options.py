@@ -141,6 +141,13 @@ class QueryCommand(TyperCommand):
         return super().parse_args(ctx, repeat_flag(args, "--query"))
 
 
+class DataCommand(TyperCommand):
+    """Likewise with `--data`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, repeat_flag(args, "--data"))
+
+
 def check_paths(checkpoint: Text = None, data: Text = None, cache: Text = None, *, make: bool = True) -> None:
     """Refuses what is not there: a checkpoint (or files of features joined by "+"), or a data source of no known kind.
 

@@ -23,7 +23,7 @@ RATIONALE_PRESETS: dict[str, dict[str, Any]] = {
     "pooled": {"sign": "lower", "fit": "regression", "combine": "linear", "train_pool": "rationale"},
     # one distribution per image, detached, mean per image: the dataclass's values
     "normalized": {},
-    # what the authors' code computes for MoCo (used by recipes/cub-resnet50-moco.yaml)
+    # what the authors' code computes for MoCo (used by recipes/paper/*-mocov2-official.yaml)
     "official": {
         "sign": "raise",
         "target": "softmax",

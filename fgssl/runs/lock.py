@@ -29,6 +29,7 @@ except ImportError:  # Windows: the file and its beats alone
 LOCK_FILE = "run.lock"
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 20.0  # without a beat another host's process counts as dead
+_own: set[str] = set()  # the locks of this process: to open and close one would give the kernel's lock back
 _FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -52,13 +53,33 @@ def hold_run(output: Path, *, note: Callable[[str], None] = lambda text: None) -
                 os.utime(path)
 
     threading.Thread(target=beat, daemon=True).start()
+    _own.add(os.path.realpath(path))
     try:
         yield
     finally:
+        _own.discard(os.path.realpath(path))
         done.set()
         with contextlib.suppress(OSError):
             path.unlink()
         os.close(handle)
+
+
+def is_held(output: Path) -> bool:
+    """Whether a process trains in a run folder now, judged by what its lock says; the lock itself is not touched.
+
+    Another host's is believed as long as its file is young, by this host's clock.
+    """
+    path = output / LOCK_FILE
+    if os.path.realpath(path) in _own:
+        return True
+    try:
+        owner = json.loads(path.read_bytes()[:4096])
+        if owner["host"] == socket.gethostname() and (born := _born(owner["pid"])) is not None:
+            return bool(born == owner["born"])
+        elsewhere = owner["host"] != socket.gethostname() or not Path("/proc").is_dir()
+        return elsewhere and time.time() - path.stat().st_mtime < SILENT_SECONDS
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _locked(path: Path, note: Callable[[str], None]) -> int:

@@ -152,6 +152,30 @@ def launch(command: Sequence[str], count: int) -> End:
         return End(1, "" if spoken.exists() else problem)
 
 
+class Ended(NamedTuple):
+    """What a command of its own left."""
+
+    code: int  # 128 + the number of the signal that stopped it
+    output: str  # what it wrote to stdout
+
+
+def run_command(command: Sequence[str]) -> Ended:
+    """Run a command in a process of its own until it has ended, its stdout kept and its stderr shown.
+
+    Stop signals go on to it, which has the time that it takes to save its state.
+    """
+    child = subprocess.Popen(
+        list(command),
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # a terminal's Ctrl-C comes once, through this process
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+    )
+    with _forwarding([child]) as received:
+        output = child.communicate()[0].decode("utf-8", "surrogateescape")
+    code = 128 + received[0] if received else child.returncode
+    return Ended(128 - code if code < 0 else code, output)
+
+
 def _end_with_parent() -> None:
     """Ask Linux for a SIGTERM when the launching process is gone: the run saves its state and stops."""
     with contextlib.suppress(OSError):

@@ -183,7 +183,7 @@ def test_a_recipe_loads_and_its_header_says_what_to_expect(recipe: Path) -> None
 
 def test_paper_recipes_have_the_papers_settings() -> None:
     for name in ("cub", "cars", "aircraft"):
-        (recipe,) = (path for path in RECIPES if path.name == f"{name}-resnet50-moco.yaml")
+        (recipe,) = (path for path in RECIPES if path.name == f"{name}-mocov2-official.yaml")
         config = load_config(recipe).config
         assert (config.data.source, config.training.epochs, config.training.batch_size) == (name, 100, 128)
         assert (config.objective.temperature, config.objective.momentum, config.optimizer.lr) == (0.2, 0.999, 0.03)

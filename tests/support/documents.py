@@ -15,7 +15,12 @@ from fgssl.config.resolve import load_config
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = [
+    path
+    for folder in ("", "paper", "small")
+    for path in sorted((ROOT / "recipes" / folder).glob("*.yaml"))
+    if path.name != "tables.yaml"
+]
 # Page by its path from the root -> its text
 PAGES: dict[str, str] = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
