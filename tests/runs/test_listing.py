@@ -39,7 +39,8 @@ def test_runs_are_listed_with_their_state(tmp_path: Path) -> None:
         document = fgssl("runs", tmp_path, "--json").json()
         assert {Path(entry["folder"]).name: entry["status"] for entry in document}["cut"] == "running"
     said = fgssl("runs", tmp_path)
-    assert said.code == 0 and "stopped at step 6 of 6" in said.out and "finished" in said.out
+    assert said.code == 0 and "finished" in said.out, said.out
+    assert "stopped at 6/6" in said.out, said.out
     with pytest.raises(FgsslError, match="no folder"):
         list_runs(tmp_path / "nothing")
 
@@ -50,9 +51,6 @@ def test_a_lock_is_believed_while_its_owner_lives(tmp_path: Path) -> None:
     with hold_run(tmp_path):
         kept = lock.read_text()
         assert is_held(tmp_path)
-        # asking has not given the lock back
-        with pytest.raises(FgsslError, match="is being trained"), hold_run(tmp_path):
-            pass
     assert not is_held(tmp_path)
     lock.write_text(json.dumps({**json.loads(kept), "born": "0"}))  # another process has the number now
     assert not is_held(tmp_path)

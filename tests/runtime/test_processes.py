@@ -172,3 +172,11 @@ def test_each_process_has_its_own_gpu_whatever_the_saved_settings_say(monkeypatc
     assert resolve_device("cuda:0") == torch.device("cuda", 0)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert resolve_device("cuda:0") == resolve_device("cuda") == torch.device("cuda", 1)
+
+
+def test_a_command_of_its_own_is_heard_and_told_of_signals() -> None:
+    from fgssl.runtime.processes import run_command
+
+    assert run_command([sys.executable, "-c", "print('x'); raise SystemExit(3)"]) == (3, "x\n")
+    code = "import os, signal, time; os.kill(os.getppid(), signal.SIGUSR1); time.sleep(60)"
+    assert run_command([sys.executable, "-c", code]).code == 128 + signal.SIGUSR1
