@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from documents import EVERYTHING, PAGES, ROOT, VERBS, check, commands, complete, inline_commands, spans, verb_of
 from pictures import make_picture
+from PIL import Image
 from running import BACKBONE, fgssl, make_photos
 
 PARSED = sorted({tuple(words) for text in PAGES.values() for words in commands(text)})
@@ -69,6 +70,8 @@ def test_every_flag_named_exists(page: str) -> None:
         "--logdir",
     }
     known |= set(re.findall(r'"(--[a-z][\w-]*)"', bench_code()))
+    scripts = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "recipes").rglob("*.sh"))
+    known |= set(re.findall(r'" !?= (--[a-z][\w-]*) \]', scripts))  # as a shell script asks for its mode
     text = re.sub(r"^#SBATCH.*", "", PAGES[page], flags=re.MULTILINE)
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text))
     assert named <= known, named - known
@@ -102,6 +105,7 @@ STORY = (
     "docs/compare.md",
 )
 NETWORK = ("timm:", "cub", "hf-hub:", "dinov2")  # hub data and weights are only parsed
+ELSEWHERE = ("runs/demo", "runs/cub", "runs/shop")  # so are runs of the demo, which take minutes, and of data sets
 # what makes a command a matter of seconds; the later option wins
 SHORTER = {
     "pretrain": ("--backbone", BACKBONE, "--no-pretrained", "--image-size", "64", "--max-steps", "2", "--batch-size",
@@ -115,7 +119,11 @@ SHORTER = {
 def story() -> list[list[str]]:
     """Each command of the pages once; the demo's run takes minutes and is left out."""
     found = {tuple(words): None for page in STORY for words in commands(PAGES[page])}
-    return [[*words] for words in found if words != ("pretrain",) and not any(w.startswith(NETWORK) for w in words)]
+    return [
+        [*words]
+        for words in found
+        if words != ("pretrain",) and not any(w.startswith((*NETWORK, *ELSEWHERE)) for w in words)
+    ]
 
 
 def shortened(words: list[str]) -> list[str]:
@@ -123,10 +131,21 @@ def shortened(words: list[str]) -> list[str]:
     return [*words, *(option for options in more for option in options)]
 
 
+def make_masks(photos: Path, folder: Path) -> None:
+    """For each photograph a mask named as it is: a square in the middle."""
+    mask = Image.new("L", (40, 40))
+    mask.paste(255, (10, 10, 30, 30))
+    for photo in photos.rglob("*.*"):
+        place = (folder / photo.relative_to(photos)).with_suffix(".png")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        mask.save(place)
+
+
 def test_a_reader_who_types_what_the_pages_say_gets_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number, name in enumerate(("photos", "more-photos", "other-photos")):
+    for number, name in enumerate(("photos", "more-photos", "other-photos", "archive")):
         for split in ("train", "test"):
             make_photos(tmp_path / name / split, 18, classes=3, seed=100 * number + 50 * (split == "test"))
+    make_masks(tmp_path / "photos", tmp_path / "masks")
     for number, name in enumerate(("a.jpg", "b.jpg", "img.jpg", "other.jpg")):
         make_picture(number, 60, 50).save(tmp_path / name)
     other = ["pretrain", "--data", "./photos", "--output", "runs/other", "--no-rationale"]

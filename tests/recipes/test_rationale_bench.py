@@ -12,10 +12,10 @@ import torch
 
 from fgssl.config.schema import DataConfig, RationaleConfig
 from fgssl.errors import FgsslError
+from fgssl.evaluation.maps import centre_prior, feature_norm, uniform
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "bench"))
 
-from rationale_bench.controls import centre_prior, feature_norm, uniform
 from rationale_bench.grid import INIT, Protocol, make_cell, open_slice, pooling_config, read_grid
 from rationale_bench.tables import markdown, summarise
 
