@@ -54,10 +54,10 @@ _DEVICES = completion.SETTINGS["training.device"]
 Device = Annotated[Text, Option(help="cpu, cuda, cuda:1, mps. [best at hand]", autocompletion=_DEVICES)]
 Cache = Annotated[Text, Option(metavar="auto|off|PATH", help="Decoded pictures and galleries.")]
 _POOLS = """Features: gap (mean of the map), rationale (weighted by it), concat (both), zoom (gap, rationale and a
-closer look), cls (class token), parts (several looks), zoom:again (a look that finds its place); controls of zoom: the
-look in the middle, anywhere, at the object's mask. [zoom with a rationale, else gap]"""
+closer look), cls (class token), parts (several looks), zoom:again (a look that finds its place); its
+controls zoom:middle, zoom:random, zoom:mask (at the object's mask). [zoom with a rationale, else gap]"""
 Pool = Annotated[
-    Text, Option(metavar="|".join(POOL_NAMES), callback=lambda text: check_pools(text, most=1), help=_POOLS,
+    Text, Option(metavar="gap|zoom|...", callback=lambda text: check_pools(text, most=1), help=_POOLS,
                  autocompletion=completion.among(POOL_NAMES))
 ]  # fmt: skip
 _SEVERAL = "[gap, rationale, zoom and cls where it has them]"

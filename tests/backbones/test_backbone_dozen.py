@@ -76,7 +76,7 @@ def train_step(model: Any, side: int) -> None:
     trained = {key: value for key, value in model.named_parameters() if value.requires_grad}
     before = {key: value.detach().clone() for key, value in trained.items()}
     model.train()
-    with mock.patch("fgssl.rationale.gradcam", watched):
+    with mock.patch("fgssl.rationale.fit.gradcam", watched):
         output = model(noise(side), torch.arange(4), 1.0)
     output.total.backward()
     places = model.encoder.backbone.map_size

@@ -43,7 +43,7 @@ def test_verbs_in_every_shell() -> None:
 
 
 def test_values_and_runs(tmp_path: Path) -> None:
-    assert asked("fgssl retrieve x --pool z") == ["zoom"]
+    assert asked("fgssl retrieve x --pool c") == ["concat", "cls"]
     run = tmp_path / "runs" / "photos"
     run.mkdir(parents=True)
     (run / "encoder.safetensors").touch()
