@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,7 +23,6 @@ from fgssl.evaluation.parts import Part, PartFiles, part_rows
 from fgssl.runs.encoder_file import identity
 from fgssl.runtime.machine import automatic_workers
 from fgssl.runtime.processes import ignore_stop_signals
-from fgssl.views import EvaluationView
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -58,16 +56,6 @@ class ImageBatch:
     images: Tensor  # (N, 3, S, S) uint8
     index: np.ndarray  # (N,)
     faults: tuple[Fault, ...]
-
-
-def evaluation_view(encoder: Encoder, pool: Pool = "gap") -> EvaluationView:
-    """`Encoder.view`."""
-    return encoder.view(pool)
-
-
-def seen(encoder: Encoder, pictures: Sequence[Image], pool: Pool = "gap") -> Tensor:
-    """`Encoder.seen`."""
-    return encoder.seen(pictures, pool)
 
 
 @torch.inference_mode()
@@ -107,11 +95,11 @@ def embed(
     parts = part_rows(len(images), batch_size)
     own = parts[rank * len(parts) // world : (rank + 1) * len(parts) // world]
     passes = [group for group in ([p for p in pools if p not in LOOKS], *([p] for p in pools if p in LOOKS)) if group]
-    told = [told_windows(encoder, images, group[0], evaluation_view(encoder)) for group in passes]
+    told = [told_windows(encoder, images, group[0], encoder.view()) for group in passes]
     found: dict[Pool, Embeddings] = {}
     with evaluated(encoder):
         for number, (group, windows) in enumerate(zip(passes, told, strict=True)):
-            view = evaluation_view(encoder, group[0])
+            view = encoder.view(group[0])
             with together.local_main_process_first() if together else contextlib.nullcontext():
                 pixels = open_pixels(images, view, cache=cache, workers=workers, progress=decoding)
             how = repr((view, batch_size, encoder.device.type, _autocast(encoder.device)))

@@ -15,7 +15,6 @@ from fgssl.data.decoding import decode_image
 from fgssl.drawing import ExplainRow, Window, explain_sheet
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
-from fgssl.evaluation.embed import evaluation_view, seen
 
 SHOWN_SIZE = 448  # side of a picture cut for showing, in pixels
 
@@ -30,7 +29,7 @@ class Maps(NamedTuple):
 
 def shown(encoder: Encoder, picture: Image.Image, *, size: int = SHOWN_SIZE) -> Image.Image:
     """The part of a picture that the encoder sees, at a size to look at."""
-    return evaluation_view(encoder)._replace(size=size)(picture)
+    return encoder.view()._replace(size=size)(picture)
 
 
 def explain(
@@ -40,7 +39,7 @@ def explain(
     half = encoder.backbone.image_size / encoder.view_size("zoom") / 2  # of a window's side, as a share of the view's
     found: list[Maps] = []
     for start in range(0, len(pictures), batch_size):
-        images = seen(encoder, pictures[start : start + batch_size])
+        images = encoder.seen(pictures[start : start + batch_size])
         cams = rationales = [None] * len(images)
         windows: list[Window | None] = [None] * len(images)
         if with_gradcam and encoder.has_loss_gradcam:

@@ -15,7 +15,7 @@ from fgssl.data.images import ImageSet, Subset
 from fgssl.encoder import Encoder, evaluated
 from fgssl.errors import FgsslError, SettingError
 from fgssl.evaluation.controls import random_window, seen_masks
-from fgssl.evaluation.embed import evaluation_view, image_batches, reject_unreadable
+from fgssl.evaluation.embed import image_batches, reject_unreadable
 from fgssl.evaluation.map_scores import (
     agreement,
     energy_inside,
@@ -87,7 +87,7 @@ def judge_maps(subject: Subject, *, split: str | None, count: int, seed: int = 0
 def _views(subject: Subject, images: ImageSet, chosen: Sequence[int]) -> tuple[Tensor, list[int]]:
     """Evaluation views (N, 3, S, S) uint8 of the chosen images that can be read, and their rows."""
     part = Subset(images, list(chosen))
-    pixels = open_pixels(part, evaluation_view(subject.encoder), cache="off")
+    pixels = open_pixels(part, subject.encoder.view(), cache="off")
     batches = list(image_batches(pixels, subject.batch_size))
     faults = [fault.reason for batch in batches for fault in batch.faults]
     reject_unreadable(faults, len(part), f"{images.source}[{images.split}]")
@@ -152,7 +152,7 @@ def _mask_scores(
     encoder: Encoder, images: ImageSet, rows: Sequence[int], drawn: dict[str, Tensor]
 ) -> dict[str, dict[str, float]]:
     """Means over the pictures whose objects are marked and in sight, by map; relative to the uniform map."""
-    view, found = evaluation_view(encoder), dict[str, dict[str, list[list[float]]]]()
+    view, found = encoder.view(), dict[str, dict[str, list[list[float]]]]()
     for place, row in enumerate(rows):
         masks = images.masks(row)
         for layer, mask in zip(("object", "parts"), () if masks is None else seen_masks(masks, view), strict=False):

@@ -13,7 +13,7 @@ from torch import Tensor
 from fgssl.data.cache.pixels import PixelStore, open_pixels
 from fgssl.data.images import ImageSet
 from fgssl.errors import SettingError
-from fgssl.evaluation.embed import Embeddings, evaluation_view
+from fgssl.evaluation.embed import Embeddings
 from fgssl.evaluation.retrieval.ranking import Neighbours, search
 from fgssl.evaluation.subject import Subject
 from fgssl.explore.copies import find_near_copies
@@ -76,7 +76,7 @@ def explore(subject: Subject, images: ImageSet, *, select: int = 100, size: int 
         raise SettingError(f"--group-size is {size}", "a group has 2 pictures or more")
     need_library(len(images))
     found = subject.embed(images, unreadable=1.0)
-    view, show = evaluation_view(subject.encoder, subject.pool), subject.reporter.progress
+    view, show = subject.encoder.view(subject.pool), subject.reporter.progress
     decoding = partial(show, f"decoding {images.split}")
     pixels = open_pixels(images, view, cache=subject.cache, workers=automatic_workers(), progress=decoding)
     copies = find_near_copies(pixels, found.positions, partial(show, "looking for near copies"))

@@ -18,7 +18,7 @@ from fgssl.data.decoding import decode_image
 from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder, Pool
 from fgssl.errors import UnreadableImage
-from fgssl.evaluation.embed import Embeddings, evaluation_view
+from fgssl.evaluation.embed import Embeddings
 from fgssl.evaluation.retrieval.ranking import search
 from fgssl.report.embedding import Colouring, Neighbourhood, embedding_map
 from fgssl.report.pictures import address, spread, thumbnails
@@ -48,9 +48,7 @@ def sampled(found: Embeddings) -> list[int]:
 
 def reader(encoder: Encoder, images: ImageSet, found: Embeddings, pool: Pool, cache: str) -> SplitView:
     """A split whose pictures come from the cache that embedding it has filled."""
-    return SplitView(
-        found, partial(_read, open_pixels(images, evaluation_view(encoder, pool), cache=cache), found), pool
-    )
+    return SplitView(found, partial(_read, open_pixels(images, encoder.view(pool), cache=cache), found), pool)
 
 
 def _read(pixels: PixelStore, found: Embeddings, row: int) -> Image.Image | None:

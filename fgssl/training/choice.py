@@ -23,7 +23,6 @@ from fgssl.backbones import Backbone
 from fgssl.config.schema import flatten
 from fgssl.data.cache.pixels import PixelStore
 from fgssl.encoder import Encoder
-from fgssl.evaluation.embed import evaluation_view
 from fgssl.objectives.momentum import MomentumObjective
 from fgssl.runs.encoder_file import load_encoder, save_encoder
 from fgssl.runs.folder import CANDIDATES, ENCODER_FILE
@@ -98,7 +97,7 @@ def _look_again(setup: Setup, encoder: Encoder) -> None:
     if config.rationale.windows != "common" or encoder.whitening is None:
         return
     pixels, show = (
-        PixelStore(setup.plan.train, evaluation_view(encoder, "zoom")),
+        PixelStore(setup.plan.train, encoder.view("zoom")),
         functools.partial(setup.reporter.progress, "finding objects"),
     )
     if not fit_windows(encoder, pixels, seed=config.training.seed, progress=show):

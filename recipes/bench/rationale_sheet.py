@@ -28,7 +28,6 @@ from fgssl.drawing.sheets import Key, Panel, sheet
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError
 from fgssl.evaluation.controls import seen_masks
-from fgssl.evaluation.embed import evaluation_view
 from fgssl.evaluation.explain import shown
 from fgssl.evaluation.map_scores import energy_inside
 from fgssl.evaluation.maps import BranchMap, MapOf
@@ -61,7 +60,7 @@ def draw(encoder: Encoder, columns: dict[str, MapOf], data: DataConfig, split: s
     images = load_images(data, split)
     asked = np.sort(np.random.default_rng(0).permutation(len(images))[:count]).tolist()
     pictures = [images.load(index) for index in asked]
-    view = evaluation_view(encoder)
+    view = encoder.view()
     batch = torch.from_numpy(np.stack([np.asarray(view(picture)) for picture in pictures])).permute(0, 3, 1, 2)
     with torch.no_grad():
         feature_map = encoder.backbone(encoder.normalize(batch))

@@ -26,7 +26,7 @@ import torch
 
 from fgssl.backbones.products import drop_products
 from fgssl.encoder import Encoder
-from fgssl.evaluation.embed import embed, evaluation_view
+from fgssl.evaluation.embed import embed
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 from fgssl.runs.encoder_file import load_encoder
 from fgssl.runs.folder import METRICS_FILE
@@ -92,7 +92,7 @@ def plain(plan: Plan) -> dict[str, float]:
 def embed_plainly(encoder: Encoder, plan: Plan) -> torch.Tensor:
     """Features of the test split, one picture at a time."""
     assert plan.test is not None
-    view, rows = evaluation_view(encoder), []
+    view, rows = encoder.view(), []
     for index in range(len(plan.test)):
         pixels = torch.from_numpy(np.array(view(plan.test.load(index)))).permute(2, 0, 1)
         rows.append(encoder(pixels[None].to(plan.device), "gap").cpu())

@@ -17,7 +17,6 @@ from fgssl.data.cache.pixels import PixelStore
 from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder
 from fgssl.errors import UnreadableImage
-from fgssl.evaluation.embed import evaluation_view
 from fgssl.runs.encoder_file import identity, load_encoder, save_encoder
 
 SIZE = 64
@@ -68,7 +67,7 @@ def test_nearness_is_that_of_a_loop(rows: int) -> None:
 def test_a_file_keeps_the_second_look(tmp_path: Path) -> None:
     made, pictures = encoder(), Squares(30)
     before = identity(made)
-    pixels = PixelStore(pictures, evaluation_view(made, "zoom"))
+    pixels = PixelStore(pictures, made.view("zoom"))
     told: list[tuple[int, int]] = []
     assert fit_windows(made, pixels, seed=0, progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (60, 60) and identity(made) != before
@@ -92,5 +91,5 @@ def test_a_file_keeps_the_second_look(tmp_path: Path) -> None:
 def test_too_few_pictures_leave_the_encoder_as_it_was(count: int) -> None:
     made = encoder()
     before = identity(made)
-    assert not fit_windows(made, PixelStore(Squares(count), evaluation_view(made, "zoom")), seed=0, progress=silent)
+    assert not fit_windows(made, PixelStore(Squares(count), made.view("zoom")), seed=0, progress=silent)
     assert made.window_weight is None and identity(made) == before

@@ -15,7 +15,7 @@ from fgssl.data.images import Masks
 from fgssl.encoder import CONTROLS, Encoder
 from fgssl.errors import FgsslError
 from fgssl.evaluation.controls import mask_window, random_window, seen_mask, told_windows
-from fgssl.evaluation.embed import embed, evaluation_view
+from fgssl.evaluation.embed import embed
 from fgssl.rationale import cut_windows
 from fgssl.runs.encoder_file import load_encoder
 from fgssl.views import EvaluationView
@@ -96,9 +96,9 @@ def test_the_mask_is_where_the_look_is(plain: Encoder) -> None:
     images = Squares([(0, 0), (2, 4), (6, 6)])
     found = embed(plain, images, pools=("zoom:mask",), cache="off", workers=0)["zoom:mask"].features
     side = plain.view_size("zoom:mask")
-    view = evaluation_view(plain, "zoom:mask")
+    view = plain.view("zoom:mask")
     assert side == round(plain.backbone.image_size / 0.4)
-    windows = told_windows(plain, images, "zoom:mask", evaluation_view(plain))
+    windows = told_windows(plain, images, "zoom:mask", plain.view())
     assert windows is not None
     crop = view.crop_pct
     for row, (top, left) in enumerate(images.places):

@@ -23,7 +23,7 @@ from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
 from fgssl.encoder import MAP_POOLS, Encoder
 from fgssl.errors import FgsslError
-from fgssl.evaluation.embed import embed, evaluation_view, reject_unreadable
+from fgssl.evaluation.embed import embed, reject_unreadable
 from fgssl.runs.encoder_file import load_encoder
 
 
@@ -97,7 +97,7 @@ def test_each_image_embeds_as_it_does_alone(encoder: Encoder) -> None:
     """The oracle: one image after another through decoding, view and backbone by hand."""
     images = load_images(DataConfig(source=str(photos())), "test")
     found = embed(encoder, images, pools=MAP_POOLS)
-    view, backbone = evaluation_view(encoder), encoder.backbone
+    view, backbone = encoder.view(), encoder.backbone
     mean, std = torch.tensor(backbone.mean).view(3, 1, 1), torch.tensor(backbone.std).view(3, 1, 1)
     for row in range(len(images)):
         pixels = torch.from_numpy(np.array(view(Image.open(images.identifier(row)).convert("RGB"))))

@@ -27,7 +27,7 @@ def test_maps_that_are_known_beforehand(monkeypatch: pytest.MonkeyPatch) -> None
     subject = open_subject(str(plain_run()), EvaluationOptions(data="demo", pool="gap"))
     chosen = [0, 213, 426, 639]
     crop = subject.encoder.backbone.crop_pct
-    view = judge_maps.evaluation_view(subject.encoder)
+    view = subject.encoder.view()
     seen = torch.from_numpy(np.stack([judge_maps.seen_masks(images.masks(row), view)[0] for row in chosen])).float()
 
     def told(encoder: Encoder) -> dict[str, judge_maps.MapOf]:

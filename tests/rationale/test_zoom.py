@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from fgssl.config.schema import ViewsConfig
 from fgssl.encoder import POOLS, Encoder, Pool
-from fgssl.evaluation.embed import embed, evaluation_view
+from fgssl.evaluation.embed import embed
 from fgssl.rationale import centre_prior, cut_windows, window_centres, window_share
 from fgssl.runs.encoder_file import load_encoder
 
@@ -196,7 +196,7 @@ def test_the_view_is_larger_by_as_much_as_the_window_is_smaller(encoder: Encoder
     }  # fmt: skip
     for crop_min, side in ((1.0, 64), (0.25, 128), (0.64, 80), (0.01, 160)):
         assert cropped(encoder, crop_min).view_size("zoom") == side
-        assert evaluation_view(encoder, "zoom").size == side and evaluation_view(encoder).size == SIZE
+        assert encoder.view("zoom").size == side and encoder.view().size == SIZE
     encoder.config = None  # trained elsewhere: the default crops of pretraining
     assert encoder.view_size("zoom") == LARGE
 
@@ -210,7 +210,7 @@ def test_the_view_shows_the_same_part_of_the_picture(encoder: Encoder) -> None:
     ramp = Image.fromarray(np.tile(np.linspace(0, 255, 400)[None, :, None], (400, 1, 3)).astype(np.uint8))
     ends = []
     for pool in ("gap", "zoom"):
-        row = np.asarray(evaluation_view(encoder, pool)(ramp))[0, :, 0].astype(float)
+        row = np.asarray(encoder.view(pool)(ramp))[0, :, 0].astype(float)
         step = (row[-1] - row[0]) / (len(row) - 1)
         ends.append((row[0] - step / 2, row[-1] + step / 2))
     assert ends[0] == pytest.approx(ends[1], abs=255 * (0.5 / SIZE + 0.5 / LARGE))
@@ -273,7 +273,7 @@ def test_each_picture_embeds_as_by_hand(
     found = embed(encoder, images, pools=("zoom",))["zoom"].features
     assert found.shape == (8, 3 * C if kind == "encoder" else 2 * C)
     torch.testing.assert_close(found.norm(dim=1), torch.ones(8))
-    view, centres = evaluation_view(encoder, "zoom"), []
+    view, centres = encoder.view("zoom"), []
     for row in range(8):
         picture = torch.from_numpy(np.array(view(images.load(row)))).permute(2, 0, 1)
         assert picture.shape == (3, LARGE, LARGE)

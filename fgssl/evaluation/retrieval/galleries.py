@@ -21,7 +21,7 @@ from fgssl.data.cache.pixels import RETRIED_FAULTS, Fault, PixelStore
 from fgssl.data.decoding import decode_image
 from fgssl.data.images import ImageSet
 from fgssl.errors import FgsslError, UnreadableImage
-from fgssl.evaluation.embed import Embeddings, evaluation_view, rows_of
+from fgssl.evaluation.embed import Embeddings, rows_of
 from fgssl.evaluation.feature_file import FeatureFile, is_feature_file
 from fgssl.evaluation.features import check_features, unit_rows
 from fgssl.evaluation.retrieval.ranking import best_rows
@@ -152,7 +152,7 @@ def _kept(subject: Subject, images: ImageSet) -> Embeddings:
     path = _path(subject, images)
     kept = _read(path, images)
     # tried again: `chmod` changes neither size nor time of a file
-    fresh = PixelStore(images, evaluation_view(subject.encoder, subject.pool))
+    fresh = PixelStore(images, subject.encoder.view(subject.pool))
     if kept is not None and all(isinstance(fresh.read(fault.index), str) for fault in kept.faults[:RETRIED_FAULTS]):
         subject.name_faults(kept)
         return kept
@@ -171,7 +171,7 @@ def _kept(subject: Subject, images: ImageSet) -> Embeddings:
 def _path(subject: Subject, images: ImageSet) -> Path:
     """LABEL-PLACE-CONTENT.safetensors: where images and encoder are, and what they are by files, weights and view."""
     place = (os.path.abspath(images.source), images.split, subject.pool, os.path.abspath(subject.checkpoint))
-    view = evaluation_view(subject.encoder, subject.pool)
+    view = subject.encoder.view(subject.pool)
     content = (images.fingerprint(), identity(subject.encoder), repr(view), FORMAT)
     names = [hashlib.blake2b(repr(part).encode(), digest_size=12).hexdigest() for part in (place, content)]
     folder = cache_folder() if subject.cache == "auto" else Path(subject.cache).expanduser()

@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from fgssl.drawing import Part, Window
 from fgssl.encoder import Encoder, evaluated
-from fgssl.evaluation.embed import seen
 
 
 @torch.no_grad()
@@ -20,7 +19,7 @@ def matched_parts(encoder: Encoder, pictures: Sequence[Image.Image]) -> list[lis
 
     A part of another picture has the number of the query's part that it is most like, by the cosine of their features.
     """
-    images, size = seen(encoder, pictures, "parts"), encoder.backbone.image_size
+    images, size = encoder.seen(pictures, "parts"), encoder.backbone.image_size
     with evaluated(encoder):
         whole = functional.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
         peaks = encoder.part_windows(encoder.maps(whole)[0])

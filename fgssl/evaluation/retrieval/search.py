@@ -15,7 +15,6 @@ from fgssl.data.decoding import decode_image, require_files
 from fgssl.drawing import Map, Neighbour, Part, QueryRow, search_sheet
 from fgssl.encoder import Encoder
 from fgssl.errors import SettingError
-from fgssl.evaluation.embed import seen
 from fgssl.evaluation.explain import explain, shown
 from fgssl.evaluation.features import check_same_width
 from fgssl.evaluation.retrieval.galleries import Gallery, find_place, open_gallery
@@ -128,7 +127,7 @@ def embed_queries(subject: Subject, queries: Sequence[Path]) -> tuple[list[Path]
     files, parts = [path for path in queries if not path.is_dir()], []
     for first in range(0, len(files), subject.batch_size):
         pictures = [decode_image(path, size) for path in files[first : first + subject.batch_size]]
-        parts.append(encoder(seen(encoder, pictures, pool), pool).cpu())
+        parts.append(encoder(encoder.seen(pictures, pool), pool).cpu())
     for folder in (path for path in queries if path.is_dir()):
         found = subject.embed(gallery_images(DataConfig(source=str(folder)), None))
         files += map(Path, found.identifiers)

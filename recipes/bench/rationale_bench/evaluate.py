@@ -15,7 +15,7 @@ from fgssl.data.cache.pixels import open_pixels
 from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder, Pool
 from fgssl.evaluation.controls import seen_masks
-from fgssl.evaluation.embed import evaluation_view, image_batches
+from fgssl.evaluation.embed import image_batches
 from fgssl.evaluation.map_scores import energy_inside, entropy_relative_to_uniform, pointing_hit
 from fgssl.evaluation.maps import BranchMap, MapOf, control_maps
 from fgssl.evaluation.probing.classifiers import Sets, linear_probe
@@ -83,7 +83,7 @@ def judge_encoder(
 
 
 def _control_maps(encoder: Encoder, slice_: Slice, seed: int) -> dict[str, MapOf]:
-    pixels = open_pixels(slice_.gallery, evaluation_view(encoder), cache="auto", workers=0)
+    pixels = open_pixels(slice_.gallery, encoder.view(), cache="auto", workers=0)
     first = next(iter(image_batches(pixels, BATCH))).images.to(encoder.device)
     return control_maps(encoder, first, seed=seed) | loss_gradcams(encoder)
 
@@ -108,7 +108,7 @@ def _embedded(
     """Features by name, and labels."""
     parts: dict[str, list[Tensor]] = {}
     kept: list[np.ndarray] = []
-    for batch in image_batches(open_pixels(images, evaluation_view(encoder, pool), cache="auto", workers=0), BATCH):
+    for batch in image_batches(open_pixels(images, encoder.view(pool), cache="auto", workers=0), BATCH):
         for name, features in describe(batch.images.to(encoder.device)).items():
             parts.setdefault(name, []).append(features.float().cpu())
         kept.append(batch.index)
@@ -144,7 +144,7 @@ def _map_rows(encoder: Encoder, maps: dict[str, MapOf], slice_: Slice, judged: J
     if slice_.masks is None or judged.masks < 1:
         return []
     found: dict[str, list[Tensor]] = {name: [] for name in maps}
-    view = evaluation_view(encoder)
+    view = encoder.view()
     pixels = open_pixels(slice_.queries, view, cache="auto", workers=0)
     for batch in image_batches(pixels, BATCH, rows=range(min(judged.masks, len(slice_.queries)))):
         images = batch.images.to(encoder.device)
