@@ -205,16 +205,19 @@ class Encoder(nn.Module):
         whole: dict[Pool, Tensor] = {pool: self.pool(maps, pool) for pool in pools if pool != "cls"}
         return {**whole, "cls": functional.normalize(token.float(), dim=1)}
 
+    def shrunk(self, images: Tensor) -> Tensor:
+        """The larger pictures of a look (N, 3, Z, Z), as the whole is seen: (N, 3, S, S) float32 levels."""
+        size = self.backbone.image_size
+        return functional.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+
     def _zoomed(self, images: Tensor, look: Pool, windows: Tensor | None) -> Tensor:
         """(N, 3, Z, Z) uint8 -> gap of the whole picture and of its window, with its rationale at half their weight."""
-        size = self.backbone.image_size
         if images.shape[-1] != self.view_size(look):
             raise ValueError(f"{look} takes pictures of {self.view_size(look)} pixels, not {images.shape[-1]}")
         if windows is None and look in ("zoom:random", "zoom:mask"):
             problem = f"--pool {look} is a control for the images of a data set, and these are other pictures"
             raise FgsslError(problem, "use zoom or zoom:middle")
-        whole = functional.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
-        maps = self.maps(whole)
+        maps = self.maps(self.shrunk(images))
         parts = [self._finished(pool_stages(maps))]
         if self.rationale is not None:
             parts.append(RATIONALE_WEIGHT * self._weighted(maps))

@@ -4,10 +4,13 @@ What windows show differs from what whole pictures do, so they have a whitening 
 Where objects are small and lie anywhere the windows say nearly all; where they fill the picture a window loses some of
 them. Which it is, no label is needed for: of whitened features, unrelated pictures' are at right angles, and the more
 they tell of a class, the closer a picture's nearest neighbour is. So the window weighs more the closer nearest
-neighbours are by windows than by whole pictures, whitened alike (docs/rationale.md has what it gave).
+neighbours are by windows than by whole pictures, whitened alike.
 """
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -31,28 +34,20 @@ def fit_windows(encoder: Encoder, pixels: PixelStore, *, seed: int, progress: Pr
 
     `pixels` are evaluation views of the size that `zoom` takes. `progress` is told (done, total) of two passes.
     """
-    rows = sample_rows(len(pixels), PICTURES)
-    total = 2 * len(rows)
+    rows, random = sample_rows(len(pixels), PICTURES), torch.Generator().manual_seed(seed)
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
     with torch.no_grad(), evaluated(encoder):
         scatter = PlaceScatter(encoder.backbone.channels)
-        for start in range(0, len(rows), BATCH):
-            images = _read(pixels, rows[start : start + BATCH])
-            if len(images):
-                scatter.add(encoder.maps(_whole(encoder, images.to(encoder.device)))[0])
-            progress(min(start + BATCH, len(rows)), total)
+        for images in _batches(pixels, rows, lambda done: progress(done, 2 * len(rows))):
+            scatter.add(encoder.maps(encoder.shrunk(images.to(encoder.device)))[0])
         colocalizer = scatter.colocalizer()
         if colocalizer is None:
             return False
-        colocalizer, random = colocalizer.to(encoder.device), torch.Generator().manual_seed(seed)
-        found: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for start in range(0, len(rows), BATCH):
-            images = _read(pixels, rows[start : start + BATCH])
-            if len(images):
-                for views, part in zip(
-                    _looks(encoder, colocalizer, images.to(encoder.device), random), found, strict=True
-                ):
-                    part.append(views)
-            progress(len(rows) + min(start + BATCH, len(rows)), total)
+        colocalizer = colocalizer.to(encoder.device)
+        for images in _batches(pixels, rows, lambda done: progress(len(rows) + done, 2 * len(rows))):
+            looks = _looks(encoder, colocalizer, images.to(encoder.device), random)
+            for part, views in zip(found, looks, strict=True):
+                part.append(views)
     whole, window = (torch.cat(part, 1) for part in found)
     if whole.shape[1] < 3:
         return False
@@ -63,20 +58,16 @@ def fit_windows(encoder: Encoder, pixels: PixelStore, *, seed: int, progress: Pr
     return True
 
 
-def _read(pixels: PixelStore, rows: list[int]) -> Tensor:
-    """(N, 3, Z, Z) uint8 of those that can be read."""
-    found = []
-    for row in rows:
-        try:
-            found.append(torch.from_numpy(pixels[row].copy()).permute(2, 0, 1))
-        except UnreadableImage:
-            continue
-    return torch.stack(found) if found else torch.empty(0)
-
-
-def _whole(encoder: Encoder, images: Tensor) -> Tensor:
-    size = encoder.backbone.image_size
-    return functional.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+def _batches(pixels: PixelStore, rows: Sequence[int], told: Callable[[int], None]) -> Iterator[Tensor]:
+    """Pictures (N, 3, Z, Z) uint8 of those rows that can be read; `told` how many rows are done after each batch."""
+    for start in range(0, len(rows), BATCH):
+        found = []
+        for row in rows[start : start + BATCH]:
+            with contextlib.suppress(UnreadableImage):
+                found.append(torch.from_numpy(pixels[row].copy()).permute(2, 0, 1))
+        if found:
+            yield torch.stack(found)
+        told(min(start + BATCH, len(rows)))
 
 
 def _looks(
@@ -84,25 +75,27 @@ def _looks(
 ) -> tuple[Tensor, Tensor]:
     """Pooled features (1 + CROPS, N, D) of whole pictures and random crops of them, and of their windows likewise."""
     share = encoder.backbone.image_size / images.shape[-1]
-    maps = encoder.maps(_whole(encoder, images))
+    maps = encoder.maps(encoder.shrunk(images))
     centres = fullest_windows(colocalizer(maps[0]), share)
-    whole = _crops(encoder, images, torch.full_like(centres, 0.5), 1.0, random)[1:]
-    window = _crops(encoder, images, centres, share, random)
-    return torch.stack([pool_stages(maps).cpu(), *whole]), torch.stack(window)
+    _, *crops = _squares(torch.full_like(centres, 0.5), 1.0, random)  # the whole itself is seen already
+
+    def features(square: Tensor) -> Tensor:
+        cut = cut_windows(images, square[:, :2], encoder.backbone.image_size, sides=square[:, 2])
+        return pool_stages(encoder.maps(cut)).cpu()
+
+    whole = [pool_stages(maps).cpu(), *map(features, crops)]
+    return torch.stack(whole), torch.stack([features(square) for square in _squares(centres, share, random)])
 
 
-def _crops(encoder: Encoder, images: Tensor, centres: Tensor, share: float, random: torch.Generator) -> list[Tensor]:
-    """Pooled features (N, D) of the square of that share around each centre, then of crops of it."""
-    found, count = list[Tensor](), len(images)
+def _squares(centres: Tensor, share: float, random: torch.Generator) -> list[Tensor]:
+    """Windows (N, 3) of that share around the centres (N, 2), then CROPS random ones within each."""
+    found, count = list[Tensor](), len(centres)
     for crop in range(1 + CROPS):
         sides = torch.full((count,), share)
         if crop:
             sides *= torch.empty(count).uniform_(LEAST_CROP, 1, generator=random).sqrt()
         shifts = (torch.rand(count, 2, generator=random) - 0.5) * (share - sides)[:, None]
-        view = cut_windows(
-            images, centres + shifts.to(images.device), encoder.backbone.image_size, sides=sides.to(images.device)
-        )
-        found.append(pool_stages(encoder.maps(view)).cpu())
+        found.append(torch.cat([centres + shifts.to(centres.device), sides[:, None].to(centres.device)], 1))
     return found
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 from fgssl.drawing import Part, Window
 from fgssl.encoder import Encoder, evaluated
@@ -19,10 +18,9 @@ def matched_parts(encoder: Encoder, pictures: Sequence[Image.Image]) -> list[lis
 
     A part of another picture has the number of the query's part that it is most like, by the cosine of their features.
     """
-    images, size = encoder.seen(pictures, "parts"), encoder.backbone.image_size
+    images = encoder.seen(pictures, "parts")
     with evaluated(encoder):
-        whole = functional.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
-        peaks = encoder.part_windows(encoder.maps(whole)[0])
+        peaks = encoder.part_windows(encoder.maps(encoder.shrunk(images))[0])
         features = encoder.part_features(images, peaks)
     own = features[0, peaks.present[0]]
     found = []
