@@ -48,6 +48,13 @@ class Embeddings(NamedTuple):
             raise FgsslError("no labels, and this needs them", "use class folders or a labelled data set")
         return self.labels
 
+    def class_of(self, row: int) -> str | None:
+        """The class of a picture by name, by its number where there are no names; None without labels."""
+        if self.labels is None:
+            return None
+        label = int(self.labels[row])
+        return str(label) if self.class_names is None else self.class_names[label]
+
 
 @dataclass(frozen=True)
 class ImageBatch:

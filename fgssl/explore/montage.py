@@ -35,7 +35,7 @@ def members_shown(survey: Survey, rows: Rows, most: int) -> Rows:
 
 def mostly(survey: Survey, rows: Rows) -> str:
     """Of what class most of a group is; "" without labels."""
-    (name, many), *_ = Counter(survey.class_of(row) for row in rows.tolist()).most_common(1)
+    (name, many), *_ = Counter(survey.found.class_of(row) for row in rows.tolist()).most_common(1)
     return "" if name is None else f"{round(100 * many / len(rows))} % {name}"
 
 

@@ -54,11 +54,6 @@ class Survey:
         """The rows of each group, ascending."""
         return [np.flatnonzero(self.groups == number) for number in range(int(self.groups.max(initial=-1)) + 1)]
 
-    def class_of(self, row: int) -> str | None:
-        """The label of a picture, where there are labels."""
-        labels, names = self.found.labels, self.found.class_names
-        return None if labels is None else str(int(labels[row])) if names is None else names[int(labels[row])]
-
 
 def explore(subject: Subject, images: ImageSet, *, select: int = 100, size: int | None = None, seed: int = 0) -> Survey:
     """Embed pictures, with or without labels, and look them over.

@@ -42,7 +42,7 @@ def columns(survey: Survey) -> dict[str, list[Any]]:
     for place, row in enumerate(survey.selection.rows.tolist(), 1):
         selected[row] = place
     groups = [None if number < 0 else number + 1 for number in survey.groups.tolist()]
-    labels = [survey.class_of(row) for row in range(count)]
+    labels = [survey.found.class_of(row) for row in range(count)]
     x, y = survey.points.T.tolist()
     values = (lasting_names(survey.found), labels, groups, typical, x, y, survey.distance.tolist(), copies, selected)
     return dict(zip(KINDS, values, strict=True))

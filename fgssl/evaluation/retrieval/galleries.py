@@ -81,9 +81,7 @@ class EmbeddedGallery(Gallery):
         return [[self._near(row, score) for row, score in zip(*each, strict=True)] for each in rows]
 
     def _near(self, row: int, score: float) -> Near:
-        labels, names = self.found.labels, self.found.class_names
-        label = None if labels is None else str(int(labels[row])) if names is None else names[int(labels[row])]
-        return Near(self.found.identifiers[row], label, score, row)
+        return Near(self.found.identifiers[row], self.found.class_of(row), score, row)
 
     def load(self, near: Near) -> Image.Image:
         if self.source is None:  # the paths of a file of features may or may not be files here
