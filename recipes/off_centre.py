@@ -5,8 +5,9 @@
     fgssl compare runs/photos --data off-centre/images --masks off-centre/masks --pool gap,zoom:middle,zoom,zoom:mask
 
 The pictures are those of `--set data.shift=...` and `--shift` (docs/data.md), written once, for other programs or many
-runs: OUTPUT/images/SPLIT/CLASS/NAME.jpg, and OUTPUT/masks/SPLIT/CLASS/NAME.png where masks are known (`--masks`, and
-the demo sets'). With equal `--data`, `--seed` and photographs the folder is equal, wherever it is made.
+runs: OUTPUT/images/SPLIT/CLASS/NAME.jpg, and OUTPUT/masks/SPLIT/CLASS/NAME.png where masks are known (`--masks`, the
+demo sets', and the rectangle of a whole picture that was laid). With equal `--data`, `--seed` and photographs the
+folder is equal, wherever it is made.
 """
 
 from __future__ import annotations

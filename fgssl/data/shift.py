@@ -111,11 +111,14 @@ class Shifted(ImageSet):
         return Examined(picture, picture.width, picture.height, picture.mode, "laid", False, digest)
 
     def has_mask(self, index: int) -> bool:
-        return self._images.has_mask(index)
+        return self._how == "crop" or self._images.has_mask(index)
 
     def masks(self, index: int) -> Masks | None:
-        """Where the object is on the canvas, by the mask of its photograph; None where that has none."""
+        """Where the object is on the canvas, by the mask of its photograph; where that has none, the whole of it is."""
         known = self._images.masks(index)
+        if known is None and self._how == "crop":
+            picture = self._images.load(index, BACKGROUND)  # for its shape alone
+            known = Masks(np.ones((picture.height, picture.width), np.bool_))
         if known is None:
             return None
         height, width = known.object.shape

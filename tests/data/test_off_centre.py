@@ -154,7 +154,34 @@ def test_whole_pictures_are_laid_anywhere(discs: Path) -> None:
     assert sides.min() > 0.2 and sides.max() < 0.37
     assert (((boxes[:, :2] + boxes[:, 2:]) / 2).std(0) > 0.08).all()
     plain = Shifted(load_images(DataConfig(source=str(discs / "photos")), "train"), "crop")
-    assert plain.masks(0) is None and plain.load(4).tobytes() == images.load(4).tobytes()  # no mask is needed
+    assert plain.load(4).tobytes() == images.load(4).tobytes()  # no mask is needed
+
+
+@pytest.mark.parametrize("size", [(90, 60), (48, 80)])
+def test_a_whole_picture_that_is_laid_is_its_own_mask(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Of a white picture on a black one: the mask is what has become brighter, but for the edge that fades."""
+    for row in range(2):
+        Image.new("RGB", size, ("white", "black")[row]).save(tmp_path / f"{row}.png")
+    images = Shifted(load_images(DataConfig(source=str(tmp_path)), "all"), "crop", seed=1)
+    mask = images.masks(0).object
+    seen = np.asarray(images.load(0).convert("L").resize(mask.shape[::-1])) > 0.03 * 255
+    left, top, right, bottom = mask_box(mask)
+    assert images.has_mask(0) and mask.sum() == pytest.approx((right - left) * (bottom - top) * mask.size)
+    assert (right - left) / (bottom - top) == pytest.approx(size[0] / size[1], rel=0.02)
+    assert SHARES["crop"][0] - 0.01 < max(right - left, bottom - top) < SHARES["crop"][1] + 0.01
+    assert not (seen & ~mask).any() and np.abs(np.array(mask_box(seen)) - mask_box(mask)).max() < 0.02
+
+
+def test_a_mask_of_ones_own_is_preferred_to_the_whole_picture(discs: Path, tmp_path: Path) -> None:
+    for row in range(1, 20):  # all but the first
+        disc(row)[1].save(tmp_path / f"{row}.png")
+    source = str(discs / "photos" / "train" / "class 0")
+    images = load_images(DataConfig(source=source, masks=str(tmp_path), shift="crop"), "all")
+    sides = {}
+    for row in range(len(images)):
+        box = mask_box(images.masks(row).object)
+        sides[Path(images.name(row)).stem] = box[2] - box[0]
+    assert sides.pop("0") > SHARES["crop"][0] - 0.01 and max(sides.values()) < SHARES["crop"][1] / 2 + 0.02
 
 
 @pytest.mark.parametrize("how", ["object", "crop"])
