@@ -10,7 +10,16 @@ from __future__ import annotations
 
 from fgssl.backbones.build import build_backbone, open_weights, rebuild_backbone, survey_backbone
 from fgssl.backbones.initial import InitialWeights, load_initial_weights, origin_of, unknown_origin, weights_file
-from fgssl.backbones.module import Backbone, GivenMap, adapt_norms, freeze_backbone, layer_groups, rest_batch_norm
+from fgssl.backbones.module import (
+    Backbone,
+    GivenMap,
+    adapt_lora,
+    adapt_norms,
+    freeze_backbone,
+    layer_groups,
+    merge_lora,
+    rest_batch_norm,
+)
 from fgssl.backbones.names import BackboneRow, list_backbones, suggest_backbones
 from fgssl.backbones.plan import batch_that_fits, training_bytes
 from fgssl.backbones.weights import save_timm
@@ -20,11 +29,13 @@ __all__ = [
     "BackboneRow",
     "GivenMap",
     "InitialWeights",
+    "adapt_lora",
     "adapt_norms",
     "batch_that_fits",
     "build_backbone",
     "freeze_backbone",
     "layer_groups",
+    "merge_lora",
     "list_backbones",
     "load_initial_weights",
     "open_weights",

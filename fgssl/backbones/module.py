@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import timm
@@ -14,6 +14,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fgssl.backbones.lora import LoRA
 from fgssl.backbones.plan import BackbonePlan, read_map, read_map_and_token
 from fgssl.backbones.products import use_products
 from fgssl.backbones.stages import Stages, earlier_stages, read_stages
@@ -68,6 +69,7 @@ class Backbone(nn.Module):
         self.channels, self.map_size, self.image_size = plan.channels, plan.map_size, plan.image_size
         self.model_args, self.transformer = plan.model_args, plan.transformer
         self.frozen = False  # whether all of it keeps its weights
+        self.lora: LoRA | None = None  # what is learned beside the weights, until it is added to them
         self.resting: frozenset[str] = frozenset()  # BatchNorm and dropout modules that work as in evaluation
         data = data or timm.data.resolve_model_data_config(model)
         self.mean: tuple[float, ...] = tuple(data["mean"])
@@ -87,19 +89,22 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S), normalised with ``mean`` and ``std`` -> (N, C, H, W), contiguous in either memory format."""
-        return self._finished(read_map(self.model, self._prepare(images), self.plan.route))
+        prepared = self._prepare(images)
+        return self._finished(self._read(lambda model: read_map(model, prepared, self.plan.route)))
 
     def forward_with_token(self, images: Tensor) -> MapAndToken:
         """The last feature map and the class token. Raises ValueError where there is none (``has_class_token``)."""
         if not self.has_class_token:
             raise ValueError(f"{self.name} has no class token")
-        feature_map, token = read_map_and_token(self.model, self._prepare(images), self.plan.route)
+        prepared = self._prepare(images)
+        feature_map, token = self._read(lambda model: read_map_and_token(model, prepared, self.plan.route))
         return MapAndToken(self._finished(feature_map), token)
 
     def forward_stages(self, images: Tensor, count: int) -> list[Tensor]:
         """The last feature map and those of the stages before it, `count` in all, each (N, C, h, w), in one pass."""
         stages = self.earlier.first(count - 1) if count > 1 else Stages()
-        maps = read_stages(self.model, self._prepare(images), self.plan.route, stages)
+        prepared = self._prepare(images)
+        maps = self._read(lambda model: read_stages(model, prepared, self.plan.route, stages))
         return [self._finished(found) for found in maps]
 
     def pooled_width(self, stages: int) -> int:
@@ -146,6 +151,9 @@ class Backbone(nn.Module):
         data: dict[str, Any] = {"mean": list(self.mean), "std": list(self.std)}
         data |= {"interpolation": self.interpolation, "crop_pct": self.crop_pct}
         return copy.deepcopy({**told, "data_config": data})
+
+    def _read(self, read: Callable[[nn.Module], Any]) -> Any:
+        return read(self.model) if self.lora is None else self.lora.call(self.model, read)
 
     def _prepare(self, images: Tensor) -> Tensor:
         # images decoded as (H, W, 3) arrive in channels_last without anyone asking; fastvit's backward dies of it
@@ -225,6 +233,26 @@ def adapt_norms(backbone: Backbone) -> None:
     backbone.parameters_trained = sum(p.numel() for p in backbone.model.parameters() if p.requires_grad)
     if not backbone.parameters_trained:
         raise FgsslError(f"{backbone.name} has no norms or biases to adapt", "use backbone.adapt all")
+
+
+def adapt_lora(backbone: Backbone, rank: int, *, seed: int) -> None:
+    """Let low-rank adapters alone learn, beside weights that keep their values, in place; what was frozen has none."""
+    adapters = LoRA(backbone.model, rank, seed=seed)
+    if not adapters.names:
+        problem = f"{backbone.name} has no weights that rank {rank} is small for"
+        raise FgsslError(problem, "lower backbone.lora_rank, or use backbone.adapt norm or all")
+    backbone.model.requires_grad_(False)
+    backbone.lora = adapters
+    backbone.parameters_trained = sum(parameter.numel() for parameter in adapters.parameters())
+
+
+@torch.no_grad()
+def merge_lora(backbone: Backbone) -> None:
+    """Add what the adapters learned to the weights, in place, and leave the adapters out."""
+    if backbone.lora is not None:
+        for name, value in backbone.lora.weights(backbone.model).items():
+            backbone.model.get_parameter(name).copy_(value)
+        backbone.lora = None
 
 
 def rest_batch_norm(backbone: Backbone) -> None:

@@ -218,6 +218,8 @@ def _reject_contradictions(config: PretrainConfig) -> None:
         raise SettingError(problem, "lower it, or use --freeze backbone")
     if config.backbone.adapt != "all" and freeze == "backbone":
         raise SettingError("--freeze backbone leaves nothing to backbone.adapt", "choose one")
+    if config.backbone.adapt == "lora" and training.checkpoint_gradients:
+        raise SettingError("backbone.adapt lora leaves --checkpoint-gradients other weights", "leave one out")
     local = [f"views.local_{key}" for key in ("count", "size") if getattr(config.views, f"local_{key}")]
     if local and freeze == "backbone":
         raise SettingError(f"--freeze backbone has no use for {local[0]}", "leave it out: its maps are of whole views")

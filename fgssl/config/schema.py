@@ -100,7 +100,10 @@ class BackboneConfig:
     freeze: str | None = knob(
         None, "what keeps its weights: none, backbone (default on trained weights), or the first N layer groups"
     )
-    adapt: Literal["all", "norm"] = knob("all", "which weights learn: all, or scales and biases alone")
+    adapt: Literal["all", "norm", "lora"] = knob(
+        "all", "what learns: all, scales and biases alone, or low-rank adapters beside weights that rest"
+    )
+    lora_rank: int = knob(8, "rank of the adapters of backbone.adapt lora", Range(1, 1_024))
     batch_norm: Literal["batch", "rest"] | None = knob(
         None, "BatchNorm normalises by the batch, or by the statistics it came with (default: rest on trained weights)"
     )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fgssl.adaptation import embed_views, fit_whitening, fit_windows, held_out_agreement, whiten
-from fgssl.backbones import Backbone
+from fgssl.backbones import Backbone, merge_lora
 from fgssl.config.schema import flatten
 from fgssl.data.cache.pixels import PixelStore
 from fgssl.encoder import Encoder
@@ -77,6 +77,9 @@ def start_encoder(setup: Setup) -> Encoder | None:
 def choose_encoder(setup: Setup) -> Choice:
     """Whiten and, where the run is to choose, judge each candidate; write the best as the run's encoder."""
     model, config = setup.model, setup.plan.config
+    for part in list(model.modules()):  # the encoder's, and the one that follows it
+        if isinstance(part, Backbone):
+            merge_lora(part)
     encoder, pixels, seed = model.encoder, setup.views.pixels, config.training.seed
     encoder.keys = model.objective.sample_keys(KEYS_KEPT)
     choice = Choice(encoder)

@@ -75,8 +75,10 @@ class Trainer:
     def go_on(self, encoder: Encoder, summary: dict[str, Any]) -> Progress:
         """Take over encoder and heads of a finished run whose saved states are gone; all else begins anew."""
         own = self.model.encoder.state_dict()
+        kept = {key: value for key, value in own.items() if ".lora." in key}  # those of the run are in its weights
         with self._must_fit("the finished run"):
-            self.model.encoder.load_state_dict({key: v for key, v in encoder.state_dict().items() if key in own})
+            found = {key: value for key, value in encoder.state_dict().items() if key in own}
+            self.model.encoder.load_state_dict(kept | found)
         self.model.objective.restart()
         self.log.last_means = dict(summary["last"])
         self.log.signals.recall(summary)

@@ -163,7 +163,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, backbone: Backbo
         return timm.optim.param_groups_weight_decay(model, decay, no_weight_decay_list=kept) if sparing else plain
     options = {"no_weight_decay_list": exempt, "weight_decay_exclude_1d": sparing, "layer_decay": layer_decay}
     groups: Groups = timm.optim.param_groups_layer_decay(backbone.model, decay, **options)
-    inside = {id(parameter) for parameter in backbone.parameters()}
+    inside = {id(parameter) for parameter in backbone.model.parameters()}
     rest = [p for p in trained if id(p) not in inside]
     for spared in (False, True):
         parameters = [p for p in rest if (sparing and p.ndim <= 1) == spared]

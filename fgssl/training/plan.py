@@ -39,7 +39,7 @@ LOCAL_SHARE = 0.43  # side of a local view: 96 of 224 pixels in Caron et al. 202
 TRAINS = (
     "objective.name", "backbone.drop_path", "backbone.batch_norm", "backbone.whitening", "optimizer.layer_decay",
     "training.choose", "training.checkpoint_gradients", "training.compile", "objective.anchor",
-    "backbone.adapt", "training.head_epochs",
+    "backbone.adapt", "backbone.lora_rank", "training.head_epochs",
 )  # fmt: skip
 FROM_DEFAULTS = ("default", *(f"{name} default" for name in DRAWN))  # origins of values that nobody asked for
 
@@ -247,6 +247,8 @@ def start_backbone(draft: Draft, *, load_weights: bool) -> tuple[Backbone, Initi
         backbones.freeze_backbone(backbone, None if freeze == "backbone" else int(freeze))
     if draft["backbone.adapt"] == "norm":
         backbones.adapt_norms(backbone)
+    if draft["backbone.adapt"] == "lora":
+        backbones.adapt_lora(backbone, draft["backbone.lora_rank"], seed=draft["training.seed"])
     if told("backbone.drop_path") != AS_BEGUN:
         draft.derive("backbone.drop_path", None, "none: for trained transformers alone")
     kept = "trained weights go on with the statistics they came with, as a small batch's ruin the features"
