@@ -17,6 +17,7 @@ KINDS = {
     "features": ("features", ("*.safetensors",)),
     "maps": ("maps of frozen backbones", ("*.maps",)),
     "targets": ("features of teachers", ("*.safetensors",)),
+    "shards": ("where pictures lie in tar shards", ("*.npz",)),
 }
 BUILDING_SECONDS = 3600  # a hidden file written to more recently is still being built
 DAY = 86_400  # seconds

@@ -11,12 +11,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fgssl.data.images import About
-from fgssl.data.sources.files import sorted_classes
+from fgssl.data.sources.files import LABEL_NAMES, sorted_classes
 from fgssl.errors import FgsslError
 from fgssl.runtime.text import shown
 
-# names of columns taken for classes and for images, in this order, where no column is typed as one
-_LABEL_NAMES = ("label", "labels", "target", "variant", "cls", "fine_label", "class", "category")
+# names of columns taken for images, in this order, where no column is typed as one
 _IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "picture", "photo")
 
 Features = Mapping[str, Any]  # the columns of a table and their types
@@ -48,12 +47,12 @@ def find_image_column(features: Features, wanted: str | None, *, source: str) ->
 
 
 def find_label_column(features: Features, wanted: str | None, *, source: str) -> Column | None:
-    """The column of the classes: the wanted one, else the first ClassLabel, else one of `_LABEL_NAMES`; may be None."""
+    """The column of the classes: the wanted one, else the first ClassLabel, else one of `LABEL_NAMES`; may be None."""
     if wanted is not None:
         words = ("label", "classes", "a column of classes, whole numbers or text")
         return _wanted(features, wanted, _holds_classes(features.get(wanted)), source, words)
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    named = [name for name in _LABEL_NAMES if name in features and _holds_classes(features[name])]
+    named = [name for name in LABEL_NAMES if name in features and _holds_classes(features[name])]
     found = list(dict.fromkeys((*typed, *named)))
     return _first(found, "classes", "label") if found else None
 

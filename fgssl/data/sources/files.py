@@ -17,6 +17,8 @@ from fgssl.runtime.reporting import Told
 from fgssl.runtime.text import shown
 
 TELL_EVERY = 1024  # files
+# what tables and JSON call the class, in this order, where nothing is typed as one
+LABEL_NAMES = ("label", "labels", "target", "variant", "cls", "fine_label", "class", "category")
 _EXAMPLE = "write one image path a line, optionally followed by a tab and a label"
 
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 
 from fgssl.runtime.reporting import Told
@@ -23,6 +23,7 @@ TELL_EVERY = 1024  # files and folders
 _MAX_NOTED = 100
 _IGNORED = frozenset({b"__MACOSX", b"@eaDir"})
 _SPLIT_NAME = re.compile(SPLIT_WORDS + r"([-_ .]?(sets?|splits?|images?|imgs?|data|folder|\d+))?", re.IGNORECASE)
+_SPLIT_WORD = re.compile(f"(?<![a-z]){SPLIT_WORDS}(?![a-z])", re.IGNORECASE)
 
 FolderKey = tuple[int, int]  # what a folder is, whatever path led to it: device and number
 
@@ -162,16 +163,34 @@ def is_saved_table(folder: str) -> bool:
     return all(os.path.isfile(os.path.join(folder, name)) for name in ("state.json", "dataset_info.json"))
 
 
-def parquet_files(folder: str) -> list[str]:
-    """Parquet files in a folder and in the folders directly below it, sorted."""
+def files_ending(folder: str, *endings: str) -> list[str]:
+    """Files in a folder and in the folders directly below it whose names end so, in any case; sorted."""
     found = []
     waiting = [folder]
     for path in waiting:
         with contextlib.suppress(OSError):  # not ours to list
             inside = [os.path.join(path, name) for name in sorted(os.listdir(path)) if not name.startswith(".")]
-            found += [file for file in inside if file.lower().endswith(".parquet")]
+            found += [file for file in inside if file.lower().endswith(endings)]
             waiting += filter(os.path.isdir, inside if path == folder else ())
     return found
+
+
+def shards_by_split(path: str, files: Sequence[str], *, anywhere: bool = False) -> dict[str, list[str]]:
+    """The shards of each split: that which a shard's name, or its folder's, begins with; else "all".
+
+    "train-00000-of-00002.parquet" is of train; with `anywhere` so is "birds-train-000000.tar", the split's name being
+    a word in it.
+    """
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        steps = os.path.relpath(file, path).split(os.sep)
+        match = next((found for step in reversed(steps) if (found := _shard_split(step, anywhere=anywhere))), None)
+        splits.setdefault(match[1].lower() if match else "all", []).append(file)
+    return splits
+
+
+def _shard_split(name: str, *, anywhere: bool) -> re.Match[str] | None:
+    return _SPLIT_WORD.search(name) if anywhere else _SPLIT_WORD.match(name)
 
 
 def some(names: Collection[bytes | str]) -> str:

@@ -7,12 +7,12 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fgssl.data.archives.names import Named, found_in, parse_named, require_folder
-from fgssl.data.sources.listing import first_images, is_saved_table, parquet_files, split_of
+from fgssl.data.sources.listing import files_ending, first_images, is_saved_table, shards_by_split, split_of
 from fgssl.data.sources.presets import DRAWN, PRESETS, DatasetPreset
 from fgssl.errors import FgsslError
 from fgssl.registry import ARCHIVES
@@ -27,6 +27,7 @@ _NAMES = {"train": ("train", "training"), "test": ("test", "testing", "validatio
 FIRST_CLASSES, LAST_CLASSES = "first-classes", "last-classes"  # splits that every labelled source has besides its own
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*$")
 MOST_STRAYS = 32  # pictures beside parquet files (a cover, an example): with more they are the data
+SHARDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _LISTS = (".txt", ".lst")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
@@ -239,18 +240,23 @@ def _open_folder(data: DataConfig, path: str) -> Source:
         tables = saved_tables(path, data.source)
         return Source(tuple(tables), lambda split: table_images(tables, split, data))
     pictures = first_images(os.fsencode(path), MOST_STRAYS)
-    if len(pictures) < MOST_STRAYS and (shards := parquet_files(path)) and len(pictures) <= len(shards):
-        return _open_parquet(data, path, pictures)
+    if len(pictures) < MOST_STRAYS:
+        if (parquet := files_ending(path, ".parquet")) and len(pictures) <= len(parquet):
+            return _open_parquet(data, shards_by_split(path, parquet), pictures)
+        tars = files_ending(path, *SHARDS)
+        if tars and len(pictures) <= sum(name.lower().endswith(".tar") for name in tars):
+            from fgssl.data.sources.tar_shards import open_tars
+
+            return open_tars(data, path, tars, strays=pictures)
     from fgssl.data.sources.folder import FolderSource
 
     folder = FolderSource(data.source, os.fsencode(path))
     return Source(folder.splits, folder.load, folder.remarks)
 
 
-def _open_parquet(data: DataConfig, path: str, strays: list[bytes]) -> Source:
-    from fgssl.data.sources.tables import parquet_images, shards_by_split
+def _open_parquet(data: DataConfig, shards: Mapping[str, Sequence[str]], strays: list[bytes]) -> Source:
+    from fgssl.data.sources.tables import parquet_images
 
-    shards = shards_by_split(path)
     return Source(tuple(shards), lambda split: parquet_images(shards, split, data, strays=strays))
 
 
@@ -265,12 +271,13 @@ def _open_file(data: DataConfig, path: str) -> Source:
 
         return Source(("all",), lambda _: csv_images(data, path))
     if kind == ".parquet":
-        return _open_parquet(data, path, [])
+        return _open_parquet(data, {"all": [path]}, [])
     named = shown(data.source)
     if not os.path.exists(path):
         raise FgsslError(f"{named} is a link to something that does not exist", "repair the link")
     if kind in _ARCHIVES:
-        raise FgsslError(f"{named} is an archive", "unpack it and give the folder")
+        shard = "; of a WebDataset shard give the folder it lies in" if kind == ".tar" else ""
+        raise FgsslError(f"{named} is an archive", f"unpack it and give the folder{shard}")
     remedy = "give a folder, a .txt or .csv list of paths, a .parquet file, a preset or a hub id"
     raise FgsslError(f"{named} is a file, not a set of images", remedy)
 

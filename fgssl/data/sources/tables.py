@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -16,15 +14,13 @@ import pyarrow.parquet as pq
 from fgssl.config.schema import DataConfig
 from fgssl.data.images import About, ImageSet, Remark
 from fgssl.data.sources.columns import find_image_column, find_label_column, read_labels
-from fgssl.data.sources.listing import SPLIT_WORDS, parquet_files, some
+from fgssl.data.sources.listing import some
 from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.runtime.reporting import told_bars
 from fgssl.runtime.text import shown
 
 Tables = Mapping[str, Sequence[datasets.Dataset]]
 """The tables of each split, in order: several where their columns have different types."""
-
-_SHARD_NAME = re.compile(SPLIT_WORDS + "(?![a-z])", re.IGNORECASE)
 
 
 class TableImages(ImageSet):
@@ -85,25 +81,10 @@ def table_images(splits: Tables, split: str, data: DataConfig, *, remarks: Seque
     return TableImages(data.source, split, about._replace(remarks=heard), tables=tables, column=image.name)
 
 
-def shards_by_split(path: str) -> dict[str, list[str]]:
-    """The parquet files of each split, of a folder of shards or a single file ("all", whatever its name).
-
-    A shard's split is what its name ("train-00000-of-00002.parquet"), or its folder's, begins with; else "all".
-    """
-    if os.path.isfile(path):
-        return {"all": [path]}
-    splits: dict[str, list[str]] = {}
-    for file in parquet_files(path):
-        steps = os.path.relpath(file, path).split(os.sep)
-        match = next((found for step in reversed(steps) if (found := _SHARD_NAME.match(step))), None)
-        splits.setdefault(match[1].lower() if match else "all", []).append(file)
-    return splits
-
-
 def parquet_images(
     shards: Mapping[str, Sequence[str]], split: str, data: DataConfig, *, strays: Sequence[bytes]
 ) -> TableImages:
-    """One split of `shards_by_split`; pictures that lie beside the files (`strays`) are left out."""
+    """One split of shards; pictures that lie beside the files (`strays`) are left out."""
     with quiet_datasets(), _readable(data.source):
         tables = {name: _read_parquet(files) for name, files in shards.items()}
     remarks = []
