@@ -40,16 +40,15 @@ class Measure(NamedTuple):
 
 
 MEASURES: dict[str, Measure] = {
-    # the paper's retrieval: every test picture searches all others
+    # what `--protocol paper` measures; but that takes no --split, which a recipe may name
     "retrieve": Measure(("retrieve",), {"rank-1": ("rank1",), "rank-5": ("rank5",), "mAP": ("mAP",)}),
     # without the help of pictures taken in one go
     "search": Measure(
         ("retrieve", "--gallery-split", "{train}"), {"rank-1 in train": ("rank1",), "mAP in train": ("mAP",)}
     ),
     "probe": Measure(("probe",), {"probe": ("results", 0, "top1")}),
-    # the paper's linear probe
     "probe-sgd": Measure(
-        ("probe", "--protocol", "sgd", "--labels", "1.0,0.5,0.2"),
+        ("probe", "--protocol", "paper"),
         {f"probe {share} %": ("results", place, "top1") for place, share in enumerate((100, 50, 20))},
         "--output",
     ),

@@ -75,7 +75,8 @@ def check_output(path: Path, *, kind: OutputKind, inputs: Inputs = (), overwrite
 
     What is there already is replaced only where fgssl wrote it, as the same kind of file. `overwrite` replaces other
     regular files and links (not what they point to), too, but never an input, a folder, a device or a pipe. `inputs` is
-    what the verb reads: files, or folders, in which no foreign file may be replaced; what is no path is passed over.
+    what the verb reads: files, or folders (also as NAME:FOLDER), in which no foreign file may be replaced; what is no
+    path is passed over.
 
     Raises FgsslError: it may not or cannot be written.
     """
@@ -104,7 +105,9 @@ def _check_replaced(path: Path, mode: int, kind: OutputKind, inputs: Inputs, *, 
         raise FgsslError(f"output '{path}' is a device or a pipe", f"name a file: {kind.noun} is written whole")
     own = stat.S_ISREG(mode) and kind.is_own(path)
     for name in inputs:
-        if _is_input(path, os.path.expanduser(os.fspath(name or "")), own=own):
+        given = os.path.expanduser(os.fspath(name or ""))
+        behind = os.path.expanduser(given.partition(":")[2])  # as in cub:FOLDER
+        if _is_input(path, given, own=own) or _is_input(path, behind, own=own):
             raise FgsslError(f"output '{path}' is an input, of '{name}'", f"choose another {kind.option}")
     if overwrite or own:
         return

@@ -54,6 +54,7 @@ def test_a_cell_is_trained_measured_and_then_known(tmp_path: Path) -> None:
     run = str(tmp_path / "a")
     assert fgssl.asked[0] == ("pretrain", "--recipe", "r.yaml", "--output", run, "--json")
     assert fgssl.asked[1] == ("retrieve", run, "--pool", "rationale", "--json")
+    assert fgssl.asked[2][:4] == ("probe", run, "--protocol", "paper")
     assert fgssl.asked[2][-4:] == ("rationale", "--output", f"{run}.probe-sgd", "--json")
     again = Verbs()
     assert run_cell(cell(), tmp_path, again) == result and again.asked == []

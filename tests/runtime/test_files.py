@@ -36,7 +36,8 @@ def test_a_foreign_file_needs_overwrite_and_an_input_is_never_the_output(tmp_pat
     check_output(foreign, kind=KIND, overwrite=True)
     for path in (foreign, twin, link):
         assert "is an input" in refusal(path, overwrite=True, inputs=[foreign])
-    assert "is an input" in refusal(foreign, overwrite=True, inputs=[str(tmp_path)])  # a folder of pictures
+    for source in (str(tmp_path), f"cub:{tmp_path}", f"aircraft/family:{tmp_path}"):  # folders of pictures
+        assert "is an input" in refusal(foreign, overwrite=True, inputs=[source])
     own = tmp_path / "own.txt"
     own.write_bytes(b"ours")
     assert "is an input" in refusal(own, inputs=[own])

@@ -26,9 +26,10 @@ class Lists:
         """Whether a file or folder is there."""
         return os.path.exists(self.path(name))
 
-    def names(self) -> list[str]:
-        """The names in the folder."""
-        return sorted(os.listdir(self.folder))
+    def names(self, folder: str = "") -> list[str]:
+        """The names in the archive's folder, or in one in it; none where that is a file."""
+        path = self.path(folder)
+        return sorted(os.listdir(path)) if os.path.isdir(path) else []
 
     def first(self, *names: str) -> str:
         """The first of several places of one file that is there; else the first place, to be named as missing."""

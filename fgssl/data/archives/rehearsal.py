@@ -159,15 +159,15 @@ def _aircraft(folder: Path, draw: _Drawer) -> None:
 
 
 def _cars(folder: Path, draw: _Drawer, *, test_labels: bool = True, form: str = "devkit") -> None:
-    """`form`: devkit (.mat lists), or folders (classes in train/ and test/, as mirrors have it)."""
-    names = [f"Maker Model {row + 1} Sedan 2012" for row in range(draw.classes)]
+    """`form`: devkit (.mat lists), folders (classes in train/ and test/, as mirrors have it), or both of them."""
+    names = [f"Maker Model {row + 1} S/V 2012" for row in range(draw.classes)]
     drawn = draw("train", "test")
-    if form == "folders":
-        for each in drawn:
-            each.save(folder / "car_data" / each.split / names[each.label] / f"{each.number:05d}.jpg")
-        return
     for each in drawn:
-        each.save(folder / f"cars_{each.split}" / f"{each.number:05d}.jpg")
+        own = Path(f"cars_{each.split}")
+        mirror = Path("car_data") / each.split / names[each.label].replace("/", "-")
+        each.save(folder / (own if form == "devkit" else mirror) / f"{each.number:05d}.jpg")
+    if form == "folders":
+        return
     make_folder(folder / "devkit")
     save = require("scipy.io", extra="mat").savemat
     save(folder / "devkit/cars_meta.mat", {"class_names": np.array(names, dtype=object)})

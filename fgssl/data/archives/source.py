@@ -60,7 +60,9 @@ class ArchiveSource:
         """The images of a split. Raises FgsslError where more than a tenth of them is missing."""
         if self._folders or self._contents is None:
             images: ImageSet = self._folders.load(split) if self._folders else NotImplemented
-            text = f"{self.source} has none of the lists of {self.layout.title}: read by its class folders"
+            text = (
+                f"{self.source} has none of the lists of {self.layout.title}: read by its class folders, nothing marked"
+            )
             images.remarks = (*images.remarks, Remark("note", text), *self._counted(images, split))
             return images
         found, names = self._contents.splits[split], self._contents.class_names

@@ -152,8 +152,20 @@ def test_cars_without_the_classes_of_its_test_list(tmp_path: Path) -> None:
 def test_cars_as_class_folders(tmp_path: Path) -> None:
     data = drawn("cars", tmp_path, form="folders")
     images = load_images(data, "test")
-    assert images.labels.tolist() == [0, 0, 1, 1, 2, 2] and images.class_names[1] == "Maker Model 2 Sedan 2012"
-    assert "read by its class folders" in said(data, "test")
+    assert images.labels.tolist() == [0, 0, 1, 1, 2, 2] and images.class_names[1] == "Maker Model 2 S-V 2012"
+    assert "read by its class folders, nothing marked" in said(data, "test")
+    assert images.masks(0) is None
+
+
+@pytest.mark.parametrize("test_labels", [True, False])
+def test_cars_as_class_folders_beside_the_devkit(tmp_path: Path, test_labels: bool) -> None:
+    """The boxes are the devkit's; the folders tell the classes that the test list does not."""
+    archive = load_images(drawn("cars", tmp_path), "test")
+    draw_archive("cars", tmp_path / "both", classes=3, images=2, size=32, form="both", test_labels=test_labels)
+    images = load_images(DataConfig(source=f"cars:{tmp_path / 'both'}"), "test")
+    assert images.labels.tolist() == archive.labels.tolist() and images.class_names == archive.class_names
+    assert np.array_equal(images.regions.boxes, archive.regions.boxes)
+    assert np.array_equal(images.masks(3).object, archive.masks(3).object)
 
 
 def test_counts_are_held_against_the_published_ones(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from fgssl.data.archives.regions import Regions
 from fgssl.registry import ARCHIVES
 
 _LABELLED = "cars_test_annos_withlabels.mat"
+_MIRROR = ("", "car_data/", "car_data/car_data/")  # where mirrors have train/ and test/ with class folders
 _CORNERS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 
 
 def read(lists: Lists, level: str) -> Contents:
-    """The devkit with cars_train/ and cars_test/, else cars_annos.mat with car_ims/."""
+    """The devkit with cars_train/ and cars_test/ or a mirror's class folders, else cars_annos.mat with car_ims/."""
     devkit = "devkit" if lists.has("devkit") or not lists.has("cars_meta.mat") else "."
     if not lists.has(f"{devkit}/cars_train_annos.mat") and lists.has("cars_annos.mat"):
         return _all_in_one(lists)
@@ -29,8 +30,8 @@ def read(lists: Lists, level: str) -> Contents:
     (test,) = lists.mat(labelled if lists.has(labelled) else bare, "annotations")
     classes = texts(names)
     splits = {
-        "train": _split(lists, records(train), classes, _folder(lists, "cars_train")),
-        "test": _split(lists, records(test), classes, _folder(lists, "cars_test")),
+        "train": _pictured(lists, records(train), classes, "train"),
+        "test": _pictured(lists, records(test), classes, "test"),
     }
     if splits["test"].labels is None:
         reason = f"{bare} holds no classes; they are published apart, in {_LABELLED}: lay it beside"
@@ -38,9 +39,19 @@ def read(lists: Lists, level: str) -> Contents:
     return Contents(splits, classes)
 
 
-def _folder(lists: Lists, name: str) -> str:
-    """Mirrors unpack to cars_train/cars_train."""
-    return f"{name}/{name}" if lists.has(f"{name}/{name}") else name
+def _pictured(lists: Lists, entries: list[dict[str, Any]], classes: list[str], split: str) -> Split:
+    """A split, its pictures in cars_SPLIT/ or in class folders, which then tell the class where the list does not."""
+    own = f"cars_{split}"
+    mirror = next((f"{place}{split}" for place in _MIRROR if lists.has(f"{place}{split}")), None)
+    if mirror is None or lists.has(own):  # some unpack to cars_train/cars_train
+        return _split(lists, entries, classes, f"{own}/{own}" if lists.has(f"{own}/{own}") else own)
+    found = _split(lists, entries, classes, "")
+    folders = {file: folder for folder in lists.names(mirror) for file in lists.names(f"{mirror}/{folder}")}
+    placed = [f"{mirror}/{folders[name]}/{name}" if name in folders else f"{mirror}/{name}" for name in found.names]
+    number = {name.replace("/", "-"): row for row, name in enumerate(classes)}
+    told = [number.get(folders.get(name, "").replace("/", "-"), -1) for name in found.names]
+    labels = told if found.labels is None and min(told, default=-1) >= 0 else found.labels
+    return found._replace(names=placed, labels=labels)
 
 
 def _all_in_one(lists: Lists) -> Contents:
