@@ -106,6 +106,10 @@ class Encoder(nn.Module):
         usual = window_share(ViewsConfig() if self.config is None else self.config.views)
         return round(self.backbone.image_size / (LEAST_SHARE if pool in SIZED else usual))
 
+    def zoom_width(self) -> int:
+        """Numbers of an embedding by `zoom`: of the whole, of the rationale where there is one, of the window."""
+        return (2 if self.rationale is None else 3) * self.backbone.pooled_width(self.stages)
+
     def attention(self, feature_map: Tensor) -> Tensor:
         """The rationale's map: (N, C, H, W) -> (N, H, W), summing to 1; FgsslError where there is none."""
         return attention_map(self._branch(), feature_map)

@@ -141,6 +141,7 @@ class ObjectiveConfig:
     )
     teacher: str | None = knob(None, "whom distill learns from: a run, encoder or weights file, timm folder, timm:NAME")
     teacher_backbone: str | None = knob(None, "architecture of a teacher's weights that do not tell it")
+    teacher_pool: Literal["gap", "zoom"] = knob("gap", "how distill's teacher looks: once, or twice as zoom does")
 
 
 def optional_settings() -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -29,8 +29,10 @@ from fgssl.config.defaults import Draft
 from fgssl.data.cache.folder import cache_folder, cache_label, remove_unused
 from fgssl.data.cache.map_store import FREE_SPACE_SHARE, UNUSED_DAYS
 from fgssl.data.cache.pixels import PixelStore
+from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError, SettingError
+from fgssl.evaluation.embed import embed
 from fgssl.objectives import OBJECTIVES
 from fgssl.objectives.relations import Relations
 from fgssl.runs.encoder_file import identity, load_encoder
@@ -69,7 +71,8 @@ def open_teacher(draft: Draft) -> Teacher | None:
     if checkpoint is None:
         raise SettingError(f"the objective {name} has no teacher", "name one: --teacher RUN, FILE or timm:NAME")
     encoder = _load(checkpoint, backbone)
-    width = encoder.backbone.pooled_width(_stages(encoder))
+    zoom = draft["objective.teacher_pool"] == "zoom"
+    width = encoder.zoom_width() if zoom else encoder.backbone.pooled_width(_stages(encoder))
     draft.derive("objective.projector_dim", width, "the teacher's features")
     if draft["objective.projector_dim"] != width:
         problem = f"objective.projector_dim is {draft['objective.projector_dim']}, the teacher's features have {width}"
@@ -98,7 +101,8 @@ def learned_from(plan: Plan, opened: Open, accelerator: Accelerator, detector: H
     told, of_teacher, of_start = plan.teacher, None, None
     made = functools.partial(_relations, plan, opened, accelerator, detector)
     if told is not None:
-        of_teacher = made(lambda: _load(told.checkpoint, told.backbone), told.identity, stages=None)
+        pool = plan.config.objective.teacher_pool
+        of_teacher = made(lambda: _load(told.checkpoint, told.backbone), told.identity, stages=None, pool=pool)
     if plan.config.objective.anchor > 0:
         start = Encoder(plan.backbone)
         of_start = made(lambda: start, identity(start), stages=1)
@@ -114,9 +118,10 @@ def _relations(
     teacher: str,
     *,
     stages: int | None,
+    pool: Literal["gap", "zoom"] = "gap",
 ) -> Relations:
     seed, images, is_main = plan.config.training.seed, plan.train, accelerator.is_local_main_process
-    told = repr((FORMAT, teacher, stages, images.fingerprint(), seed)).encode()
+    told = repr((FORMAT, teacher, stages, images.fingerprint(), seed if pool == "gap" else pool)).encode()
     name = f"{cache_label(images.source, images.split)}-{hashlib.sha256(told).hexdigest()[:32]}.safetensors"
     path, place = cache_folder() / "targets" / name, "waiting for the teacher's features"
     if not is_main:
@@ -126,8 +131,11 @@ def _relations(
         if found is None:
             encoder = load().to(plan.device)
             progress = functools.partial(detector.progress, "teacher's features")
-            pixels = opened(encoder.backbone.image_size)
-            found = make_targets(encoder, pixels, stages=stages or _stages(encoder), seed=seed, progress=progress)
+            if pool == "zoom":
+                found = {"targets": zoom_targets(encoder, images, progress=progress)}
+            else:
+                pixels = opened(encoder.backbone.image_size)
+                found = make_targets(encoder, pixels, stages=stages or _stages(encoder), seed=seed, progress=progress)
             if stages is None:  # the whitening, which may be large, is for a student without a projector
                 found = {"targets": found["targets"]}
             if not _kept(path, found):
@@ -172,6 +180,14 @@ def make_targets(
             whitened = functional.normalize(functional.linear(views, weight, bias), dim=2)  # (V, N, D)
             targets[positions] = functional.normalize(whitened.mean(0), dim=1).half()
     return {"targets": targets, "weight": weight, "bias": bias}
+
+
+def zoom_targets(encoder: Encoder, images: ImageSet, *, progress: Progress) -> Tensor:
+    """What two looks at every picture give, (M, D) float16 l2-normalised; zeros where it cannot be read."""
+    found = embed(encoder, images, pools=["zoom"], progress=progress)["zoom"]
+    targets = torch.zeros(len(images), found.features.shape[1], dtype=torch.float16)
+    targets[torch.from_numpy(found.positions)] = found.features.half()
+    return targets
 
 
 def _read(path: Path, images: int) -> dict[str, Tensor] | None:

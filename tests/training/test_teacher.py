@@ -200,6 +200,19 @@ def test_pictures_that_cannot_be_read_have_no_target(tmp_path: Path) -> None:
     assert trainer.plan.train.name(position) == str(broken) and len(relations.bank) == 23
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_teacher_that_looks_twice_hands_on_what_zoom_gives(tmp_path: Path) -> None:
+    """Against each picture embedded alone; the width is that of zoom's parts side by side."""
+    trainer = trainer_of(tmp_path, **{"objective.teacher_pool": "zoom"})
+    relations, encoder, images = trainer.model.objective.teacher, load_encoder(str(teacher())), trainer.plan.train
+    assert relations is not None
+    assert trainer.plan.config.objective.projector_dim == relations.targets.shape[1] == 3 * encoder.backbone.channels
+    for position in (0, 7, 23):
+        with torch.inference_mode():
+            alone = encoder([images.load(position)], "zoom")[0]
+        assert functional.cosine_similarity(alone, relations.targets[position].float(), 0) > 0.999
+
+
 # ---- whole runs
 
 

@@ -22,7 +22,7 @@ from fgssl.registry import OBJECTIVES
 class Distill(Objective):
     """Cross entropy of similarities to a bank of the teacher's features, at one projection of the student's."""
 
-    uses = ("teacher", "teacher_backbone")
+    uses = ("teacher", "teacher_backbone", "teacher_pool")
     paper = Recommended("adamw", 3e-4, 128, 0.05, 0.0, "usual for distillation")
     projector_layers = 1
 
