@@ -27,6 +27,7 @@ _QUERY = """Find images like these instead of scoring; no labels needed. "-" rea
 once, with encoder and gallery loaded once."""
 _GALLERY = "Search this data source, features.safetensors or vector index."
 _NO_START = "Leave out the rows of the trained weights that the runs began from, used as they are."
+_SEARCHED = "Split to search. [leave-one-out, and beside it the train images]"
 _FIRST = "Data source. [the one the first encoder was trained on]"
 _PROTOCOL = "Published evaluation, which says what searches what; its definition and source are printed."
 _METRICS = ("rank1", "rank5", "rank10", "mAP", "mAP_at_R", "r_precision")
@@ -196,6 +197,7 @@ def compare(
     ],
     data: Annotated[Text, Option(help=_FIRST, autocompletion=completion.source)] = None,
     split: options.Split = None,
+    gallery_split: Annotated[Text, Option(help=_SEARCHED)] = None,
     pool: options.Pools = None,
     k: Annotated[int, Option("--k", help="Neighbours that vote in knn.")] = 20,
     seed: Annotated[int, Option(help="Seed of the probe's held-out slice and of the bootstrap.")] = 0,
@@ -221,7 +223,10 @@ def compare(
     from fgssl.evaluation.compare import compare as run
 
     with options.reported(quiet=quiet, data=data, **encoding) as asked:
-        table = run(checkpoints, asked, split=split, pools=pools, k=k, seed=seed, start=not no_start)
+        table = run(
+            checkpoints, asked, split=split, gallery_split=gallery_split, pools=pools, k=k, seed=seed,
+            start=not no_start,
+        )  # fmt: skip
     print_json(_comparison(table, seed)) if json_output else _print_comparison(table, seed, markdown=markdown)
     write_page(report, lambda: _compared_page(table, seed), told=not json_output, quiet=quiet)
 
@@ -250,11 +255,11 @@ def _comparison(table: ComparisonTable, seed: int) -> dict[str, Any]:
 
 
 def _print_comparison(table: ComparisonTable, seed: int, *, markdown: bool) -> None:
-    from fgssl.evaluation.compare import METRICS, differences
+    from fgssl.evaluation.compare import SIGNALS, differences
 
     names = dict.fromkeys(name for row in table.rows for name in row.values)
     rows = [[row.encoder, row.pool, row.width, *map(row.values.get, names)] for row in table.rows]
-    learned = f"{table.train_images} to learn from (percent)" if table.definitions is METRICS else "without labels"
+    learned = f"{table.train_images} to learn from (percent)" if table.definitions is not SIGNALS else "without labels"
     title = f"{table.test_images} images of {table.data}, {learned}"
     print_table(("encoder", "pool", "width", *names), rows, title=title, text=(0, 1), markdown=markdown)
     told: dict[str, dict[str, dict[str, str]]] = {}  # what against -> row -> metric -> difference
@@ -268,7 +273,7 @@ def _print_comparison(table: ComparisonTable, seed: int, *, markdown: bool) -> N
         paired = [metric for metric in table.definitions if any(metric in cells for cells in lines.values())]
         cells_of = [[name, *(cells.get(metric, "best") for metric in paired)] for name, cells in lines.items()]
         print_table(("encoder", *paired), cells_of, title=title, markdown=markdown)
-    if table.definitions is not METRICS:
+    if table.definitions is SIGNALS:
         for name, meaning in table.definitions.items():
             say(f"{name}: {meaning}")
     say(f"protocol: {table.protocol}")

@@ -14,16 +14,18 @@ from fgssl.encoder import Pool
 from fgssl.errors import FgsslError, SettingError
 from fgssl.evaluation.bootstrap import Comparison, paired_bootstrap
 from fgssl.evaluation.embed import Embeddings
-from fgssl.evaluation.entries import Compared, openable, opened, plain, with_starts
+from fgssl.evaluation.entries import Compared, Pooled, openable, opened, plain, with_starts
 from fgssl.evaluation.feature_file import is_feature_table
-from fgssl.evaluation.features import Progress
+from fgssl.evaluation.features import Progress, common_labels
 from fgssl.evaluation.metrics import MEANINGS, added_metrics, feature_stats, same_neighbours
 from fgssl.evaluation.probing.classifiers import Sets, knn_classify, linear_probe
-from fgssl.evaluation.probing.splits import probe_splits
+from fgssl.evaluation.probing.splits import ProbeSplits, probe_splits
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
-from fgssl.evaluation.subject import EvaluationOptions, asked_data, open_subject
+from fgssl.evaluation.retrieval.scored import searched_images, warn_of_lone
+from fgssl.evaluation.subject import EvaluationOptions, asked_data, labels_of, open_subject
 from fgssl.evaluation.two_views import TwoViews, two_views
 from fgssl.runs.folder import encoder_path
+from fgssl.runtime.reporting import Reporter
 
 METRICS: dict[str, str] = {
     "rank1": "leave-one-out rank-1 in the scored images",
@@ -78,6 +80,7 @@ def compare(
     options: EvaluationOptions,
     *,
     split: str | None = None,
+    gallery_split: str | None = None,
     pools: Sequence[Pool] | None = None,
     k: int = 20,
     seed: int = 0,
@@ -92,6 +95,7 @@ def compare(
         checkpoints: As in `open_subject`, or features.safetensors whose paths name the images.
         options: `data` is by default what the first encoder was trained on.
         split: To score; by default the test split. A source of one split is divided 80 to 20 by class.
+        gallery_split: What it searches, instead of itself and the train split.
         pools: By default gap, rationale, zoom and cls; those that an encoder lacks are left out.
         k: Neighbours that vote.
         seed: Of the division, and of the slice the probe's regularisation is chosen on.
@@ -106,7 +110,7 @@ def compare(
             encoder_path(name)
     if options.data is None and is_feature_table(checkpoints[0]):
         raise FgsslError(f"'{checkpoints[0]}' holds features, not a data set to compare on", "name one with --data")
-    data, splits = _compared(checkpoints[0], options, split, seed=seed)
+    data, splits = _compared(checkpoints[0], options, split, gallery_split, seed=seed)
     # gap, which every encoder has: which poolings are wanted is settled by each encoder
     options = replace(options, data=data.source, pool="gap")
     entries, missing = with_starts(checkpoints, options) if start else plain(checkpoints, options)
@@ -114,20 +118,25 @@ def compare(
     rows: list[Row] = []
     for place, entry in enumerate(entries, 1):
         options.reporter.note(f"{place} of {len(entries)}: {entry.name}")
-        for pool, *sides in opened(entry, splits, pools)():
-            row = Row(entry.name, pool, sides[0].features.shape[1], {}, {}, entry.began)
+        for found in opened(entry, splits, pools)():
+            row = Row(entry.name, found.pool, found.train.features.shape[1], {}, {}, entry.began)
             show = partial(options.reporter.progress, f"fitting the probe ({row.name})")
             signals = isinstance(splits, TwoViews)
-            rows.append(_signals(row, *sides) if signals else _measured(row, *sides, k=k, seed=seed, progress=show))
-    if len({len(values) for row in rows for values in row.images.values()}) > 1:
-        raise FgsslError("an encoder read images that another could not", "see the warnings; remove unreadable images")
+            rows.append(_signals(row, found) if signals else _measured(row, found, k=k, seed=seed, progress=show))
+    for metric in rows[0].images:
+        if len({len(row.images[metric]) for row in rows if metric in row.images}) > 1:
+            remedy = "see the warnings; remove unreadable images"
+            raise FgsslError("an encoder read images that another could not", remedy)
     counts, told = (len(splits.train), len(splits.test)), "; ".join(missing)
     if isinstance(splits, TwoViews):
         return ComparisonTable(rows, data.source, 0, counts[1], splits.protocol, told, SIGNALS)
-    return ComparisonTable(rows, data.source, *counts, f"{splits.protocol}; knn of {k} neighbours", told, METRICS)
+    protocol = f"{splits.protocol}; knn of {k} neighbours"
+    return ComparisonTable(rows, data.source, *counts, protocol, told, _definitions(splits))
 
 
-def _compared(first: str, options: EvaluationOptions, split: str | None, *, seed: int) -> tuple[DataConfig, Compared]:
+def _compared(
+    first: str, options: EvaluationOptions, split: str | None, gallery_split: str | None, *, seed: int
+) -> tuple[DataConfig, Compared]:
     """Where the pictures come from, and the labelled splits to compare on, or views of what has no labels."""
     subject = None if is_feature_table(first) else open_subject(first, options)
     if options.data is None and subject is not None:
@@ -135,7 +144,31 @@ def _compared(first: str, options: EvaluationOptions, split: str | None, *, seed
     else:
         data = asked_data(DataConfig(source=str(options.data)), options)
     views = two_views(data, split, None if subject is None else subject.encoder)
-    return data, probe_splits(data, split, seed=seed) if views is None else views
+    if views is not None and gallery_split is not None:
+        problem = f"--gallery-split {gallery_split}: {data.source} [{views.images.split}] has no labels to score by"
+        raise FgsslError(problem, "leave it out")
+    if views is not None:
+        return data, views
+    splits = probe_splits(data, split, seed=seed)
+    return data, splits if gallery_split is None else _searching(splits, data, gallery_split, options.reporter)
+
+
+def _searching(splits: ProbeSplits, data: DataConfig, gallery_split: str, reporter: Reporter) -> ProbeSplits:
+    """The same where the scored images search a split, which is the train images themselves where it is theirs."""
+    gallery = searched_images(splits.test, data, gallery_split)
+    numbered = [(labels_of(images, ""), images.class_names) for images in (splits.test, gallery)]
+    warn_of_lone(common_labels(*numbered, names=(splits.test.split, gallery.split)).only_first, reporter)
+    same = gallery.split == splits.train.split and len(gallery) == len(splits.train)
+    protocol = f"{splits.test.split} -> {gallery.split}; {splits.protocol}"
+    return splits._replace(gallery=splits.train if same else gallery, protocol=protocol)
+
+
+def _definitions(splits: ProbeSplits) -> dict[str, str]:
+    """What the columns are: of the searches the one that was asked, else both."""
+    if splits.gallery is None:
+        return METRICS
+    asked = {"rank1": f"rank-1 of the scored images searching {splits.gallery.split}", "mAP": METRICS["train_mAP"]}
+    return asked | {name: METRICS[name] for name in ("probe", "knn")}
 
 
 def differences(rows: Sequence[Row], *, seed: int = 0) -> Iterator[tuple[Row, Row, str, Comparison]]:
@@ -158,23 +191,31 @@ def differences(rows: Sequence[Row], *, seed: int = 0) -> Iterator[tuple[Row, Ro
                 )
 
 
-def _measured(row: Row, train: Embeddings, test: Embeddings, *, k: int, seed: int, progress: Progress) -> Row:
+def _measured(row: Row, found: Pooled, *, k: int, seed: int, progress: Progress) -> Row:
     """The row with its values."""
-    labels, truth = train.known_labels, test.known_labels
-    classes = max(int(labels.max()), int(truth.max())) + 1
-    alone = evaluate_retrieval(test.features, truth).per_query()
-    searched = evaluate_retrieval(test.features, truth, gallery=train.features, gallery_labels=labels).per_query()
-    sets = Sets(train.features, labels, test.features, truth)
-    probe = linear_probe(sets, classes=classes, seed=seed, progress=progress)
-    voted = knn_classify(sets, k=k, classes=classes)
-    found = (alone["rank1"], alone["mAP"], searched["rank1"], searched["mAP"], probe.correct, voted.correct)
-    images = {metric: value.double() for metric, value in zip(METRICS, found, strict=True)}
+    features, truth = found.test.features, found.test.known_labels
+    images = _searched(found.test, found.gallery, ("rank1", "mAP"))
+    if found.gallery is None:
+        images |= _searched(found.test, found.train, ("train_rank1", "train_mAP"))
+    sets = Sets(found.train.features, found.train.known_labels, features, truth)
+    classes = max(int(sets.train_labels.max()), int(truth.max())) + 1
+    images["probe"] = linear_probe(sets, classes=classes, seed=seed, progress=progress).correct.double()
+    images["knn"] = knn_classify(sets, k=k, classes=classes).correct.double()
     values = {metric: 100 * float(value.mean()) for metric, value in images.items()}
-    return row._replace(values=values | added_metrics(test.features, truth), images=images)
+    return row._replace(values=values | added_metrics(features, truth), images=images)
 
 
-def _signals(row: Row, first: Embeddings, second: Embeddings) -> Row:
+def _searched(queries: Embeddings, gallery: Embeddings | None, names: tuple[str, str]) -> dict[str, Tensor]:
+    """Rank-1 and mAP of each query that has something to find, in a gallery or among the others."""
+    sought, labels = (None, None) if gallery is None else (gallery.features, gallery.known_labels)
+    result = evaluate_retrieval(queries.features, queries.known_labels, gallery=sought, gallery_labels=labels)
+    values = result.per_query()
+    return dict(zip(names, (values["rank1"], values["mAP"]), strict=True))
+
+
+def _signals(row: Row, found: Pooled) -> Row:
     """The row with what two views of each image tell without labels; a file of features has one alone."""
+    first, second = found.train, found.test
     stats = feature_stats(first.features)
     values: dict[str, float] = {name: stats[name] for name in ("effective_rank", "uniformity") if name in stats}
     if first is second:

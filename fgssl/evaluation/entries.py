@@ -20,9 +20,15 @@ from fgssl.runs.start import Start, same_weights, start_of
 
 USUAL_POOLS: tuple[Pool, ...] = ("gap", "rationale", "zoom", "cls")  # of those that an encoder has
 Compared = ProbeSplits | TwoViews  # what is embedded: the second where there are no labels
-Pooled = list[
-    tuple[str | None, Embeddings, Embeddings]
-]  # pooling, embeddings of the train and of the test split, or of two views
+
+
+class Pooled(NamedTuple):
+    """Embeddings of all that is compared, by one pooling."""
+
+    pool: str | None  # None where a file of features does not tell
+    train: Embeddings  # or of first views
+    test: Embeddings  # or of second views
+    gallery: Embeddings | None = None  # what the test split searches, where that was asked
 
 
 class Entry(NamedTuple):
@@ -107,15 +113,18 @@ def openable(
     return [entry._replace(began=entry.began if entry.began in starts else first) for entry in kept]
 
 
-def opened(entry: Entry, splits: Compared, pools: Sequence[Pool] | None) -> Callable[[], Pooled]:
+def opened(entry: Entry, splits: Compared, pools: Sequence[Pool] | None) -> Callable[[], list[Pooled]]:
     """What embeds the splits, after a look at all that it could lack: one of the wanted poolings is there at least."""
     name = entry.checkpoint
     if is_feature_table(name):
         table = FeatureTable(name)
         train = table.embed(splits.train)
-        test = train if isinstance(splits, TwoViews) else table.embed(splits.test)
-        found: Pooled = [(table.pool, train, test)]
-        return lambda: found
+        if isinstance(splits, TwoViews):
+            found = Pooled(table.pool, train, train)
+        else:
+            searched = None if splits.gallery is None else table.embed(splits.gallery)
+            found = Pooled(table.pool, train, table.embed(splits.test), searched)
+        return lambda: [found]
     subject, has = open_subject(name, entry.options), list[Pool]()
     for pool in POOLS:
         with contextlib.suppress(FgsslError):
@@ -129,10 +138,13 @@ def opened(entry: Entry, splits: Compared, pools: Sequence[Pool] | None) -> Call
     return partial(_embedded, subject, splits, chosen, [pool for pool in pools or () if pool not in chosen])
 
 
-def _embedded(subject: Subject, splits: Compared, pools: Sequence[Pool], lacking: Sequence[Pool]) -> Pooled:
+def _embedded(subject: Subject, splits: Compared, pools: Sequence[Pool], lacking: Sequence[Pool]) -> list[Pooled]:
     if lacking:
         subject.reporter.warn(f"'{subject.checkpoint}' has no {', '.join(lacking)} pooling: left out of its rows")
     if isinstance(splits, TwoViews):
-        return splits.embed(subject, pools)
+        return [Pooled(*sides) for sides in splits.embed(subject, pools)]
     train, test = (subject.embed_all(images, pools) for images in (splits.train, splits.test))
-    return [(pool, train[pool], test[pool]) for pool in pools]
+    if splits.gallery is None:
+        return [Pooled(pool, train[pool], test[pool]) for pool in pools]
+    searched = train if splits.gallery is splits.train else subject.embed_all(splits.gallery, pools)
+    return [Pooled(pool, train[pool], test[pool], searched[pool]) for pool in pools]

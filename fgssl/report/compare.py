@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fgssl.evaluation.bootstrap import Comparison
-from fgssl.evaluation.compare import METRICS, ComparisonTable, Row
+from fgssl.evaluation.compare import ComparisonTable, Row
 from fgssl.report.page import page
 from fgssl.report.sections import Section, facts, table
 
@@ -22,7 +22,7 @@ def compare_page(compared: ComparisonTable, differences: Sequence[tuple[Row, Row
         facts("Summary", {"data": compared.data, **sizes}, told=compared.protocol),
         table("Encoders", ("encoder", "pool", "width", *values), rows, told=told),
         _differences(differences),
-        table("The columns", ("name", "what it is"), list(METRICS.items())),
+        table("The columns", ("name", "what it is"), list(compared.definitions.items())),
     ]
     return page("Encoders compared", sections, subtitle=f"on {compared.data}")
 

@@ -78,6 +78,41 @@ def test_rows_equal_the_single_verbs() -> None:
         assert c["low"] - 1e-9 <= c["difference"] <= c["high"] + 1e-9 and 0 < c["p"] <= 1
 
 
+def test_a_gallery_split_is_searched_as_retrieve_searches_it(tmp_path: Path) -> None:
+    perfect, page = perfect_file(tmp_path), tmp_path / "page.html"
+    shared = ("compare", finished_run()[0], perfect, "--data", photos(), "--pool", "gap,zoom")
+    both = fgssl(*shared, "--json").json()
+    found = fgssl(*shared, "--json", "--gallery-split", "train", "--report", page).json()
+    assert found["protocol"].startswith("test -> train; ") and list(found["definitions"]) == [
+        "rank1", "mAP", "probe", "knn",
+    ]  # fmt: skip
+    assert "searching train" in found["definitions"]["rank1"] and "searching train" in page.read_text()
+    for row, other in zip(found["rows"], both["rows"], strict=True):
+        same = {"rank1": other["train_rank1"], "mAP": other["train_mAP"], "probe": other["probe"], "knn": other["knn"]}
+        assert {key: row[key] for key in same} == same and "train_rank1" not in row
+    retrieved = ("retrieve", finished_run()[0], "--data", photos(), "--pool", "zoom", "--json", "--gallery-split")
+    assert found["rows"][1]["mAP"] == pytest.approx(fgssl(*retrieved, "train").json()["mAP"], abs=1e-4)
+    assert "test -> train" in fgssl(*shared, "--gallery-split", "train").out
+
+
+def test_a_gallery_split_that_is_not_the_train_split(tmp_path: Path) -> None:
+    """A third split holds two of the three classes: queries of the other have nothing to find, and are told of."""
+    root = tmp_path / "photos"
+    shutil.copytree(photos(), root)
+    shutil.copytree(root / "train", root / "val")
+    shutil.rmtree(sorted((root / "val").iterdir())[-1])
+    options = ("--data", root, "--pool", "gap", "--json", "--gallery-split", "val")
+    outcome = fgssl("compare", plain_run(), *options)
+    found, alone = outcome.json(), fgssl("retrieve", plain_run(), *options).json()
+    for metric in ("rank1", "mAP"):
+        assert found["rows"][0][metric] == pytest.approx(alone[metric], abs=1e-4)
+    assert "1 classes of the queries have no image in the gallery" in outcome.err
+    assert "holds the queries themselves" in fgssl("compare", plain_run(), *options[:-1], "test").error()
+    assert "has no split" in fgssl("compare", plain_run(), *options[:-1], "none").error()
+    unlabelled = fgssl("compare", plain_run(), "--data", flat_photos(), "--gallery-split", "all")
+    assert "no labels to score by" in unlabelled.error()
+
+
 def test_comparison_is_paired_over_images() -> None:
     """A row that is right wherever the first is and on a tenth more: unpaired the intervals would overlap."""
     first = (torch.arange(1000) % 2).double()

@@ -30,6 +30,7 @@ class ProbeSplits(NamedTuple):
     train: ImageSet
     test: ImageSet
     protocol: str  # in words
+    gallery: ImageSet | None = None  # what the scored images search; None: each other, and those of `train`
 
 
 class Split(NamedTuple):

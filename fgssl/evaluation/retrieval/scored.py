@@ -24,6 +24,7 @@ from fgssl.evaluation.retrieval.metrics import RetrievalResult, evaluate_retriev
 from fgssl.evaluation.subject import EvaluationOptions, Subject, asked_data, labels_of, open_split, open_subject
 from fgssl.evaluation.vector_index import VectorIndex
 from fgssl.runs.encoder_file import identity
+from fgssl.runtime.reporting import Reporter
 
 _LABELS_WHY = "retrieval is scored by them"
 
@@ -66,9 +67,7 @@ def score_encoder(
         _refuse_names(images, _labelled(file).embeddings.identifiers, file.path)
     elif gallery is not None or gallery_split is not None:
         data = subject.data if gallery is None else asked_data(DataConfig(source=gallery), asked)
-        others = gallery_images(data, gallery_split)
-        labels_of(others, _LABELS_WHY)
-        _refuse_names(images, [others.name(row) for row in range(len(others))], others.split)
+        others = searched_images(images, data, gallery_split)
     queries = FeatureFile(images.split, subject.embed(images), subject.data.source, pool=subject.pool)
     if others is not None:
         name = others.split if gallery is None else f"{others.source} [{others.split}]"
@@ -84,7 +83,7 @@ def score_protocol(checkpoint: str, asked: EvaluationOptions, name: str) -> Scor
     for images in filter(None, (queries, others)):
         labels_of(images, _LABELS_WHY)
     if others is not None:
-        _refuse_names(queries, [others.name(row) for row in range(len(others))], others.split)
+        _refuse_images(queries, others)
     found = FeatureFile(queries.split, subject.embed(queries), subject.data.source, pool=subject.pool)
     file = None if others is None else FeatureFile(others.split, subject.embed(others))
     scored = _scored(found, file, asked, protocol)
@@ -140,6 +139,14 @@ def gallery_images(data: DataConfig, split: str | None) -> ImageSet:
     return load_images(data, "+".join(available_splits(data)) if split is None else split)
 
 
+def searched_images(queries: ImageSet, data: DataConfig, split: str | None) -> ImageSet:
+    """The same as a gallery that is scored. Raises FgsslError where it has no labels or holds the queries."""
+    others = gallery_images(data, split)
+    labels_of(others, _LABELS_WHY)
+    _refuse_images(queries, others)
+    return others
+
+
 def open_beside(checkpoint: str, file: FeatureFile | VectorIndex | None, options: EvaluationOptions) -> Subject:
     """An encoder that pools as a gallery of features does. Raises FgsslError where that is of another encoder."""
     if file is None:
@@ -171,8 +178,13 @@ def _labelled(file: FeatureFile) -> FeatureFile:
     return file
 
 
+def _refuse_images(queries: ImageSet, gallery: ImageSet) -> None:
+    """Raises FgsslError where queries are in the gallery."""
+    _refuse_names(queries, [gallery.name(row) for row in range(len(gallery))], gallery.split)
+
+
 def _refuse_names(images: ImageSet, gallery: Sequence[str], name: str) -> None:
-    """Raises FgsslError where queries are in the gallery, by their true paths or names."""
+    """The same by their true paths or names."""
     there = set(map(true_path, gallery))
     _refuse(sum(true_path(images.name(row)) in there for row in range(len(images))), len(images), images.split, name)
 
@@ -191,6 +203,13 @@ def _refuse_rows(queries: FeatureFile, gallery: FeatureFile) -> None:
     if rows and features.shape[1] == others.shape[1]:
         same = (features[rows] - others[[place[names[row]] for row in rows]]).abs().amax(dim=1) < 1e-6
         _refuse(int(same.sum()), len(names), queries.path, gallery.path)
+
+
+def warn_of_lone(classes: Sequence[str], reporter: Reporter) -> None:
+    """Tells of classes of the queries that the gallery lacks, where there are any."""
+    if classes:
+        told = f"{len(classes)} classes of the queries have no image in the gallery"
+        reporter.warn(f"{told} (such as '{classes[0]}'): their queries are left out and counted")
 
 
 def _refuse(shared: int, total: int, queries: str, gallery: str) -> None:
@@ -212,9 +231,7 @@ def _scored(
         check_widths(features, found, names)
         numbered = [(side.embeddings.known_labels, side.embeddings.class_names) for side in (queries, gallery)]
         labels, other_labels, _, only, _ = common_labels(*numbered, names=names)
-        if only:
-            classes = f"{len(only)} classes of the queries have no image in the gallery"
-            reporter.warn(f"{classes} (such as '{only[0]}'): their queries are left out and counted")
+        warn_of_lone(only, reporter)
     show = partial(reporter.progress, "ranking")
     ks, precision_ks = ((1, 5, 10), ()) if named is None else (named.ks, named.precision_ks)
     result = evaluate_retrieval(
