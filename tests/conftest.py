@@ -5,8 +5,9 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads only wait
 
 settings.register_profile("fgssl", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("fgssl")
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_they_were() -> Iterator[None]:
+    """`--threads` is of the process, and sums in another number of threads differ in the last bits."""
+    before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    yield
+    if before is not None and sys.modules["torch"].get_num_threads() != before:
+        sys.modules["torch"].set_num_threads(before)
 
 
 @pytest.fixture
