@@ -51,10 +51,13 @@ MAY_IMPORT: dict[str, str] = {
     # what is made of embeddings
     "classify": "config data encoder errors evaluation runs runtime",
     "explore": "check data drawing errors evaluation report runtime",
+    # an encoder handed on, with a card
+    "handover": "backbones config encoder errors runs runtime",
     # Python's door: what `import fgssl` offers, loaded when it is asked for
     "api": "config data encoder errors evaluation runs training",
     # the command line, which nothing imports
-    "cli": "backbones check classify config data drawing errors evaluation experiments explore registry report runs "
+    "cli": "backbones check classify config data drawing errors evaluation experiments explore handover registry report "
+    "runs "
     "runtime training",
     "__main__": "cli",
 }

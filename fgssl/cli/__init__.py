@@ -25,6 +25,7 @@ from fgssl.cli.console import print_error
 from fgssl.cli.experiments import reproduce, runs, sweep
 from fgssl.cli.explore import explore
 from fgssl.cli.features import embed, probe
+from fgssl.cli.handover import export, push
 from fgssl.cli.options import DataCommand, Plugins, QueryCommand, takes
 from fgssl.cli.pretrain import pretrain
 from fgssl.cli.retrieve import compare, retrieve
@@ -68,7 +69,21 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look after data sets.", no_args_is_help=True, rich_markup_mode=None)
 # with options that take several words
 several: dict[Callable[..., None], Any] = {retrieve: QueryCommand, reproduce: DataCommand}
-for verb in (pretrain, probe, retrieve, compare, embed, explore, visualize, runs, sweep, reproduce, backbones):
+for verb in (
+    pretrain,
+    probe,
+    retrieve,
+    compare,
+    embed,
+    explore,
+    visualize,
+    push,
+    export,
+    runs,
+    sweep,
+    reproduce,
+    backbones,
+):
     app.command(cls=several.get(verb))(_shielded(verb))
 classify_app = typer.Typer(help="Name classes by a few labelled pictures.", no_args_is_help=True, rich_markup_mode=None)
 for group, name, group_verbs in ((data_app, "data", (check, cache)), (classify_app, "classify", (fit, predict))):

@@ -55,7 +55,7 @@ def cut_windows(images: Tensor, centres: Tensor, size: int, *, sides: Tensor | N
     offsets = torch.arange(count, device=images.device) + 0.5 - count / 2  # in pixels from the middle
     steps = offsets / side if sides is None else sides[:, None] * offsets / count
     rows, columns = (2 * (centres[:, axis, None] + steps) - 1 for axis in (0, 1))  # (N, count), -1 to 1
-    shape = (len(images), count, count)
+    shape = (images.shape[0], count, count)  # not len(), which would fix the batch of an exported graph
     grid = torch.stack([columns[:, None, :].expand(shape), rows[:, :, None].expand(shape)], 3)  # x, y
     padding = "border"
     if images.device.type == "mps":  # which knows it since torch 2.13: the same is reached by staying inside

@@ -1,7 +1,9 @@
-"""A small stand-in for the Hugging Face hub on 127.0.0.1: enough of its interface for data sets and model files."""
+"""A small stand-in for the Hugging Face hub on 127.0.0.1: enough of its interface to read data sets and model files,
+and to push plain files in one commit."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -50,6 +52,8 @@ class HubServer:
 
     url: str
     requests: list[str] = field(default_factory=list)
+    token: str | None = None  # that may write; None: nobody may
+    private: dict[str, bool] = field(default_factory=dict)  # of each repository made here
 
     def environment(self, cache: Path) -> dict[str, str]:
         """Variables that send `datasets`, `huggingface_hub` and timm here; set them before those are imported."""
@@ -63,10 +67,13 @@ class HubServer:
 
 
 @contextmanager
-def serve(repositories: Mapping[str, Repository]) -> Iterator[HubServer]:
-    """Serves repositories by their id ("owner/name") until the block ends; unknown ids are answered as missing."""
+def serve(repositories: Mapping[str, Repository], *, token: str | None = None) -> Iterator[HubServer]:
+    """Serves repositories by their id ("owner/name") until the block ends; unknown ids are answered as missing.
+
+    With the `token` models can be made and written.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    hub = HubServer(f"http://127.0.0.1:{server.server_address[1]}")
+    hub = HubServer(f"http://127.0.0.1:{server.server_address[1]}", token=token)
     server.repositories, server.hub = dict(repositories), hub  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
@@ -93,10 +100,39 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length", 0))
         body = self.rfile.read(length)
-        if "json" in self.headers.get("Content-Type", ""):
+        if self.path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif self.path == "/api/repos/create" or "/preupload/" in self.path or "/commit/" in self.path:
+            self._write(body)
+        elif "json" in self.headers.get("Content-Type", ""):
             self._route(json.loads(body))
         else:
             self._route(parse_qs(body.decode()))
+
+    def _write(self, body: bytes) -> None:
+        """Make a repository, say how files are to be sent (whole, none by LFS), or take a commit."""
+        hub, repositories = self.server.hub, self.server.repositories  # type: ignore[attr-defined]
+        hub.requests.append(f"{self.command} {self.path}")
+        if hub.token is None or self.headers.get("Authorization") != f"Bearer {hub.token}":
+            return self._error(403, "Forbidden", "This token has no write access")
+        lines = [json.loads(line) for line in body.splitlines()]
+        if self.path == "/api/repos/create":
+            name = f"{lines[0]['organization']}/{lines[0]['name']}"
+            if name in repositories:
+                told = {"error": "You already created this model repo", "url": f"{hub.url}/{name}"}
+                return self._answer(409, json.dumps(told).encode(), {"Content-Type": "application/json"})
+            repositories[name] = Repository({}, kind="model")
+            hub.private[name] = bool(lines[0].get("private"))
+            return self._json({"url": f"{hub.url}/{name}", "name": name, "id": "0"})
+        name = "/".join(self.path.split("/")[3:5])
+        if "/preupload/" in self.path:
+            told = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in lines[0]["files"]]
+            return self._json({"files": told})
+        sent = {line["value"]["path"]: line["value"]["content"] for line in lines if line["key"] == "file"}
+        files = {**repositories[name].files, **{path: base64.b64decode(content) for path, content in sent.items()}}
+        repositories[name] = Repository(files, kind="model")
+        commit = repositories[name].commit
+        return self._json({"success": True, "commitOid": commit, "commitUrl": f"{hub.url}/{name}/commit/{commit}"})
 
     def _route(self, body: dict[str, Any]) -> None:
         address = urlsplit(self.path)
