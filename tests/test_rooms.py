@@ -56,9 +56,8 @@ MAY_IMPORT: dict[str, str] = {
     # Python's door: what `import fgssl` offers, loaded when it is asked for
     "api": "config data encoder errors evaluation runs training",
     # the command line, which nothing imports
-    "cli": "backbones check classify config data drawing errors evaluation experiments explore handover registry report "
-    "runs "
-    "runtime training",
+    "cli": "backbones check classify config data drawing errors evaluation experiments explore handover registry "
+    "report runs runtime training",
     "__main__": "cli",
 }
 ROOT_MODULES = 12  # more at the root, and nobody knows where to look
