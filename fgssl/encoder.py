@@ -215,20 +215,31 @@ class Encoder(nn.Module):
         return functional.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
 
     def _zoomed(self, images: Tensor, look: Pool, windows: Tensor | None) -> Tensor:
-        """(N, 3, Z, Z) uint8 -> gap of the whole picture and of its window, with its rationale at half their weight."""
         if images.shape[-1] != self.view_size(look):
             raise ValueError(f"{look} takes pictures of {self.view_size(look)} pixels, not {images.shape[-1]}")
         if windows is None and look in ("zoom:random", "zoom:mask"):
             problem = f"--pool {look} is a control for the images of a data set, and these are other pictures"
             raise FgsslError(problem, "use zoom or zoom:middle")
-        maps = self.maps(self.shrunk(images))
+        return self.zoomed(images, self.maps(self.shrunk(images)), look, windows)
+
+    def zoomed(
+        self, images: Tensor, maps: Sequence[Tensor], look: Pool = "zoom", windows: Tensor | None = None
+    ) -> Tensor:
+        """(N, 3, Z, Z) uint8 -> gap of the whole, whose maps are given, and of its window, with its rationale at half.
+
+        (N, 2D or 3D) l2-normalised; `windows` as in `embeddings`.
+        """
         parts = [self._finished(pool_stages(maps))]
         if self.rationale is not None:
             parts.append(RATIONALE_WEIGHT * self._weighted(maps))
-        usual = 1.0 if self.whitening is None else WINDOW_WEIGHT
-        weight = usual if self.window_weight is None else self.window_weight
-        parts.append(weight * self._look(images, maps[0], look, windows))
+        parts.append(self.look_weight * self._look(images, maps[0], look, windows))
         return functional.normalize(torch.cat(parts, 1), dim=1)
+
+    @property
+    def look_weight(self) -> float:
+        """What the window weighs in zoom, beside the whole picture's 1."""
+        usual = 1.0 if self.whitening is None else WINDOW_WEIGHT
+        return usual if self.window_weight is None else self.window_weight
 
     def _look(self, images: Tensor, feature_map: Tensor, look: Pool, windows: Tensor | None) -> Tensor:
         """gap of what a look sees in (N, 3, Z, Z), whose whole has this feature map: (N, D) l2-normalised."""

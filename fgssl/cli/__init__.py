@@ -69,21 +69,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look after data sets.", no_args_is_help=True, rich_markup_mode=None)
 # with options that take several words
 several: dict[Callable[..., None], Any] = {retrieve: QueryCommand, reproduce: DataCommand}
-for verb in (
-    pretrain,
-    probe,
-    retrieve,
-    compare,
-    embed,
-    explore,
-    visualize,
-    push,
-    export,
-    runs,
-    sweep,
-    reproduce,
-    backbones,
-):
+verbs = (pretrain, probe, retrieve, compare, embed, explore, visualize, push, export, runs, sweep, reproduce, backbones)
+for verb in verbs:
     app.command(cls=several.get(verb))(_shielded(verb))
 classify_app = typer.Typer(help="Name classes by a few labelled pictures.", no_args_is_help=True, rich_markup_mode=None)
 for group, name, group_verbs in ((data_app, "data", (check, cache)), (classify_app, "classify", (fit, predict))):
@@ -210,6 +197,8 @@ def _misfortune(error: Exception) -> tuple[str, str]:
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return reason, "free the disk, or write elsewhere"
+    if "No usable temporary directory" in reason:
+        return "no folder for temporary files can be written", "set TMPDIR to one"
     if number in (errno.EMFILE, errno.ENFILE):
         return reason, "allow more open files (ulimit -n), or use fewer --workers"
     if isinstance(error, OSError) and error.filename is not None:

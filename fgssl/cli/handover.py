@@ -54,7 +54,7 @@ def push(
         say(f"model: {address}")
 
 
-_FORMAT = "onnx: for onnxruntime and others (pip install 'fgssl[onnx]'); torch-export: for torch.export.load."
+_FORMAT = "onnx: for onnxruntime and others (pip install 'fgssl[export]'); torch-export: for torch.export.load."
 _OUT = "File to write: .onnx, or .pt2 of torch-export."
 _POOL = "What the embedding is: gap, rationale, concat, zoom (both looks). [zoom with a rationale, else gap]"
 

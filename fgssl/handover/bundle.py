@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,11 @@ def gather(run: Path, folder: Path, name: str, *, licence: str | None, picture: 
     if encoder.config is None:
         raise FgsslError(f"the encoder in '{run}' tells no settings", "give the folder of a finished run")
     shown = _copy_picture(run / "curve.png" if picture is None else picture, folder, asked=picture is not None)
-    config = public_config(encoder.config)
+    config = _without_training(encoder)
     save_timm(encoder.backbone, folder, head=encoder.whitening if encoder.stages == 1 else None)
     text = yaml.safe_dump(nested(flatten(config)), sort_keys=False, allow_unicode=True)
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-    shutil.copyfile(Path(__file__).parent / SCRIPT, folder / SCRIPT)
-    _save_public(encoder, config, folder)
+    write_scripted(encoder, folder)
     told = card(Card(name, encoder, config, summary, licence, shown))
     (folder / CARD_FILE).write_text(told, encoding="utf-8")
     return told
@@ -65,17 +65,23 @@ def public_config(config: PretrainConfig) -> PretrainConfig:
     return config_from_flat(flat).config
 
 
+def _without_training(encoder: Encoder) -> PretrainConfig:
+    """Take off, in place, what only continues the training, and what the settings tell of this machine."""
+    assert encoder.config is not None
+    encoder.config = public_config(encoder.config)
+    encoder.projector = encoder.predictor = encoder.keys = None
+    return encoder.config
+
+
 def _public(value: str) -> str:
     local = value.startswith((os.sep, "~", ".")) or (os.sep in value and os.path.exists(value))
     return (Path(value).name or "data") if local else value
 
 
-def _save_public(encoder: Encoder, config: PretrainConfig, folder: Path) -> None:
-    """The encoder without what only continues its training, and how a script reads its maps."""
-    handed = Encoder(encoder.backbone, encoder.rationale, config=config)
-    if encoder.whitening is not None:
-        handed.whiten_by(encoder.whitening, stages=encoder.stages)
-    save_encoder(folder / ENCODER_FILE, handed, told={"reading": json.dumps(reading(encoder, folder))})
+def write_scripted(encoder: Encoder, folder: Path) -> None:
+    """The encoder file and the script that opens it, beside timm's config."""
+    shutil.copyfile(Path(__file__).parent / SCRIPT, folder / SCRIPT)
+    save_encoder(folder / ENCODER_FILE, encoder, told={"reading": json.dumps(reading(encoder, folder))})
 
 
 def reading(encoder: Encoder, folder: Path) -> dict[str, Any]:
@@ -83,11 +89,14 @@ def reading(encoder: Encoder, folder: Path) -> dict[str, Any]:
     backbone = encoder.backbone
     stages = backbone.earlier.first(encoder.stages - 1) if encoder.stages > 1 else Stages()
     data = json.loads((folder / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]
-    names = ("interpolation", "mean", "std", "crop_pct", "crop_mode")
-    told = {key: data[key] for key in names} | {"input_size": [3, backbone.image_size, backbone.image_size]}
-    route = backbone.plan.route
-    return {"kind": route.kind, "final_norm": route.final_norm, "places": list(stages.places), "last": stages.last,
-            "data": told}  # fmt: skip
+    told = {key: data[key] for key in ("interpolation", "mean", "std", "crop_pct")}
+    route, branch = backbone.plan.route, encoder.rationale
+    return {
+        "pool": encoder.default_pool(), "size": backbone.image_size, "zoom_size": encoder.view_size("zoom"),
+        "window_weight": encoder.look_weight, "branch": None if branch is None else asdict(branch.config),
+        "kind": route.kind, "final_norm": route.final_norm, "places": list(stages.places), "last": stages.last,
+        "data": told,
+    }  # fmt: skip
 
 
 def _summary(run: Path) -> dict[str, Any]:

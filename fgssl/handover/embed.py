@@ -7,8 +7,9 @@ or in Python, with this file on the path:
     from embed import Embedder
     features = Embedder(".")([Image.open("a.jpg")])  # (1, D), of length 1: products are cosine similarities
 
-It is what `fgssl embed --pool gap` gives: the mean of the last feature map beside mean and deviation of maps of earlier
-stages, whitened where the encoder is. The second, closer look (`--pool zoom`) is in the graph of `fgssl export`.
+It is what `fgssl embed` gives. With `pool="gap"` that is the mean of the last feature map beside mean and deviation of
+maps of earlier stages, whitened where the encoder is. With `pool="zoom"` there are also the places of the maps weighted
+by the encoder's rationale, where it has one, and the same again of a window that is cut out of a larger picture.
 """
 
 from __future__ import annotations
@@ -28,42 +29,58 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
+SIGMA = 0.25  # of the prior that objects stand in the middle
+PLACES = 40  # a side in which a map is looked through for its fullest window
+RATIONALE_WEIGHT = 0.5
+GEM_EXPONENT = 3.0
+
 
 class Embedder(nn.Module):
-    """Pictures of any size -> (N, D) l2-normalised. Reads `encoder.safetensors` in a folder, and nothing else."""
+    """Pictures of any size -> (N, D) l2-normalised. Reads `encoder.safetensors` in a folder, and nothing else.
 
-    def __init__(self, folder: str | Path = ".") -> None:
+    `pool` is "gap", or "zoom", which looks twice; by default what fgssl takes for this encoder.
+    """
+
+    def __init__(self, folder: str | Path = ".", *, pool: str | None = None) -> None:
         super().__init__()
         with safe_open(Path(folder) / "encoder.safetensors", framework="pt") as file:
             metadata = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         backbone, self.reading = json.loads(metadata["fgssl"])["backbone"], json.loads(metadata["reading"])
+        self.pool = pool or self.reading["pool"]
+        if self.pool not in ("gap", "zoom"):
+            raise ValueError(f"pool {self.pool!r}: choose gap or zoom")
         self.model = timm.create_model(backbone["architecture"], **backbone["model_args"])
         self.model.load_state_dict(_part(tensors, "backbone"))
-        whitening = _part(tensors, "whitening")
-        self.whitening: nn.Module = nn.Identity()
-        if whitening:
-            width = len(whitening["bias"])
-            self.whitening = nn.Linear(width, width)
-            self.whitening.load_state_dict(whitening)
+        self.whitening, self.window_whitening = (
+            _linear(_part(tensors, f"{name}whitening")) for name in ("", "window_")
+        )
+        self.branch, self.objects = (_part(tensors, name) for name in ("rationale", "colocalizer"))
         self.eval()
 
     @torch.no_grad()
     def forward(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Pictures, turned upright by their EXIF -> (N, D)."""
         upright = [ImageOps.exif_transpose(picture).convert("RGB") for picture in pictures]
-        levels = torch.stack([torch.from_numpy(np.array(self.view(picture))) for picture in upright])
-        mean, std = (255 * torch.tensor(self.reading["data"][key]) for key in ("mean", "std"))
-        last, *earlier = self.maps(((levels - mean) / std).permute(0, 3, 1, 2).contiguous())
-        pooled = [last.mean((2, 3))]
-        for found in earlier:
-            pooled += [found.mean((2, 3)), found.var((2, 3), unbiased=False).sqrt()]
-        return functional.normalize(self.whitening(torch.cat(pooled, 1)), dim=1)
+        images = torch.stack([torch.from_numpy(np.array(self.view(picture))) for picture in upright])
+        images = images.permute(0, 3, 1, 2).float()  # levels 0 to 255
+        if self.pool == "gap":
+            return _finished(pooled(self.maps(images)), self.whitening)
+        size = self.reading["size"]
+        maps = self.maps(functional.interpolate(images, (size, size), mode="bilinear", antialias=True))
+        parts, attention = [_finished(pooled(maps), self.whitening)], None
+        if self.branch:
+            attention = self.attention(maps[0])
+            weighted = pooled(maps, attention, gem=self.reading["branch"]["pool"] == "gem")
+            parts.append(RATIONALE_WEIGHT * _finished(weighted, self.whitening))
+        window = cut(images, self.centres(maps[0], attention), size)
+        seen = _finished(pooled(self.maps(window)), self.window_whitening or self.whitening)
+        return functional.normalize(torch.cat([*parts, self.reading["window_weight"] * seen], 1), dim=1)
 
     def view(self, picture: Image.Image) -> Image.Image:
         """timm's evaluation transform in one resize: the short side to size / crop_pct, then the central square."""
         data: dict[str, Any] = self.reading["data"]
-        size = data["input_size"][1]
+        size = self.reading["size" if self.pool == "gap" else "zoom_size"]
         short = math.floor(size / data["crop_pct"])
         resized = [int(short * side / min(picture.size)) for side in picture.size]
         starts = [round((side - size) / 2) for side in resized]
@@ -75,13 +92,15 @@ class Embedder(nn.Module):
         box = (corners[0], corners[1], min(corners[2], picture.width), min(corners[3], picture.height))
         return picture.resize((size, size), Image.Resampling[data["interpolation"].upper()], box=box)
 
-    def maps(self, images: Tensor) -> list[Tensor]:
+    def maps(self, levels: Tensor) -> list[Tensor]:
         """(N, 3, S, S) -> the last feature map (N, C, h, w), then those of earlier stages, the nearest first."""
+        mean, std = (255 * torch.tensor(self.reading["data"][key]).view(3, 1, 1) for key in ("mean", "std"))
+        images = ((levels - mean) / std).contiguous()
         kind, places, last, norm = (self.reading[key] for key in ("kind", "places", "last", "final_norm"))
-        if not places and kind != "intermediates":
+        own = kind == "intermediates"
+        if not places and not own:
             features = self.model.forward_features(images)
             return [features.permute(0, 3, 1, 2) if kind == "nhwc" else features]
-        own = kind == "intermediates"
         indices = [*reversed(places), *([last] if own else [])] if places else 1
         options = {"norm": own and norm, "output_fmt": "NCHW", "intermediates_only": own}
         found = self.model.forward_intermediates(images, indices=indices, **options)
@@ -89,6 +108,94 @@ class Embedder(nn.Module):
             return list(reversed(found))
         features, before = found
         return [features.permute(0, 3, 1, 2) if kind == "nhwc" else features, *reversed(before)]
+
+    def attention(self, feature_map: Tensor) -> Tensor:
+        """The rationale's map: (N, C, h, w) -> (N, h, w), not negative, summing to 1."""
+        told, branch = self.reading["branch"], self.branch
+        found = functional.conv2d(feature_map, branch["project.weight"])
+        if told["branch_norm"] == "batch":
+            names = ("running_mean", "running_var", "weight", "bias")
+            found = functional.batch_norm(found, *(branch[f"norm.{name}"] for name in names))
+        found = torch.relu(found)
+        if told["combine"] == "linear":
+            found = torch.einsum("nkhw,k->nhw", found, functional.softplus(branch["readout"]))
+        else:
+            found = found.amax(1)
+        rows = found.flatten(1)
+        if told["fit"] == "kl" and told["normalization"] == "none" and told["axis"] == "all":
+            return torch.softmax(rows / told["prediction_temperature"], 1).view_as(found)
+        if told["fit"] == "kl" or told["normalization"] != "none":
+            rows = rows - rows.amin(1, keepdim=True)
+            rows = rows / rows.amax(1, keepdim=True).clamp(min=1e-12)
+        total = rows.sum(1, keepdim=True)
+        even = torch.full_like(rows, 1 / rows.shape[1])
+        return torch.where(total > 1e-12, rows / total.clamp(min=1e-12), even).view_as(found)
+
+    def centres(self, feature_map: Tensor, attention: Tensor | None) -> Tensor:
+        """(N, 2) row and column, in (0, 1), of the middle of each window."""
+        share = self.reading["size"] / self.reading["zoom_size"]
+        if self.objects:  # where most of what the places of all pictures share is
+            direction, unit = self.objects["direction"], functional.normalize(feature_map, dim=1)
+            found = torch.relu(torch.einsum("nchw,c->nhw", unit, direction) - self.objects["mean"] @ direction)
+            count = max(PLACES, *found.shape[1:])
+            side = max(1, round(share * count))
+            finer = functional.interpolate(found[:, None], (count, count), mode="bilinear")
+            sums = functional.avg_pool2d(finer, side, 1)[:, 0]
+            best, rows = sums.flatten(1).argmax(1), sums.shape[1]
+            middle = torch.stack([best // rows, best % rows], 1) / count + side / 2 / count
+            known = found.flatten(1).amax(1, keepdim=True) > 0
+        else:  # the mean place of the rationale, or of nothing, times a Gaussian around the middle
+            found = torch.ones_like(feature_map[:, 0]) if attention is None else attention
+            rows, columns = ((torch.arange(size) + 0.5) / size for size in found.shape[1:])
+            weights = found * torch.exp(-((rows[:, None] - 0.5) ** 2 + (columns - 0.5) ** 2) / (2 * SIGMA**2))
+            total = weights.sum((1, 2))[:, None]
+            known = total > 0
+            middle = torch.stack([(weights.sum(2) * rows).sum(1), (weights.sum(1) * columns).sum(1)], 1) / total
+        return torch.where(known, middle, 0.5).clamp(share / 2, 1 - share / 2)
+
+
+def cut(images: Tensor, centres: Tensor, size: int) -> Tensor:
+    """Windows (N, 3, size, size) around centres (N, 2), between pixels, from (N, 3, Z, Z); a pixel is a pixel."""
+    steps = (torch.arange(size) + 0.5 - size / 2) / images.shape[-1]
+    rows, columns = (2 * (centres[:, axis, None] + steps) - 1 for axis in (0, 1))
+    shape = (len(images), size, size)
+    grid = torch.stack([columns[:, None, :].expand(shape), rows[:, :, None].expand(shape)], 3)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def pooled(maps: Sequence[Tensor], attention: Tensor | None = None, *, gem: bool = False) -> Tensor:
+    """Mean of the last map, then mean and deviation of each earlier one, over the places as weighted: (N, D)."""
+    found = [_generalised_mean(maps[0], attention) if gem and attention is not None else _mean(maps[0], attention)]
+    for earlier in maps[1:]:
+        weights = attention
+        if attention is not None:
+            finer = functional.interpolate(attention[:, None], earlier.shape[2:], mode="bilinear")[:, 0]
+            weights = finer / finer.sum((1, 2), keepdim=True).clamp(min=1e-12)
+        mean = _mean(earlier, weights)
+        found += [mean, _mean((earlier - mean[:, :, None, None]).square(), weights).clamp(min=0).sqrt()]
+    return torch.cat(found, 1)
+
+
+def _mean(maps: Tensor, weights: Tensor | None) -> Tensor:
+    return maps.mean((2, 3)) if weights is None else torch.einsum("nchw,nhw->nc", maps, weights)
+
+
+def _generalised_mean(maps: Tensor, weights: Tensor) -> Tensor:
+    peak = maps.amax((1, 2, 3))[:, None].clamp(min=1e-12)
+    powered = (maps / peak[:, :, None, None]).clamp(min=0).pow(GEM_EXPONENT)
+    return peak * _mean(powered, weights).pow(1 / GEM_EXPONENT)
+
+
+def _finished(features: Tensor, layer: nn.Module | None) -> Tensor:
+    return functional.normalize(features if layer is None else layer(features), dim=1)
+
+
+def _linear(weights: dict[str, Tensor]) -> nn.Linear | None:
+    if not weights:
+        return None
+    layer = nn.Linear(*reversed(weights["weight"].shape))
+    layer.load_state_dict(weights)
+    return layer
 
 
 def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -48,15 +48,17 @@ class Graph(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """In the order of `names`."""
-        embedding, whole = self.encoder(images, self.pool), images
+        encoder = self.encoder
         if self.pool == "zoom":
-            size = self.encoder.backbone.image_size
-            whole = nn.functional.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
-        feature_map = self.encoder.maps(whole)[0]
-        found = [embedding, feature_map.contiguous()]
-        if self.encoder.rationale is not None:
-            found.append(self.encoder.attention(feature_map))
-        return [*found, self.encoder.window_centres(feature_map)] if self.pool == "zoom" else found
+            maps = encoder.maps(encoder.shrunk(images))
+            embedding = encoder.zoomed(images, maps)
+        else:
+            maps = encoder.maps(images)
+            embedding = encoder.pool(maps, self.pool)
+        found = [embedding, maps[0].contiguous()]
+        if encoder.rationale is not None:
+            found.append(encoder.attention(maps[0]))
+        return [*found, encoder.window_centres(maps[0])] if self.pool == "zoom" else found
 
 
 def export(encoder: Encoder, pool: Pool, kind: Format, path: Path) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def export(encoder: Encoder, pool: Pool, kind: Format, path: Path) -> dict[str, 
     Raises FgsslError: a library is missing, the model cannot be exported, or the graph computes something else.
     """
     for name in ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ():
-        require(name, extra="onnx")
+        require(name, extra="export")
     graph = Graph(encoder, pool).eval()
     size = encoder.view_size(pool)
     chance = torch.Generator().manual_seed(0)
@@ -105,7 +107,7 @@ def _to_onnx(graph: Graph, images: Tensor, path: Path) -> Callable[[Tensor], Res
         graph, (images,), path, dynamo=True, dynamic_shapes=shapes, input_names=["images"], output_names=graph.names,
         external_data=False, verbose=False,
     )  # fmt: skip
-    session = require("onnxruntime", extra="onnx").InferenceSession(path.read_bytes())
+    session = require("onnxruntime", extra="export").InferenceSession(path.read_bytes())
     return lambda images: list(session.run(None, {"images": images.numpy()}))
 
 

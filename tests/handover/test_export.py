@@ -49,5 +49,5 @@ def test_slips_are_one_line_and_nothing_is_left(tmp_path: Path, monkeypatch: pyt
     assert "mine.onnx" in fgssl("export", run, "--output", tmp_path / "mine.onnx").error()
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     told = fgssl("export", run, "--output", tmp_path / "a.onnx").error()
-    assert "onnxscript is not installed; pip install 'fgssl[onnx]'" in told
+    assert "onnxscript is not installed; pip install 'fgssl[export]'" in told
     assert [path.name for path in tmp_path.iterdir()] == ["mine.onnx"]
