@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import pickle
 import re
@@ -62,6 +63,9 @@ def save_timm(backbone: Backbone, folder: str | os.PathLike[str], *, head: nn.Li
     # last: a folder with this file is complete
     with atomic_path(folder / "config.json") as path:
         save_config_for_hf(model, str(path), data_config=data_config)
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.get("model_args", {}).pop("num_classes", None)  # told beside them: transformers would pass it twice
+        path.write_text(json.dumps(config, indent=2), encoding="utf-8")
     return folder
 
 

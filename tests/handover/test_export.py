@@ -9,22 +9,23 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from running import fgssl, finished_run
+from running import fgssl, finished_run, trained_run
 
+from fgssl.encoder import Pool
 from fgssl.runs.encoder_file import load_encoder
 
 
 @pytest.mark.parametrize("pool", ["gap", "zoom"])
-def test_onnx_computes_what_pytorch_does(pool: str, tmp_path: Path) -> None:
-    run, path = finished_run()[0], tmp_path / "a.onnx"
+def test_onnx_computes_what_pytorch_does(pool: Pool, tmp_path: Path) -> None:
+    run, path = trained_run(), tmp_path / "a.onnx"  # whitened, with windows of its own
     done = fgssl("export", run, "--pool", pool, "--output", path, "--json")
     assert done.code == 0, done.err
     encoder, session = load_encoder(str(run)), onnxruntime.InferenceSession(path)
-    size = encoder.view_size(pool)  # type: ignore[arg-type]
+    size = encoder.view_size(pool)
     images = np.random.default_rng(5).integers(0, 256, (4, 3, size, size), dtype=np.uint8)
     found = dict(zip(done.json()["outputs"], session.run(None, {"images": images}), strict=True))
     with torch.inference_mode():
-        wanted = encoder(torch.from_numpy(images), pool).numpy()  # type: ignore[arg-type]
+        wanted = encoder(torch.from_numpy(images), pool).numpy()
     np.testing.assert_allclose(found["embedding"], wanted, rtol=0, atol=1e-4)
     np.testing.assert_allclose(found["rationale"].sum((1, 2)), 1, atol=1e-4)
     assert ("window" in found) == (pool == "zoom")
