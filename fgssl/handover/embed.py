@@ -114,8 +114,10 @@ class Embedder(nn.Module):
         told, branch = self.reading["branch"], self.branch
         found = functional.conv2d(feature_map, branch["project.weight"])
         if told["branch_norm"] == "batch":
-            names = ("running_mean", "running_var", "weight", "bias")
-            found = functional.batch_norm(found, *(branch[f"norm.{name}"] for name in names))
+            mean, variance, scale, shift = (
+                branch[f"norm.{name}"] for name in ("running_mean", "running_var", "weight", "bias")
+            )
+            found = functional.batch_norm(found, mean, variance, scale, shift)
         found = torch.relu(found)
         if told["combine"] == "linear":
             found = torch.einsum("nkhw,k->nhw", found, functional.softplus(branch["readout"]))
@@ -141,8 +143,8 @@ class Embedder(nn.Module):
             side = max(1, round(share * count))
             finer = functional.interpolate(found[:, None], (count, count), mode="bilinear")
             sums = functional.avg_pool2d(finer, side, 1)[:, 0]
-            best, rows = sums.flatten(1).argmax(1), sums.shape[1]
-            middle = torch.stack([best // rows, best % rows], 1) / count + side / 2 / count
+            best, windows = sums.flatten(1).argmax(1), sums.shape[1]
+            middle = torch.stack([best // windows, best % windows], 1) / count + side / 2 / count
             known = found.flatten(1).amax(1, keepdim=True) > 0
         else:  # the mean place of the rationale, or of nothing, times a Gaussian around the middle
             found = torch.ones_like(feature_map[:, 0]) if attention is None else attention
@@ -193,7 +195,8 @@ def _finished(features: Tensor, layer: nn.Module | None) -> Tensor:
 def _linear(weights: dict[str, Tensor]) -> nn.Linear | None:
     if not weights:
         return None
-    layer = nn.Linear(*reversed(weights["weight"].shape))
+    out_features, in_features = weights["weight"].shape
+    layer = nn.Linear(in_features, out_features)
     layer.load_state_dict(weights)
     return layer
 
