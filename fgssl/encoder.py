@@ -217,9 +217,8 @@ class Encoder(nn.Module):
     def _zoomed(self, images: Tensor, look: Pool, windows: Tensor | None) -> Tensor:
         if images.shape[-1] != self.view_size(look):
             raise ValueError(f"{look} takes pictures of {self.view_size(look)} pixels, not {images.shape[-1]}")
-        if windows is None and look in ("zoom:random", "zoom:mask"):
-            problem = f"--pool {look} is a control for the images of a data set, and these are other pictures"
-            raise FgsslError(problem, "use zoom or zoom:middle")
+        if windows is None:
+            _refuse_told(look)
         return self.zoomed(images, self.maps(self.shrunk(images)), look, windows)
 
     def zoomed(
@@ -243,21 +242,32 @@ class Encoder(nn.Module):
 
     def _look(self, images: Tensor, feature_map: Tensor, look: Pool, windows: Tensor | None) -> Tensor:
         """gap of what a look sees in (N, 3, Z, Z), whose whole has this feature map: (N, D) l2-normalised."""
-        if look == "parts":
-            features = self.part_features(images, self.part_windows(feature_map))
-            return functional.normalize(features.sum(1), dim=1)
-        if look == "zoom:again":
-            centres = self.window_centres(feature_map)
-            share = torch.full_like(centres[:, :1], self.backbone.image_size / self.view_size("zoom"))
-            attend = lambda images, windows: self.attention(self._maps_in(images, windows)[0])  # noqa: E731
-            windows = look_again(attend, images, torch.cat([centres, share], 1))
         if windows is not None:
             return self._seen_in(images, windows)
+        features = self.look_features(images, self.look_windows(images, feature_map, look), look)
+        return functional.normalize(features.sum(1), dim=1) if look == "parts" else features[:, 0]
+
+    def look_windows(self, images: Tensor, feature_map: Tensor, look: Pool) -> Peaks:
+        """Where a look sees (N, 3, Z, Z), whose whole has this feature map, again; FgsslError as `require`."""
+        _refuse_told(look)
+        if look == "parts":
+            return find_peaks(self.attention(feature_map), self.backbone.image_size / self.view_size("zoom"))
         centres = self.window_centres(feature_map)
         if look == "zoom:middle":
             centres = torch.full_like(centres, 0.5)
-        cut = cut_windows(images, centres, self.backbone.image_size)
-        return self._finished(pool_stages(self.maps(cut)), window=True)
+        share = torch.full_like(centres[:, :1], self.backbone.image_size / self.view_size("zoom"))
+        windows = torch.cat([centres, share], 1)
+        if look == "zoom:again":
+            attend = lambda images, windows: self.attention(self._maps_in(images, windows)[0])  # noqa: E731
+            windows = look_again(attend, images, windows)
+        return Peaks(windows[:, None], torch.ones_like(windows[:, :1], dtype=torch.bool))
+
+    def look_features(self, images: Tensor, peaks: Peaks, look: Pool) -> Tensor:
+        """gap of each window of (N, 3, Z, Z) uint8: (N, K, D) l2-normalised, zero where a picture has no such one."""
+        if look in SIZED:
+            return part_features(self._seen_in, images, peaks)
+        cut = cut_windows(images, peaks.windows[:, 0, :2], self.backbone.image_size)
+        return self._finished(pool_stages(self.maps(cut)), window=True)[:, None]
 
     def _seen_in(self, images: Tensor, windows: Tensor) -> Tensor:
         """gap of a window (N, 3) of each image, resized: (N, D) l2-normalised."""
@@ -265,14 +275,6 @@ class Encoder(nn.Module):
 
     def _maps_in(self, images: Tensor, windows: Tensor) -> list[Tensor]:
         return self.maps(cut_windows(images, windows[:, :2], self.backbone.image_size, sides=windows[:, 2]))
-
-    def part_windows(self, feature_map: Tensor) -> Peaks:
-        """The windows that `--pool parts` takes; FgsslError without a rationale."""
-        return find_peaks(self.attention(feature_map), self.backbone.image_size / self.view_size("zoom"))
-
-    def part_features(self, images: Tensor, peaks: Peaks) -> Tensor:
-        """gap of each window of (N, 3, Z, Z) uint8: (N, K, D) l2-normalised, zero where a picture has no such part."""
-        return part_features(self._seen_in, images, peaks)
 
     def window_centres(self, feature_map: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 2) row and column of the middle of the window that `--pool zoom` takes, in (0, 1)."""
@@ -282,6 +284,11 @@ class Encoder(nn.Module):
         flat = torch.ones_like(feature_map[:, 0], dtype=torch.float32)
         attention = flat if self.rationale is None else self.attention(feature_map)
         return window_centres(attention, share)
+
+    def class_attention(self, images: Tensor) -> Tensor:
+        """(N, 3, S, S) levels -> (N, H, W), summing to 1: where the class token looks, where the backbone has that."""
+        with evaluated(self.backbone):
+            return self.backbone.class_attention(self.normalize(images))
 
     @property
     def has_loss_gradcam(self) -> bool:
@@ -309,6 +316,13 @@ class Encoder(nn.Module):
             loss = OBJECTIVES[objective.name].picture_loss(anchor, positive, self.keys, objective)
             cam = gradcam(loss, feature_map, sign=self.config.rationale.sign)
         return cam.detach()
+
+
+def _refuse_told(look: Pool) -> None:
+    """Raises FgsslError for a look whose windows are told by a data set."""
+    if look in ("zoom:random", "zoom:mask"):
+        problem = f"--pool {look} is a control for the images of a data set, and these are other pictures"
+        raise FgsslError(problem, "use zoom or zoom:middle")
 
 
 @contextmanager

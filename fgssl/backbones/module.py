@@ -14,6 +14,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fgssl.backbones.class_attention import class_attention, last_attention
 from fgssl.backbones.lora import LoRA
 from fgssl.backbones.plan import BackbonePlan, read_map, read_map_and_token
 from fgssl.backbones.products import use_products
@@ -99,6 +100,19 @@ class Backbone(nn.Module):
         prepared = self._prepare(images)
         feature_map, token = self._read(lambda model: read_map_and_token(model, prepared, self.plan.route))
         return MapAndToken(self._finished(feature_map), token)
+
+    @property
+    def has_class_attention(self) -> bool:
+        """Whether ``class_attention`` works: of plain vision transformers."""
+        tokens = self.plan.route.prefix_tokens
+        return tokens > 0 and self.route == "intermediates" and last_attention(self.model) is not None
+
+    def class_attention(self, images: Tensor) -> Tensor:
+        """Where the last block's class token looks: (N, H, W), summing to 1; see `fgssl.backbones.class_attention`."""
+        tokens, size = self.plan.route.prefix_tokens, self.map_size
+        seen = self._prepare(images)
+        found: Tensor = self._read(lambda model: class_attention(model, seen, prefix_tokens=tokens, map_size=size))
+        return found
 
     def forward_stages(self, images: Tensor, count: int) -> list[Tensor]:
         """The last feature map and those of the stages before it, `count` in all, each (N, C, h, w), in one pass."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _NEWEST = "Run folder or encoder file. [the newest run in runs/]"
 _PICTURE = "PNG to write. [IMAGE-rationale.png in the current folder]"
+_LOOK = "What is outlined: the windows of this pooling. [the encoder's own]"
 _SCORE = """Score the maps of this run or encoder on a data set instead of drawing: deletion, insertion, steadiness,
 shuffled weights; masks, where there are some."""
 _COUNT = "With --score: pictures, spread evenly over the split. [64]"
@@ -34,6 +35,9 @@ def visualize(
     checkpoint: Annotated[str | None, Option(help=_NEWEST, autocompletion=completion.checkpoint)] = None,
     output: Annotated[Path | None, Option("--output", "-o", help=_PICTURE)] = None,
     overwrite: options.Overwrite = False,
+    pool: Annotated[
+        Text, Option(metavar="zoom|parts|...", callback=lambda text: options.check_pools(text, most=1), help=_LOOK)
+    ] = None,
     score: Annotated[Text, Option("--score", metavar="CHECKPOINT", help=_SCORE)] = None,
     data: options.Data = None,
     split: options.Split = None,
@@ -46,11 +50,14 @@ def visualize(
     json_output: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Draw what the encoder looks at. Image, GradCAM of the self-supervised loss and fitted rationale side by side."""
+    """Draw what the encoder looks at. Image, GradCAM of the self-supervised loss and fitted rationale side by side.
+
+    The cells of the maps are drawn as they are, and what the encoder sees enlarged is outlined.
+    """
     scoring = {"data": data, "split": split, "count": count, "masks": masks, "shift": shift}
     opening = {"backbone": backbone, "image_size": image_size, "device": device}
     if score is not None:
-        drawing = {"checkpoint": checkpoint, "output": output, "overwrite": overwrite or None}
+        drawing = {"checkpoint": checkpoint, "output": output, "overwrite": overwrite or None, "pool": pool}
         refused = [*(["IMAGE"] if images else []), *options.given_flags(drawing)]
         if refused:
             raise BadParameter(f"{' and '.join(refused)} goes with drawing, not with --score")
@@ -73,7 +80,9 @@ def visualize(
         if checkpoint is None:
             reporter.note(f"checkpoint: {source} (newest in {RUNS}/)")
         encoder = load_encoder(source, backbone=backbone, image_size=image_size).to(resolve_device(device))
-    save_png(draw(encoder, images, title=f"{encoder.backbone.name}, {source}"), target)
+    look: Any = pool or encoder.default_pool()
+    encoder.require(look)
+    save_png(draw(encoder, images, title=f"{encoder.backbone.name}, {source}", pool=look), target)
     document = {"output": str(target), "checkpoint": source, "images": [str(path) for path in images],
                 "map_size": list(encoder.backbone.map_size)}  # fmt: skip
     print_json(document) if json_output else say(str(target))

@@ -10,15 +10,25 @@ from PIL import Image, ImageDraw
 from fgssl.drawing.maps import Map, Part, Window, colour_bar, is_flat, outlined, overlay, with_parts
 from fgssl.drawing.sheets import GREEN, GREY, INK, RED, WHITE, Colour, Key, Mark, Panel, fit_image, sheet
 
-SCALE_WORDS = "low to high, each map on its own scale"
+SCALE_WORDS = "low to high, each map on its own scale; its squares are all the places it knows"
 RATIONALE_WORDS = "Rationale: the weight the fitted branch gives each place when features are pooled"
-PARTS_WORDS = "Outlines: the parts that were looked at; number and colour of a hit's are those of the query's likest"
-WINDOW_WORDS = "Outline: the window that --pool zoom sees enlarged, at the map's mean place, drawn to the middle"
+COMMON_WORDS = "Common direction: how far a place lies along what the places of all pictures share"
+PARTS_WORDS = "Outlines: what --pool {pool} sees enlarged{by}"
+MATCH_WORDS = "Number and colour of a hit's outline are those of the query's likest, with their cosine"
 # the maps a row may have: field, title of the column, what the legend says
 _MAPS = (
     ("gradcam", "GradCAM of the loss", "GradCAM: where the feature map moves the self-supervised loss of this image"),
     ("rationale", "rationale", RATIONALE_WORDS),
+    ("common", "common direction", COMMON_WORDS),
+    ("attention", "class token", "Class token: the mean attention that the last block's class token pays each place"),
 )
+# how a map decides where windows are
+_DECISIONS = {
+    ("zoom", "rationale"): ", at the mean place of the rationale, drawn to the middle",
+    ("zoom", "common"): ", where it holds most of the common direction's map",
+    ("parts", "rationale"): ", at the peaks of the rationale",
+    ("zoom:again", "rationale"): ", moved by the rationale of what it showed",
+}
 # of a hit, by whether its label agrees: a frame and a mark
 _FRAMES: dict[bool | None, tuple[Colour, Mark | None]] = {
     None: (GREY, None), True: (GREEN, "check"), False: (RED, "cross")
@@ -33,7 +43,7 @@ class Neighbour(NamedTuple):
     caption: str = ""
     agrees: bool | None = None
     score: float | None = None
-    rationale: Map | None = None
+    map: Map | None = None
     parts: Sequence[Part] = ()  # what was looked at, by the number of the query's part that it is like
 
 
@@ -45,17 +55,23 @@ class QueryRow(NamedTuple):
     hits: Sequence[Neighbour] = ()
     rationale: Map | None = None
     gradcam: Map | None = None
+    common: Map | None = None
+    attention: Map | None = None
+    map: Map | None = None  # drawn below it on the sheet of a search
     parts: Sequence[Part] = ()
 
 
 class ExplainRow(NamedTuple):
-    """One image to explain: its view, its maps (h, w), and what zoom looks at."""
+    """One image to explain: its view, its maps (h, w), what is looked at again, and the map that decides it."""
 
     image: Image.Image
     caption: str = ""
     gradcam: Map | None = None
     rationale: Map | None = None
-    window: Window | None = None
+    common: Map | None = None
+    attention: Map | None = None
+    windows: Sequence[Window] = ()
+    decided: str | None = None  # by the map of that field
 
 
 def view_pairs_sheet(
@@ -98,45 +114,68 @@ def overview_sheet(rows: Sequence[QueryRow], *, title: str = "Overview") -> Imag
     )
 
 
-def explain_sheet(rows: Sequence[ExplainRow], *, title: str | None = None) -> Image.Image:
-    """Image, GradCAM of the self-supervised loss and rationale side by side, the larger the fewer images there are."""
+def explain_sheet(rows: Sequence[ExplainRow], *, title: str | None = None, pool: str = "zoom") -> Image.Image:
+    """Image and maps side by side, the larger the fewer images there are; what `pool` sees enlarged is outlined."""
     size, maps = 448 if len(rows) == 1 else 320 if len(rows) <= 3 else 224, _Maps(rows)
-    grid = []
-    for row in rows:
-        image = row.image if row.window is None else outlined(fit_image(row.image, (size, size)), row.window)
-        grid.append([Panel(image, row.caption), *maps.panels(row, size)])
-    windows = [Key(None, WINDOW_WORDS)] if any(row.window is not None for row in rows) else []
+    decided = next((row.decided for row in rows if row.windows), None)
+    words = [Key(None, looked_words(pool, decided))] if any(row.windows for row in rows) else []
+    grid = [[Panel(_outlined(row.image, row.windows, size), row.caption), *maps.panels(row, size)] for row in rows]
     return sheet(
         grid,
         column_titles=["image", *maps.titles],
         title=title,
-        legend=[*maps.scale, *maps.meanings, *windows],
+        legend=[*maps.scale, *maps.meanings, *words],
         panel_size=size,
         caption_lines=1 if len(rows) == 1 else 2,
     )
 
 
+def looked_words(pool: str, decided: str | None) -> str:
+    """What outlines are, and by which map (`rationale` or `common`) they are where they are."""
+    return PARTS_WORDS.format(pool=pool, by=_DECISIONS.get((pool, decided or ""), ""))
+
+
+def _outlined(image: Image.Image, windows: Sequence[Window], size: int) -> Image.Image:
+    """The image with one window as a white line, several in colours and numbered."""
+    fitted = fit_image(image, (size, size)) if windows else image
+    if len(windows) == 1:
+        return outlined(fitted, windows[0])
+    return with_parts(fitted, [Part(window, number) for number, window in enumerate(windows, 1)])
+
+
 def search_sheet(
-    rows: Sequence[QueryRow], *, title: str = "Search", footer: str | None = None, panel_size: int = 160
+    rows: Sequence[QueryRow],
+    *,
+    title: str = "Search",
+    footer: str | None = None,
+    panel_size: int = 160,
+    pool: str = "zoom",
+    decided: str | None = None,
 ) -> Image.Image:
-    """Queries at the left, their hits at the right, up to eight a line; each above its rationale, if any has one."""
+    """Queries at the left, their hits at the right, up to eight a line; each above its `map`, if any has one.
+
+    What `pool` looked at again, by the map of the field `decided`, is outlined and numbered by what is alike.
+    """
     most = max((len(row.hits) for row in rows), default=0)
     wide = max(1, min(most, 8))
-    mapped = any(row.rationale is not None or any(hit.rationale is not None for hit in row.hits) for row in rows)
+    mapped = any(row.map is not None or any(hit.map is not None for hit in row.hits) for row in rows)
 
     def pair(panel: Panel, values: Map | None, parts: Sequence[Part]) -> Panel:
+        below = panel.image
         if parts:
             panel = panel._replace(image=with_parts(fit_image(panel.image, (panel_size, panel_size)), parts))
-        return panel._replace(image=_over_map(panel.image, values, panel_size)) if mapped else panel
+        return panel._replace(image=_over_map(panel.image, below, values, panel_size)) if mapped else panel
 
     grid: list[list[Panel | None]] = []
     for row in rows:
-        hits = [pair(_neighbour_panel(hit), hit.rationale, hit.parts) for hit in row.hits]
+        hits = [pair(_neighbour_panel(hit), hit.map, hit.parts) for hit in row.hits]
         for first in range(0, max(1, len(hits)), wide):
-            query = pair(Panel(row.image, row.caption, INK), row.rationale, row.parts) if first == 0 else None
+            query = pair(Panel(row.image, row.caption, INK), row.map, row.parts) if first == 0 else None
             grid.append([query, *hits[first : first + wide]])
-    map_legend = [Key(colour_bar(), SCALE_WORDS), Key(None, RATIONALE_WORDS)] if mapped else []
-    map_legend += [Key(None, PARTS_WORDS)] if any(row.parts for row in rows) else []
+    map_words = COMMON_WORDS if decided == "common" else RATIONALE_WORDS
+    map_legend = [Key(colour_bar(), SCALE_WORDS), Key(None, map_words)] if mapped else []
+    if any(row.parts for row in rows):
+        map_legend += [Key(None, looked_words(pool, decided)), Key(None, MATCH_WORDS)]
     return sheet(
         grid,
         column_titles=["query", *_ranks("best hit", most if most <= wide else 1)],
@@ -155,13 +194,13 @@ def _ranks(first: str, count: int) -> list[str]:
     return [first, *map(str, range(2, count + 1))][:count]
 
 
-def _over_map(image: Image.Image, values: Map | None, size: int) -> Image.Image:
-    """A picture above the same picture under its map; without a map the lower place stays white."""
-    picture = fit_image(image, (size, size))
-    both = Image.new("RGB", (picture.width, 2 * picture.height + _PAIR_GAP), WHITE)
-    both.paste(picture, (0, 0))
+def _over_map(above: Image.Image, image: Image.Image, values: Map | None, size: int) -> Image.Image:
+    """A picture as it was drawn on, above it as it is under its map; without a map the lower place stays white."""
+    drawn, picture = fit_image(above, (size, size)), fit_image(image, (size, size))
+    both = Image.new("RGB", (drawn.width, 2 * drawn.height + _PAIR_GAP), WHITE)
+    both.paste(drawn, (0, 0))
     if values is not None:
-        both.paste(overlay(picture, values), (0, picture.height + _PAIR_GAP))
+        both.paste(overlay(picture, values), (0, drawn.height + _PAIR_GAP))
     return both
 
 
@@ -175,10 +214,18 @@ class _Maps:
         self.meanings = [Key(None, column[2]) for column in columns]
 
     def panels(self, row: QueryRow | ExplainRow, size: int) -> list[Panel | None]:
-        """The maps over the image, drawn at the size they are shown at, so that the heat is as sharp as the sheet."""
-        image, maps = fit_image(row.image, (size, size)), [getattr(row, field) for field in self._fields]
-        flat = "flat: no place preferred"
-        return [None if map_ is None else Panel(overlay(image, map_), flat if is_flat(map_) else "") for map_ in maps]
+        """The maps over the image, drawn at the size they are shown at, so that the cells are as sharp as the sheet."""
+        image, found = fit_image(row.image, (size, size)), list[Panel | None]()
+        for field in self._fields:
+            map_ = getattr(row, field)
+            if map_ is None:
+                found.append(None)
+                continue
+            drawn = overlay(image, map_)
+            if isinstance(row, ExplainRow) and row.decided == field:
+                drawn = _outlined(drawn, row.windows, size)
+            found.append(Panel(drawn, "flat: no place preferred" if is_flat(map_) else ""))
+        return found
 
 
 def _neighbour_panel(neighbour: Neighbour) -> Panel:

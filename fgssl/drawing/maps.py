@@ -1,4 +1,4 @@
-"""What is drawn over a photograph: a coarse map, upsampled and blended, and an outlined window."""
+"""What is drawn over a photograph: the cells of a coarse map, blended, and outlined windows."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def is_flat(values: Map) -> bool:
 
 
 def heat(values: Map, size: tuple[int, int]) -> FloatArray:
-    """A map brought to the size of its image, smoothly, in [0, 1].
+    """A map brought to the size of its image, cell by cell, in [0, 1]: its minimum is 0, its maximum 1.
 
-    The map is first scaled (its minimum to 0, its maximum to 1), then upsampled bicubically with cells centred where
-    the convolution put them (the first cell of w covers the first 1/w of the image), then clipped.
+    Cells stay visible: a 3 x 3 map that is smoothed looks as if it knew more than nine places. The first cell of w
+    covers the first 1/w of the image.
 
     Args:
         values: (h, w) map over the whole of the image. Places that are not finite count as the lowest.
@@ -68,9 +68,12 @@ def heat(values: Map, size: tuple[int, int]) -> FloatArray:
     grid = _checked(values)
     if is_flat(grid):
         return np.zeros(size[::-1])
-    scaled = ((grid - grid.min()) / np.ptp(grid)).astype(np.float32)
-    resized = Image.fromarray(scaled).resize(size, Image.Resampling.BICUBIC)
-    return np.clip(np.asarray(resized, dtype=np.float64), 0.0, 1.0)
+    scaled = (grid - grid.min()) / np.ptp(grid)
+    rows, columns = (
+        (np.arange(pixels) + 0.5) * cells / pixels for pixels, cells in zip(size[::-1], grid.shape, strict=True)
+    )
+    drawn: FloatArray = scaled[np.ix_(rows.astype(int), columns.astype(int))]
+    return drawn
 
 
 def overlay(image: Image.Image, values: Map) -> Image.Image:
@@ -111,6 +114,7 @@ class Part(NamedTuple):
 
     window: Window
     number: int  # from 1
+    likeness: float | None = None  # cosine with what has the same number in the query
 
 
 # sky blue, yellow, vermilion, green: told apart with any colour vision (Okabe and Ito 2008)
@@ -118,16 +122,17 @@ PART_COLOURS = ((86, 180, 233), (240, 228, 66), (213, 94, 0), (0, 158, 115))
 
 
 def with_parts(image: Image.Image, parts: Sequence[Part]) -> Image.Image:
-    """A copy with each part outlined in the colour of its number, which stands in its corner."""
+    """A copy with each part outlined in the colour of its number, which stands in its corner, and its likeness."""
     drawn = image
     for part in parts:
         colour = PART_COLOURS[(part.number - 1) % len(PART_COLOURS)]
         drawn = outlined(drawn, part.window, colour=colour, wide=2)
         face, pen = font(max(11, round(max(image.size) / 14))), ImageDraw.Draw(drawn)
+        words = f"{part.number}" if part.likeness is None else f"{part.number}: {part.likeness:.2f}"
         corner = (round(part.window.left * image.width) + 4, round(part.window.top * image.height) + 4)
-        box = pen.textbbox(corner, str(part.number), font=face)
+        box = pen.textbbox(corner, words, font=face)
         pen.rectangle((box[0] - 3, box[1] - 2, box[2] + 3, box[3] + 2), fill=colour)
-        pen.text(corner, str(part.number), fill=(0, 0, 0), font=face)
+        pen.text(corner, words, fill=(0, 0, 0), font=face)
     return drawn
 
 

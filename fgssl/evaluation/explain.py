@@ -1,10 +1,10 @@
-"""What an encoder looks at: GradCAM of the self-supervised loss and the fitted rationale, for any pictures."""
+"""What an encoder looks at, for any pictures: the maps that it has, and what a pooling sees enlarged."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,18 +13,26 @@ from PIL import Image
 
 from fgssl.data.decoding import decode_image
 from fgssl.drawing import ExplainRow, Window, explain_sheet
-from fgssl.encoder import Encoder
+from fgssl.encoder import LOOKS, Encoder, Pool
 from fgssl.errors import FgsslError
+from fgssl.evaluation.looks import decided_by, windows_of
 
 SHOWN_SIZE = 448  # side of a picture cut for showing, in pixels
 
 
 class Maps(NamedTuple):
-    """The maps of one picture over its evaluation view."""
+    """The maps of one picture over its evaluation view, and what is looked at again."""
 
     gradcam: NDArray[np.float32] | None  # (H, W), not negative; None without projection head (and keys)
-    rationale: NDArray[np.float32] | None  # (H, W), sums to 1; None without a branch, as `window`
-    window: Window | None = None  # what `--pool zoom` looks at more closely
+    rationale: NDArray[np.float32] | None  # (H, W), sums to 1; None without a branch
+    common: NDArray[np.float32] | None = None  # (H, W), not negative; None unless it finds the window of `zoom`
+    attention: NDArray[np.float32] | None = None  # (H, W), of the class token, sums to 1; None where there is none
+    windows: tuple[Window, ...] = ()  # of the pooling, the most prominent first; none where it looks once
+
+    @property
+    def window(self) -> Window | None:
+        """The first of the windows."""
+        return self.windows[0] if self.windows else None
 
 
 def shown(encoder: Encoder, picture: Image.Image, *, size: int = SHOWN_SIZE) -> Image.Image:
@@ -33,37 +41,50 @@ def shown(encoder: Encoder, picture: Image.Image, *, size: int = SHOWN_SIZE) -> 
 
 
 def explain(
-    encoder: Encoder, pictures: Sequence[Image.Image], *, batch_size: int = 16, with_gradcam: bool = True
+    encoder: Encoder,
+    pictures: Sequence[Image.Image],
+    *,
+    pool: Pool | None = None,
+    batch_size: int = 16,
+    with_gradcam: bool = True,
 ) -> list[Maps]:
-    """GradCAM (left out on demand: it takes several passes) and rationale of each upright RGB picture of any size."""
-    half = encoder.backbone.image_size / encoder.view_size("zoom") / 2  # of a window's side, as a share of the view's
-    found: list[Maps] = []
+    """The maps of each upright RGB picture of any size, and where a pooling (by default the encoder's) looks again.
+
+    GradCAM takes several passes and is left out on demand. Raises FgsslError as `Encoder.require`.
+    """
+    pool, found = encoder.default_pool() if pool is None else pool, list[Maps]()
     for start in range(0, len(pictures), batch_size):
-        images = encoder.seen(pictures[start : start + batch_size])
-        cams = rationales = [None] * len(images)
-        windows: list[Window | None] = [None] * len(images)
+        images = encoder.seen(pictures[start : start + batch_size], pool)
+        whole = encoder.shrunk(images) if pool in LOOKS else images
+        none: list[None] = [None] * len(images)
+        cams: Sequence[Any] = none
         if with_gradcam and encoder.has_loss_gradcam:
-            cams = list(encoder.loss_gradcam(images).cpu().numpy())
-        if encoder.rationale is not None:
-            with torch.no_grad():
-                feature_map = encoder.backbone(encoder.normalize(images))
-                rationales = list(encoder.attention(feature_map).cpu().numpy())
-                centres = encoder.window_centres(feature_map).tolist()
-            windows = [Window(x - half, y - half, x + half, y + half) for y, x in centres]
-        found.extend(Maps(*each) for each in zip(cams, rationales, windows, strict=True))
+            cams = encoder.loss_gradcam(whole).cpu().numpy()
+        with torch.no_grad():
+            feature_map = encoder.backbone(encoder.normalize(whole))
+            windows = windows_of(encoder.look_windows(images, feature_map, pool)) if pool in LOOKS else [()] * len(cams)
+            drawn = [
+                none if encoder.rationale is None else encoder.attention(feature_map).cpu().numpy(),
+                none if encoder.colocalizer is None else encoder.colocalizer(feature_map).cpu().numpy(),
+                none if not encoder.backbone.has_class_attention else encoder.class_attention(whole).cpu().numpy(),
+            ]
+        found.extend(Maps(*each) for each in zip(cams, *drawn, windows, strict=True))
     return found
 
 
-def visualize(encoder: Encoder, paths: Sequence[Path], *, title: str) -> Image.Image:
+def visualize(encoder: Encoder, paths: Sequence[Path], *, title: str, pool: Pool | None = None) -> Image.Image:
     """A sheet of pictures with their maps side by side. Raises FgsslError where the encoder has none to draw."""
-    if encoder.rationale is None and not encoder.has_loss_gradcam:
+    pool = encoder.default_pool() if pool is None else pool
+    if not (
+        encoder.rationale or encoder.colocalizer or encoder.has_loss_gradcam or encoder.backbone.has_class_attention
+    ):
         raise FgsslError(
             f"the encoder {encoder.backbone.name} holds no projection head and no rationale: there are no maps to draw",
             "give an encoder trained by fgssl pretrain with --checkpoint",
         )
-    pictures = [decode_image(path) for path in paths]
+    pictures, decided = [decode_image(path) for path in paths], decided_by(encoder, pool)
     rows = [
-        ExplainRow(shown(encoder, picture), path.name, maps.gradcam, maps.rationale, window=maps.window)
-        for picture, path, maps in zip(pictures, paths, explain(encoder, pictures), strict=True)
+        ExplainRow(shown(encoder, picture), path.name, *maps, decided=decided)
+        for picture, path, maps in zip(pictures, paths, explain(encoder, pictures, pool=pool), strict=True)
     ]
-    return explain_sheet(rows, title=title)
+    return explain_sheet(rows, title=title, pool=pool)

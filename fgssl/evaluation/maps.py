@@ -56,18 +56,26 @@ def random_branch(channels: int, example: Tensor, seed: int) -> RationaleHead:
 
 
 def control_maps(encoder: Encoder, images: Tensor, *, seed: int = 0) -> dict[str, MapOf]:
-    """What knows nothing of the loss; (N, 3, S, S) uint8 are an example for the branch that nobody fitted."""
+    """What knows nothing of the loss, the class token's attention where there is one.
+
+    (N, 3, S, S) uint8 are an example for the branch that nobody fitted.
+    """
     with torch.no_grad():
         example = encoder.backbone(encoder.normalize(images))
     unfitted = BranchMap(random_branch(encoder.backbone.channels, example, seed))
-    return {"uniform": uniform, "centre prior": centre_prior, "feature norm": feature_norm, "random branch": unfitted}
+    found = {"uniform": uniform, "centre prior": centre_prior, "feature norm": feature_norm, "random branch": unfitted}
+    if encoder.backbone.has_class_attention:
+        found["class token"] = lambda feature_map, images: encoder.class_attention(images)
+    return found
 
 
 def own_maps(encoder: Encoder) -> dict[str, MapOf]:
-    """The fitted rationale and GradCAM of the loss, where the encoder has them."""
+    """The fitted rationale, the map that finds the window on trained weights, and GradCAM of the loss, as there are."""
     found: dict[str, MapOf] = {}
     if encoder.rationale is not None:
         found["rationale"] = BranchMap(encoder.rationale)
+    if (colocalizer := encoder.colocalizer) is not None:
+        found["common direction"] = lambda feature_map, images: share(colocalizer(feature_map))
     if encoder.has_loss_gradcam:
         found["GradCAM"] = lambda feature_map, images: share(encoder.loss_gradcam(images))
     return found

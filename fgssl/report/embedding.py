@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fgssl.drawing.maps import Window
 from fgssl.errors import FgsslError
 from fgssl.report.sections import Section, render, short
 
@@ -38,6 +39,7 @@ def embedding_map(
     thumbnails: Sequence[str | None] = (),
     colourings: Sequence[Colouring] = (),
     neighbours: Sequence[Neighbourhood] = (),
+    windows: Sequence[Sequence[Window]] = (),
     told: str = "",
 ) -> Section:
     """A plane of points that is zoomed and dragged, by mouse, touch or keyboard.
@@ -51,13 +53,19 @@ def embedding_map(
         thumbnails: (N,) data: addresses, see `fgssl.report.thumbnails`; None for a point without.
         colourings: The first is shown first; the user chooses.
         neighbours: Rows of the same N points.
+        windows: (N,) parts of each picture, outlined wherever its thumbnail is shown; or nothing.
         told: How the layout was made, what was sampled.
 
     Raises FgsslError: positions of another shape, or parts of another length.
     """
     places = np.asarray(positions, np.float64)
     count = len(names)
-    lengths = [len(thumbnails) or count, *(len(each.values) for each in colourings), *(len(n.rows) for n in neighbours)]
+    lengths = [
+        len(thumbnails) or count,
+        len(windows) or count,
+        *(len(each.values) for each in colourings),
+        *(len(n.rows) for n in neighbours),
+    ]
     if places.shape != (count, 2) or any(length != count for length in lengths):
         raise FgsslError(f"an embedding map of {count} names, positions {places.shape} and parts of {lengths}",
                          "give one row a picture to each")  # fmt: skip
@@ -68,11 +76,18 @@ def embedding_map(
         "y": scaled[:, 1].round(4).tolist(),
         "names": [short(name, LONGEST_NAME) for name in names],
         "thumbnails": list(thumbnails),
+        "windows": [[_percent(window) for window in each] for each in windows],
         "colourings": [_colouring(each) for each in colourings],
         "neighbours": [{"title": each.title, "rows": np.asarray(each.rows).tolist()} for each in neighbours],
     }
     body = render("embedding.html", content=content, count=count, told=told, colourings=[c.title for c in colourings])
     return Section(title, body, ("embedding",))
+
+
+def _percent(window: Window) -> list[int]:
+    """Left, top, width and height in percent of the picture."""
+    left, top, right, bottom = (round(100 * min(1.0, max(0.0, edge))) for edge in window)
+    return [left, top, right - left, bottom - top]
 
 
 def _colouring(each: Colouring) -> dict[str, Any]:

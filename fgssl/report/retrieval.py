@@ -7,10 +7,15 @@ from pathlib import Path
 from PIL import Image
 
 from fgssl.data.decoding import decode_image
+from fgssl.drawing.figures import MATCH_WORDS, looked_words
+from fgssl.drawing.maps import with_parts
+from fgssl.encoder import LOOKS
 from fgssl.errors import UnreadableImage
+from fgssl.evaluation.explain import shown
+from fgssl.evaluation.looks import decided_by
 from fgssl.evaluation.retrieval.metrics import DEFINITIONS, definition
 from fgssl.evaluation.retrieval.scored import Scored, Side
-from fgssl.evaluation.retrieval.search import Hit, Lookup
+from fgssl.evaluation.retrieval.search import Compared, Hit, Lookup, Result, compared
 from fgssl.report.page import page
 from fgssl.report.pictures import address
 from fgssl.report.sections import Picture, Section, facts, file_name, gallery, table
@@ -53,14 +58,13 @@ def scored_page(scored: Scored, checkpoint: str) -> str:
 
 def lookup_page(found: Lookup, checkpoint: str) -> str:
     """Each query with its hits, best first, and all of them in a table."""
-    searched, results, rows = found.searcher.gallery, found.results[:QUERIES], []
-    for result in results:
-        hits = zip(result.hits[:HITS], result.found[:HITS], strict=True)
-        own = Picture(_address(_decoded(result.name)), f"query: {file_name(result.name)}")
-        rows.append([own, *(Picture(_address(searched.picture(near)), _caption(hit)) for hit, near in hits)])
+    searched, results, subject = found.searcher.gallery, found.results[:QUERIES], found.searcher.subject
+    rows = [_hits_row(found, result) for result in results]
     left_out = len(found.results) - len(results)
     told = f"Each query with its hits, best first. {searched.images:,} pictures were searched by"
-    told += f" {found.searcher.subject.pool} pooling; scores are cosines."
+    told += f" {subject.pool} pooling; scores are cosines."
+    if subject.pool in LOOKS:
+        told += f" {looked_words(subject.pool, decided_by(subject.encoder, subject.pool))}. {MATCH_WORDS}."
     told += f" {left_out:,} more queries are in the table alone." if left_out else ""
     cells = [[result.name, *hit] for result in found.results for hit in result.hits]
     sections: list[Section] = [
@@ -69,6 +73,22 @@ def lookup_page(found: Lookup, checkpoint: str) -> str:
         *unreadable_section(searched.faults),
     ]
     return page("Search", sections, subtitle=f"{checkpoint} in {searched.name}")
+
+
+def _hits_row(found: Lookup, result: Result) -> list[Picture]:
+    """A query and its hits; what was looked at again is outlined, and numbered by what is alike."""
+    subject, hits = found.searcher.subject, result.hits[:HITS]
+    pictures = [_decoded(result.name), *map(found.searcher.gallery.picture, result.found[:HITS])]
+    seen: list[Compared] = [Compared()] * len(pictures)
+    if subject.pool in LOOKS and pictures[0] is not None:
+        seen = compared(subject, pictures)
+        pictures = [
+            None if picture is None else with_parts(shown(subject.encoder, picture, size=2 * SIDE), each.parts)
+            for picture, each in zip(pictures, seen, strict=True)
+        ]
+    own = Picture(_address(pictures[0]), f"query: {file_name(result.name)}")
+    others = zip(pictures[1:], hits, seen[1:], strict=True)
+    return [own, *(Picture(_address(picture), _caption(hit, each)) for picture, hit, each in others)]
 
 
 def _view(side: Side, pool: str | None) -> SplitView:
@@ -82,16 +102,16 @@ def _span(interval: tuple[float, float, float]) -> str:
     return f"{interval[1]:.2f} to {interval[2]:.2f}"
 
 
-def _caption(hit: Hit) -> str:
-    name = file_name(hit.path)
-    return f"{hit.score:.2f} · " + (
+def _caption(hit: Hit, seen: Compared) -> str:
+    name, whole = file_name(hit.path), "" if seen.whole is None else f"whole {seen.whole:.2f} · "
+    return f"{hit.score:.2f} · {whole}" + (
         name if hit.label is None or name.startswith(hit.label) else f"{hit.label} · {name}"
     )
 
 
 def _decoded(path: str) -> Image.Image | None:
     try:
-        return decode_image(Path(path), 2 * SIDE)
+        return decode_image(Path(path), 4 * SIDE)
     except UnreadableImage:
         return None
 

@@ -32,6 +32,7 @@ class RunContent(NamedTuple):
     pairs: Sequence[tuple[str, Sequence[Image.Image]]] = ()  # name, image and its two views
     explained: Sequence[Explained] = ()
     split: SplitView | None = None
+    decided: str | None = None  # the map, by its field in `Explained`, that says where the encoder looks again
 
 
 def run_page(content: RunContent) -> str:
@@ -42,7 +43,7 @@ def run_page(content: RunContent) -> str:
     if content.split is not None:
         sections += [map_section(content.split), *nearest_sections(content.split)]
     if content.explained:
-        sections.append(maps("Where the encoder looks", content.explained, told=TOLD))
+        sections.append(maps("Where the encoder looks", content.explained, told=TOLD, decided=content.decided))
     if content.pairs:
         sections.append(_views(content.pairs, settings))
     sections += [*unreadable_section(list(summary["unreadable"])), *_settings(settings, summary)]

@@ -16,9 +16,11 @@ from torch import Tensor
 from fgssl.data.cache.pixels import PixelStore, open_pixels
 from fgssl.data.decoding import decode_image
 from fgssl.data.images import ImageSet
+from fgssl.drawing import Window
 from fgssl.encoder import Encoder, Pool
 from fgssl.errors import UnreadableImage
 from fgssl.evaluation.embed import Embeddings
+from fgssl.evaluation.looks import decided_by, windows_in
 from fgssl.evaluation.retrieval.ranking import search
 from fgssl.report.embedding import Colouring, Neighbourhood, embedding_map
 from fgssl.report.pictures import address, spread, thumbnails
@@ -39,6 +41,7 @@ class SplitView(NamedTuple):
     picture: Callable[[int], Image.Image | None]  # of a row, as the encoder sees it; None where it cannot be read
     pool: str | None = None
     start: Tensor | None = None  # (len(sampled(found)), D) features of those rows by the start
+    windows: Callable[[Sequence[int]], Sequence[Sequence[Window]]] | None = None  # that were seen enlarged, of rows
 
 
 def sampled(found: Embeddings) -> list[int]:
@@ -48,7 +51,10 @@ def sampled(found: Embeddings) -> list[int]:
 
 def reader(encoder: Encoder, images: ImageSet, found: Embeddings, pool: Pool, cache: str) -> SplitView:
     """A split whose pictures come from the cache that embedding it has filled."""
-    return SplitView(found, partial(_read, open_pixels(images, encoder.view(pool), cache=cache), found), pool)
+    picture = partial(_read, open_pixels(images, encoder.view(pool), cache=cache), found)
+    if decided_by(encoder, pool) is None:
+        return SplitView(found, picture, pool)
+    return SplitView(found, picture, pool, windows=lambda rows: windows_in(encoder, map(picture, rows), pool))
 
 
 def _read(pixels: PixelStore, found: Embeddings, row: int) -> Image.Image | None:
@@ -75,6 +81,8 @@ def map_section(view: SplitView, *, title: str = "Map of the embedding") -> Sect
     positions, share = principal_plane(features)
     told = f"Each point is a picture; the plane keeps {100 * share:.0f} % of the features' variance (PCA)"
     told += "" if view.pool is None else f", {view.pool} pooling"
+    windows = () if view.windows is None else view.windows(rows)
+    told += "; outlined is what it sees enlarged" if any(windows) else ""
     if len(rows) < len(found.identifiers):
         told += (
             f". {len(rows):,} of {len(found.identifiers):,} pictures are shown, evenly spread; neighbours are of them"
@@ -88,6 +96,7 @@ def map_section(view: SplitView, *, title: str = "Map of the embedding") -> Sect
         thumbnails=thumbnails(_told_pictures(view, rows), budget=THUMBNAIL_BYTES),
         colourings=_classes(found, rows),
         neighbours=near if len(rows) > 1 else [],
+        windows=windows,
         told=f"{told}.",
     )
 

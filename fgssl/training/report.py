@@ -14,6 +14,7 @@ from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.evaluation.embed import Embeddings, embed
 from fgssl.evaluation.explain import explain, shown
+from fgssl.evaluation.looks import decided_by
 from fgssl.report.maps import SIDE, Explained
 from fgssl.report.page import save_page
 from fgssl.report.pictures import spread
@@ -51,7 +52,8 @@ def write_report(
     try:
         split = None if evaluated is None else _split(setup, evaluated)
         explained = [] if evaluated is None else _explained(evaluated)
-        content = RunContent(summary, _metrics(setup), describe(setup.plan), pairs(), explained, split)
+        decided = None if evaluated is None else decided_by(evaluated.encoder, evaluated.encoder.default_pool())
+        content = RunContent(summary, _metrics(setup), describe(setup.plan), pairs(), explained, split, decided)
         save_page(run_page(content), setup.output / REPORT_FILE)
     except Exception as error:  # a full disk, a picture that is gone, a bug: the run is whole without its report
         reason = error.problem if isinstance(error, FgsslError) else f"{type(error).__name__}: {error}"

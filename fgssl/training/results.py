@@ -215,7 +215,7 @@ def draw_overview(encoder: Encoder, images: ImageSet, embeddings: Embeddings) ->
             agrees = None if embeddings.labels is None else bool(embeddings.labels[i] == embeddings.labels[query])
             neighbours.append(Neighbour(shown(encoder, pictures[i], size=224), _name(images, index[i]), agrees))
         view, name = shown(encoder, pictures[query], size=224), _name(images, index[query])
-        rows.append(QueryRow(view, name, neighbours, own.rationale, own.gradcam))
+        rows.append(QueryRow(view, name, neighbours, own.rationale, own.gradcam, own.common, own.attention))
     return overview_sheet(rows, title=f"{encoder.backbone.name} on {images.source} [{images.split}]") if rows else None
 
 

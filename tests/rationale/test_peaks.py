@@ -131,7 +131,7 @@ def test_parts_are_joined_by_their_mean(encoder: Encoder) -> None:
         whole = functional.interpolate(
             images.float(), [encoder.backbone.image_size] * 2, mode="bilinear", antialias=True
         )
-        peaks = encoder.part_windows(encoder.maps(whole)[0])
+        peaks = encoder.look_windows(images, encoder.maps(whole)[0], "parts")
         width = found.shape[1] // 3
         for row in range(4):
             seen = []

@@ -10,6 +10,7 @@ import pytest
 from browser import needs_chromium, opened
 from pictures import make_picture
 
+from fgssl.drawing import Window
 from fgssl.errors import FgsslError
 from fgssl.report import Colouring, embedding_map, page, thumbnails
 from fgssl.report.embedding import Neighbourhood
@@ -34,6 +35,7 @@ def built(folder: Path) -> Path:
         thumbnails=thumbnails([make_picture(seed, 60, 40) for seed in range(5)], budget=100_000),
         colourings=[Colouring("class", [0, 0, 1, 1, -1], ["<b>one</b>", "two"]), Colouring("distance", np.arange(5.0))],
         neighbours=[Neighbourhood("at the start", near[:, ::-1]), Neighbourhood("after training", near)],
+        windows=[[Window(0.25, 0.5, 0.75, 1.0)], [], [Window(-0.1, 0, 0.5, 0.5), Window(0.5, 0.5, 1, 1.2)], [], []],
     )
     path = folder / "map.html"
     path.write_text(page("A map", [section]), encoding="utf-8")
@@ -64,6 +66,19 @@ def test_pointing_shows_a_picture_and_choosing_its_neighbours(tmp_path: Path) ->
         lines.nth(2).locator("button").first.click()
         assert window.locator(".chosen h3").first.inner_text().startswith("low right.jpg")
         assert window.evaluate("document.querySelectorAll('main img[src=x], main script:not([type])').length") == 0
+
+
+@needs_chromium
+def test_what_was_seen_enlarged_is_outlined_on_thumbnails(tmp_path: Path) -> None:
+    with opened(built(tmp_path)) as window:
+        window.mouse.click(*place(window, 0))
+        own, after = window.locator(".chosen .line").first, window.locator(".chosen .line").last
+        assert own.locator(".window").count() == 1 and after.locator(".near").count() == 2
+        assert after.locator(".window").count() == 2  # of the second of them
+        picture, outline = (own.locator(each).bounding_box() for each in (".seen", ".window"))
+        assert abs(outline["x"] - picture["x"] - picture["width"] / 4) < 2
+        assert abs(outline["y"] - picture["y"] - picture["height"] / 2) < 2
+        assert abs(outline["width"] - picture["width"] / 2) < 4
 
 
 @needs_chromium

@@ -55,7 +55,7 @@ def embedded(
 
 def whole(split: SplitView, **values: Any) -> str:
     explained = [
-        Explained(make_picture(1, 64, 64), f"{EVIL}.jpg", np.eye(2), np.arange(4.0).reshape(2, 2), WINDOW),
+        Explained(make_picture(1, 64, 64), f"{EVIL}.jpg", np.eye(2), np.arange(4.0).reshape(2, 2), windows=[WINDOW]),
         Explained(make_picture(2, 64, 64), "flat.jpg", np.ones((2, 2)), None),
     ]  # fmt: skip
     pairs = [(EVIL, [make_picture(seed, 48, 48) for seed in range(3)])]

@@ -13,12 +13,11 @@ from torch import Tensor
 from fgssl.config.schema import DataConfig
 from fgssl.data.decoding import decode_image, require_files
 from fgssl.drawing import Map, Neighbour, Part, QueryRow, search_sheet
-from fgssl.encoder import Encoder
 from fgssl.errors import SettingError
-from fgssl.evaluation.explain import explain, shown
+from fgssl.evaluation.explain import shown
 from fgssl.evaluation.features import check_same_width
+from fgssl.evaluation.looks import decided_by, looks_at, matched, numbered
 from fgssl.evaluation.retrieval.galleries import Gallery, find_place, open_gallery
-from fgssl.evaluation.retrieval.matched import matched_parts
 from fgssl.evaluation.retrieval.scored import gallery_images, true_path
 from fgssl.evaluation.subject import EvaluationOptions, Subject
 from fgssl.evaluation.vector_index import Near
@@ -137,44 +136,56 @@ def embed_queries(subject: Subject, queries: Sequence[Path]) -> tuple[list[Path]
 
 
 def draw_lookup(found: Lookup, *, title: str) -> Image.Image:
-    """Queries with their hits, each above the rationale over it where the encoder has one."""
+    """Queries with their hits, what was looked at again outlined, each above the map that decided where, if one did."""
     rows, (subject, gallery) = [], (found.searcher.subject, found.searcher.gallery)
     for result in found.results[:SHEET_QUERIES]:
         hits, path = result.hits[:SHEET_HITS], Path(result.name)
         pictures = [decode_image(path), *map(gallery.picture, result.found[:SHEET_HITS])]
-        query, *others = _seen(subject.encoder, pictures)
-        own, *parts = _parts(subject, pictures)
+        query, *others = compared(subject, pictures)
         neighbours = [
-            Neighbour(view, _caption(hit), score=hit.score, rationale=weights, parts=alike)
-            for (view, weights), hit, alike in zip(others, hits, parts, strict=True)
+            Neighbour(_view(subject, picture), _caption(hit, looks), score=hit.score, map=looks.map, parts=looks.parts)
+            for picture, hit, looks in zip(pictures[1:], hits, others, strict=True)
         ]
-        rows.append(QueryRow(query[0], path.name, neighbours, query[1], parts=own))
+        rows.append(QueryRow(_view(subject, pictures[0]), path.name, neighbours, map=query.map, parts=query.parts))
     footer = f"Scores are cosines; {subject.pool} pooling. Each picture is cut to what the encoder sees of it."
     if left_out := len(found.results) - len(rows):
         footer += f" {left_out} more queries are not drawn."
-    return search_sheet(rows, title=title, footer=footer, panel_size=PANEL)
+    decided = decided_by(subject.encoder, subject.pool)
+    return search_sheet(rows, title=title, footer=footer, panel_size=PANEL, pool=subject.pool, decided=decided)
 
 
-def _parts(subject: Subject, pictures: Sequence[Image.Image | None]) -> list[Sequence[Part]]:
-    """What `--pool parts` looked at in a query and its hits, and what is alike; nothing for other poolings."""
-    if subject.pool != "parts":
-        return [()] * len(pictures)
-    parts = iter(matched_parts(subject.encoder, [picture for picture in pictures if picture is not None]))
-    return [() if picture is None else next(parts) for picture in pictures]
+class Compared(NamedTuple):
+    """What was seen of a query or of a hit, to be drawn."""
+
+    parts: Sequence[Part] = ()  # what was looked at again, by the number of the query's that it is like
+    map: Map | None = None  # that decided where, else the rationale's
+    whole: float | None = None  # cosine of the whole pictures, where there are parts beside it
 
 
-def _seen(encoder: Encoder, pictures: Sequence[Image.Image | None]) -> list[tuple[Image.Image, Map | None]]:
-    """The part of each picture that the encoder sees, and its rationale; grey where there is no picture."""
-    there = [picture for picture in pictures if picture is not None]
-    maps = iter(explain(encoder, there, with_gradcam=False))  # without rationale None
+def compared(subject: Subject, pictures: Sequence[Image.Image | None]) -> list[Compared]:
+    """A query, which comes first, and its hits: what the pooling looked at, and what is alike. Nothing for None."""
+    there = iter(looks_at(subject.encoder, [picture for picture in pictures if picture is not None], subject.pool))
+    looks = [None if picture is None else next(there) for picture in pictures]
+    query = looks[0]
+    assert query is not None  # it was embedded
+    found = [Compared(numbered(query), query.map)]
+    for other in looks[1:]:
+        if other is None:
+            found.append(Compared())
+            continue
+        parts = matched(query, other)
+        found.append(Compared(parts, other.map, float(query.whole @ other.whole) if parts else None))
+    return found
+
+
+def _view(subject: Subject, picture: Image.Image | None) -> Image.Image:
+    """The part of a picture that the encoder sees; grey where there is no picture."""
     blank = Image.new("RGB", (PANEL, PANEL), (232, 232, 236))
-    return [
-        (blank, None) if picture is None else (shown(encoder, picture, size=PANEL), next(maps).rationale)
-        for picture in pictures
-    ]
+    return blank if picture is None else shown(subject.encoder, picture, size=PANEL)
 
 
-def _caption(hit: Hit) -> str:
+def _caption(hit: Hit, looks: Compared) -> str:
     name = hit.path.rstrip("/").rsplit("/", 1)[-1]
     told = hit.label is None or name.startswith(hit.label)  # many data sets write the class into the file's name
-    return name if told else f"{hit.label} · {name}"
+    called = name if told else f"{hit.label} · {name}"
+    return called if looks.whole is None else f"whole {looks.whole:.2f} · {called}"

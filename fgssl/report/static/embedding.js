@@ -94,9 +94,15 @@ fgssl.each(".embedding", (root, data) => {
     pen.stroke();
   }
 
-  const image = (i) => (data.thumbnails[i]
-    ? fgssl.make("img", { src: data.thumbnails[i], alt: "" })
-    : fgssl.make("div", { className: "missing", textContent: "no picture" }));
+  function image(i) {  // with what was seen enlarged outlined
+    if (!data.thumbnails[i]) return fgssl.make("div", { className: "missing", textContent: "no picture" });
+    const windows = (data.windows[i] ?? []).map(([left, top, width, height]) => {
+      const made = fgssl.make("i", { className: "window" });
+      Object.assign(made.style, { left: `${left}%`, top: `${top}%`, width: `${width}%`, height: `${height}%` });
+      return made;
+    });
+    return fgssl.make("div", { className: "seen" }, fgssl.make("img", { src: data.thumbnails[i], alt: "" }), ...windows);
+  }
   const groupOf = (i, each = colouring) => {
     if (!each) return "";
     const value = each.values[i];
