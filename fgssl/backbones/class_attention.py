@@ -28,7 +28,8 @@ def class_attention(model: nn.Module, images: Tensor, *, prefix_tokens: int, map
     finally:
         hook.remove()
     (found,) = seen
-    parts = found.float().unflatten(2, (3, attention.num_heads, attention.head_dim)).permute(2, 0, 3, 1, 4)
+    shape = (*found.shape[:2], 3, attention.num_heads, attention.head_dim)
+    parts = found.float().view(shape).permute(2, 0, 3, 1, 4)
     query, key = attention.q_norm(parts[0][:, :, :1]), attention.k_norm(parts[1])  # (N, heads, tokens, d)
-    weights = (attention.scale * query @ key.transpose(2, 3)).softmax(3).mean(1)[:, 0, prefix_tokens:]
-    return (weights / weights.sum(1, keepdim=True)).view(len(images), *map_size)
+    weights: Tensor = (attention.scale * query @ key.transpose(2, 3)).softmax(3).mean(1)[:, 0, prefix_tokens:]
+    return weights.div(weights.sum(1, keepdim=True)).view(len(images), *map_size)

@@ -59,7 +59,7 @@ def explain(
         none: list[None] = [None] * len(images)
         cams: Sequence[Any] = none
         if with_gradcam and encoder.has_loss_gradcam:
-            cams = encoder.loss_gradcam(whole).cpu().numpy()
+            cams = list(encoder.loss_gradcam(whole).cpu().numpy())
         with torch.no_grad():
             feature_map = encoder.backbone(encoder.normalize(whole))
             windows = windows_of(encoder.look_windows(images, feature_map, pool)) if pool in LOOKS else [()] * len(cams)

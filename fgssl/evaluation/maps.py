@@ -63,7 +63,12 @@ def control_maps(encoder: Encoder, images: Tensor, *, seed: int = 0) -> dict[str
     with torch.no_grad():
         example = encoder.backbone(encoder.normalize(images))
     unfitted = BranchMap(random_branch(encoder.backbone.channels, example, seed))
-    found = {"uniform": uniform, "centre prior": centre_prior, "feature norm": feature_norm, "random branch": unfitted}
+    found: dict[str, MapOf] = {
+        "uniform": uniform,
+        "centre prior": centre_prior,
+        "feature norm": feature_norm,
+        "random branch": unfitted,
+    }
     if encoder.backbone.has_class_attention:
         found["class token"] = lambda feature_map, images: encoder.class_attention(images)
     return found

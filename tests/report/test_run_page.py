@@ -114,7 +114,7 @@ def test_maps_fade_by_a_slider_and_stay_cells(tmp_path: Path) -> None:
         outline = first.locator(".window")
         box, whole_box = outline.bounding_box(), first.locator(".stack").bounding_box()
         assert box["width"] == pytest.approx(whole_box["width"] / 2, abs=1)
-        window.get_by_label("window that zoom enlarges").click()
+        window.get_by_label("what zoom sees enlarged").click()
         assert outline.is_hidden()
         assert window.evaluate("document.documentElement.scrollWidth") <= 400
 
