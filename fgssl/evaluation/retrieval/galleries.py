@@ -26,7 +26,7 @@ from fgssl.evaluation.feature_file import FeatureFile, is_feature_file
 from fgssl.evaluation.features import check_features, unit_rows
 from fgssl.evaluation.retrieval.ranking import best_rows
 from fgssl.evaluation.retrieval.scored import gallery_file, gallery_images, open_beside
-from fgssl.evaluation.subject import EvaluationOptions, Subject
+from fgssl.evaluation.subject import EvaluationOptions, Subject, processes
 from fgssl.evaluation.vector_index import Near, VectorIndex, is_index, open_index
 from fgssl.runs.encoder_file import identity
 from fgssl.runtime.files import atomic_path
@@ -151,19 +151,30 @@ def _kept(subject: Subject, images: ImageSet) -> Embeddings:
     kept = _read(path, images)
     # tried again: `chmod` changes neither size nor time of a file
     fresh = PixelStore(images, subject.encoder.view(subject.pool))
-    if kept is not None and all(isinstance(fresh.read(fault.index), str) for fault in kept.faults[:RETRIED_FAULTS]):
+    faults = () if kept is None else kept.faults[:RETRIED_FAULTS]
+    whole = kept is not None and all(isinstance(fresh.read(fault.index), str) for fault in faults)
+    if _everywhere(whole) and kept is not None:
         subject.name_faults(kept)
         return kept
     found = subject.embed(images)
     tensors = {"features": found.features.contiguous(), "positions": torch.from_numpy(found.positions)}
-    faults = json.dumps([asdict(fault) for fault in found.faults])
+    notes = {"format": FORMAT, "faults": json.dumps([asdict(fault) for fault in found.faults])}
     with contextlib.suppress(FgsslError):
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": FORMAT, "faults": faults})
+            save_file(tensors, temporary, metadata=notes)
         for former in path.parent.glob(f"*-{path.name.split('-')[-2]}-*"):
             if former != path:
                 former.unlink(missing_ok=True)
     return found
+
+
+def _everywhere(there: bool) -> bool:
+    """Whether it is so in all processes: of several machines one may have embedded alone before, and not wait now."""
+    if processes() is None:
+        return there
+    from accelerate.utils import gather_object
+
+    return all(gather_object([there]))
 
 
 def _path(subject: Subject, images: ImageSet) -> Path:

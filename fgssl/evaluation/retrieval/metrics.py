@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from fgssl.errors import FgsslError
 from fgssl.evaluation.bootstrap import Interval, metric_intervals
 from fgssl.evaluation.features import Progress, check_features, check_labels, check_widths, silent, unit_rows
 from fgssl.evaluation.retrieval.ranking import Sorted, rank_positives
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 DEFINITIONS: dict[str, str] = {
     "rank1": "Share of queries whose best-ranked gallery image has the query's class (Recall@1).",
@@ -97,6 +101,7 @@ def evaluate_retrieval(
     precision_ks: Iterable[int] = (),
     memory_bytes: int | None = None,
     normalize: bool = True,
+    together: PartialState | None = None,
     progress: Progress = silent,
 ) -> RetrievalResult:
     """Exact retrieval metrics of features against labels; `DEFINITIONS` says what each means.
@@ -107,6 +112,7 @@ def evaluate_retrieval(
         precision_ks: k of precision@k: the share of the query's class among the first k, or all where there are fewer.
         memory_bytes: Bound on the scratch memory beside one sorted copy of the features; by default 512 MiB.
         normalize: Score by cosine; False takes the inner product.
+        together: The processes that call this alike: each ranks for its share of the queries, all get the result.
 
     Raises FgsslError where these do not fit, or no query has an image of its class to find.
     """
@@ -122,15 +128,31 @@ def evaluate_retrieval(
         sought, own = _sorted_by_class(gallery, gallery_labels, "gallery", normalize), None
         check_widths(found.features, sought.features, ("queries", "gallery"))
     found, own, lone = _without_lone(found, own, sought.labels)
-    chunks = rank_positives(found, sought, own=own, memory_bytes=memory_bytes, progress=progress)
     # back from class order to the order of the queries
     back = found.order.argsort().cpu()
     within = tuple(min(k, len(sought.labels) - (own is not None)) for k in precision_ks)
-    rows = torch.cat([_query_metrics(*chunk, within) for chunk in chunks])[back]
+    mine = _share(len(found.labels), together)
+    part, places = Sorted(*(each[mine] for each in found)), None if own is None else own[mine]
+    chunks = rank_positives(part, sought, own=places, memory_bytes=memory_bytes, progress=progress)
+    none = torch.empty(0, 4 + len(within), dtype=torch.float64)
+    rows = _gathered(torch.cat([none, *(_query_metrics(*chunk, within) for chunk in chunks)]), together)[back]
     average_precision, at_r, r_precision, first_hit = rows[:, :4].T
     labels, indices = found.labels.cpu()[back], found.order.cpu()[back]
     columns = average_precision, at_r, r_precision, first_hit.long(), labels, indices
     return RetrievalResult(*columns, ks, len(sought.labels), lone, precision_ks, rows[:, 4:])
+
+
+def _share(total: int, together: PartialState | None) -> slice:
+    world, rank = (together.num_processes, together.process_index) if together else (1, 0)
+    return slice(rank * total // world, (rank + 1) * total // world)
+
+
+def _gathered(rows: Tensor, together: PartialState | None) -> Tensor:
+    if together is None:
+        return rows
+    from accelerate.utils import gather_object
+
+    return torch.cat(gather_object([rows]))
 
 
 def _sorted_by_class(features: Tensor, labels: Tensor, name: str, normalize: bool) -> Sorted:

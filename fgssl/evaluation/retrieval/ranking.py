@@ -42,6 +42,8 @@ def rank_positives(
     (c, R) int64 from 1, ascending in each row, and how many of a row are meant, (c,) int64.
     """
     total, images = len(queries.features), len(gallery.features)
+    if not total:
+        return
     start = torch.searchsorted(gallery.labels, queries.labels)
     size = torch.searchsorted(gallery.labels, queries.labels, right=True) - start
     # of one query: its scores, and about nine 8-byte columns for each positive

@@ -21,7 +21,15 @@ from fgssl.evaluation.probing.classifiers import Sets, knn_classify
 from fgssl.evaluation.protocols import KNN_KS, KNN_TEMPERATURE, Protocol
 from fgssl.evaluation.retrieval.chosen import OF_FILES, choose, protocol_of
 from fgssl.evaluation.retrieval.metrics import RetrievalResult, evaluate_retrieval
-from fgssl.evaluation.subject import EvaluationOptions, Subject, asked_data, labels_of, open_split, open_subject
+from fgssl.evaluation.subject import (
+    EvaluationOptions,
+    Subject,
+    asked_data,
+    labels_of,
+    open_split,
+    open_subject,
+    processes,
+)
 from fgssl.evaluation.vector_index import VectorIndex
 from fgssl.runs.encoder_file import identity
 from fgssl.runtime.reporting import Reporter
@@ -236,7 +244,7 @@ def _scored(
     ks, precision_ks = ((1, 5, 10), ()) if named is None else (named.ks, named.precision_ks)
     result = evaluate_retrieval(
         features, labels, gallery=found, gallery_labels=other_labels, ks=ks, precision_ks=precision_ks,
-        memory_bytes=options.scratch, progress=show,
+        memory_bytes=options.scratch, together=processes(), progress=show,
     )  # fmt: skip
     searched = None if gallery is None else Side(gallery.embeddings)
     side = Side(queries.embeddings)

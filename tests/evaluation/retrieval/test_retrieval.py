@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -383,3 +384,23 @@ def test_an_exact_duplicate_is_a_hit_and_the_query_itself_is_not() -> None:
     # the duplicate has another class: both copies find it first, and neither finds itself
     found = evaluate_retrieval(features, torch.tensor([0, 1, 0, 1])).to_dict()
     assert found["rank1"] == 0 and found["queries"] == 4
+
+
+@pytest.mark.parametrize("count", [47, 2])
+def test_processes_share_the_queries(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts of three, in the order of their ranks, are the rows of one; of two queries one of them has none."""
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(count, 8, generator=generator), torch.arange(count) % (count // 2)
+    alone = evaluate_retrieval(features, labels, ks=(1, 5))
+    parts: list[Tensor] = []
+
+    def gather(own: list[Tensor]) -> list[Tensor]:
+        parts.extend(own)
+        return parts[:3] if len(parts) > 3 else [torch.zeros(count, own[0].shape[1])]
+
+    monkeypatch.setattr("accelerate.utils.gather_object", gather)
+    for rank in (0, 1, 2, 0):  # the first once more, when the parts of all are known
+        together = SimpleNamespace(num_processes=3, process_index=rank)
+        found = evaluate_retrieval(features, labels, ks=(1, 5), together=together)
+    assert [len(part) for part in parts[:3]] == [count // 3, (2 * count) // 3 - count // 3, count - (2 * count) // 3]
+    assert found.to_dict() == alone.to_dict() and torch.equal(found.indices, alone.indices)
