@@ -1,6 +1,6 @@
 """What an epoch of millions of pictures costs, on paper: rates measured on a few, multiplied.
 
-    python recipes/bench/epoch_cost.py --data GROCERY --pictures 10000000 --cores 64 --rate 2500
+    python recipes/bench/epoch_cost.py --data GROCERY --stored 400 --cores 64 --rate 2500
 
 Measured, in seconds of one core: listing and holding each kind of source (tiny files, list, tar and parquet shards made
 for it), decoding a picture for the cache, making two views of a kept one, the order of an epoch. The step is not: its
@@ -93,6 +93,17 @@ def held(work: Path, kind: str, count: int) -> dict[str, float]:
     return {"first_us": 1e6 * seconds[0], "again_us": 1e6 * seconds[1], "bytes": now / count, "peak": peak / count}
 
 
+def enlarged(images: Any, side: int, place: Path) -> Any:
+    """The pictures as JPEG files of a short side, as data sets of photographs come."""
+    for row in range(len(images)):
+        path = place / f"class {row % 2}" / f"{row:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = images.load(row)
+        scale = side / min(picture.size)
+        picture.resize([round(scale * length) for length in picture.size]).save(path, quality=90)
+    return load_images(DataConfig(source=str(place)), "all", tell=False)
+
+
 def decoding(images: Any, side: int) -> dict[str, float]:
     """Core seconds a picture, and what it takes in the cache."""
     store, pixels, jpegs = PixelStore(images, Shrunk(side)), list[int](), list[int]()
@@ -156,6 +167,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, help="images/s of all processes' steps together")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--measured", type=int, default=128, help="pictures to decode")
+    parser.add_argument("--stored", type=int, help="short side that these are enlarged to first [as they are]")
     parser.add_argument("--names", type=int, default=20_000, help="of each source that is made")
     options = harness.begin(parser)
     datasets.disable_progress_bars()
@@ -167,6 +179,8 @@ def main() -> int:
         whole = load_images(DataConfig(source=options.data), "train", tell=False)
         few = min(options.measured, len(whole))
         images = Subset(whole, np.linspace(0, len(whole) - 1, few).astype(np.int64))
+        if options.stored:
+            images = enlarged(images, options.stored, work / "enlarged")
         found: dict[str, Any] = {"sources": {kind: held(work, kind, options.names) for kind in KINDS}}
         found["decoding"] = decoding(images, side)
         found["views_ms"] = viewing(images, side, options.image_size, work, encoded=False)
