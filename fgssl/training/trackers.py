@@ -23,6 +23,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from PIL import Image
 
 from fgssl.config.schema import PretrainConfig, flatten, nested
+from fgssl.errors import FgsslError
 from fgssl.runs.folder import TRACKERS
 from fgssl.runtime.extras import require
 from fgssl.runtime.files import make_folder, write_text
@@ -105,13 +106,14 @@ class _Thread(threading.Thread):
 
     def __init__(self, name: str, output: Path, config: PretrainConfig, step: int, known: str | None) -> None:
         super().__init__(name=name, daemon=True)
+        self.kind = LOGGER_TYPE_TO_CLASS.get(name)  # here: a thread that comes late may find another
         self.output, self.config, self.step, self.known = output, config, step, known
         self.tasks: queue.Queue[Task | None] = queue.Queue()
         self.fault, self.told = "", False
 
     def run(self) -> None:
         try:
-            tracker, identity = _opened(self.name, self.output, self.config, self.step, self.known)
+            tracker, identity = _opened(self.kind, self.name, self.output, self.config, self.step, self.known)
             write_text(self.output / TRACKERS / f"{self.name}.id", f"{identity}\n")
             while (task := self.tasks.get()) is not None:
                 task(tracker)
@@ -121,10 +123,13 @@ class _Thread(threading.Thread):
             self.fault = f"{type(error).__name__}: {reason}"
 
 
-def _opened(name: str, output: Path, config: PretrainConfig, step: int, known: str | None) -> tuple[Any, str]:
+def _opened(
+    kind: Any, name: str, output: Path, config: PretrainConfig, step: int, known: str | None
+) -> tuple[Any, str]:
     """One of Accelerate's trackers, started and told the settings, and what it knows its run by."""
     settings, identity, title = flatten(config), known or uuid.uuid4().hex, output.resolve().name
-    kind = LOGGER_TYPE_TO_CLASS[name]
+    if kind is None:
+        raise FgsslError(f"this version of Accelerate does not know {name}", "pip install -U accelerate")
     if name == "tensorboard":  # purged is what was logged after the state that is gone on with
         tracker = kind(name, logging_dir=output, purge_step=step + 1 if step else None)
         tracker.start()

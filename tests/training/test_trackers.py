@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -56,7 +57,6 @@ def opened(folder: Path, kind: type[Fake], *, names: str = "trackio", step: int 
     fakes = dict.fromkeys(names.split(","), kind)
     with mock.patch.object(trackers, "LOGGER_TYPE_TO_CLASS", fakes):
         found.begin(step)
-        time.sleep(0.05)  # the thread looks the class up
     return found, listener
 
 
@@ -115,21 +115,37 @@ class Exiting(Fake):
 
 
 class Hanging(Fake):
+    answers: ClassVar[threading.Event] = threading.Event()
+
     def start(self) -> None:
-        time.sleep(30)
+        self.answers.wait(60)
 
 
 @pytest.mark.parametrize(
     ("kind", "words"), [(Failing, "ConnectionError: the server is gone"), (Exiting, "no key"), (Hanging, "no answer")]
 )
 def test_a_tracker_that_fails_costs_one_warning(kind: type[Fake], words: str, tmp_path: Path) -> None:
-    with mock.patch.object(trackers, "LAST_SECONDS", 1.0):
+    with mock.patch.object(trackers, "LAST_SECONDS", 0.5 if kind is Hanging else 60.0):
         found, listener = opened(tmp_path, kind)
+        (thread,) = found.threads
         for step in range(5):
             found.log({"loss": 1.0}, step)
             time.sleep(0.01)
         found.close()
+    Hanging.answers.set()
+    thread.join(60)  # or it would speak in another test
     assert len(listener.warnings) == 1 and words in listener.warnings[0] and "goes on without" in listener.warnings[0]
+
+
+def test_a_tracker_is_the_one_that_was_known_when_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = threading.Event()
+    run = trackers._Thread.run
+    monkeypatch.setattr(trackers._Thread, "run", lambda thread: begin.wait(60) and run(thread))
+    Fake.made.clear()
+    found, listener = opened(tmp_path, Fake)
+    begin.set()  # a thread that comes late, on a busy machine
+    found.close()
+    assert len(Fake.made) == 1 and listener.warnings == []
 
 
 def test_unknown_and_missing_trackers_are_told_at_once(tmp_path: Path) -> None:
