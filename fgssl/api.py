@@ -17,7 +17,7 @@ from fgssl.config.schema import DataConfig
 from fgssl.data.images import ImageSet
 from fgssl.data.sources.open import default_split, load_images
 from fgssl.encoder import Encoder, Pool
-from fgssl.errors import FgsslError
+from fgssl.errors import FgsslError, SettingError
 from fgssl.evaluation import compare as comparison
 from fgssl.evaluation import embed as embedding
 from fgssl.evaluation import explain as maps
@@ -30,6 +30,7 @@ from fgssl.runs import folder as run_folder
 from fgssl.training import pretrain as training
 from fgssl.training.plan import make_plan
 from fgssl.training.results import RunResult
+from fgssl.training.resume import left_of
 
 Place = str | os.PathLike[str]
 
@@ -197,24 +198,29 @@ def compare(
 
 
 def pretrain(
-    data: Place = "demo",
+    data: Place | None = None,
     *,
     output: Place,
     recipe: Place | None = None,
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    resume: bool = False,
+    allow_changes: bool = False,
 ) -> RunResult:
-    """Train an encoder without labels, in this process; `fgssl pretrain --resume` goes on with a run that was stopped.
+    """Train an encoder without labels, in this process, or go on with a run that was stopped.
 
     Args:
-        data: As `open_images` takes it; labels are never looked at.
+        data: As `open_images` takes it; labels are never looked at. By default the demo set.
         output: The run folder, as `fgssl pretrain` leaves it.
         recipe: YAML of settings.
         settings: "section.name" -> value, over the recipe: "optimizer.lr", "training.epochs".
         overwrite: Replace the run in that folder.
+        resume: Continue the run in that folder with its own data and settings; a finished one is given back.
+        allow_changes: Continue it with other settings: another run.
 
     Raises:
-        FgsslError: bad data, settings or folder; TrainingFault: the loss is no longer finite.
+        FgsslError: bad data, settings or folder; TrainingFault: the loss is no longer finite; Interrupted: stopped by a
+            signal, the state is saved.
 
     Example:
         >>> import fgssl
@@ -223,13 +229,25 @@ def pretrain(
         >>> run = fgssl.pretrain("photos", output="runs/new", settings={**tiny, **short})
         >>> run.summary["steps"], fgssl.load_encoder(run.folder).default_pool()
         (2, 'zoom')
+        >>> fgssl.pretrain(output="runs/new", resume=True).summary["steps"]  # nothing was left to do
+        2
     """
-    flags = {**(settings or {}), "data.source": os.fspath(data)}
+    if overwrite and resume:
+        raise SettingError("resume goes on with the run that overwrite removes", "leave out one of them")
+    if allow_changes and not resume:
+        raise SettingError("allow_changes goes with resume", "leave it out, or resume the run")
+    flags = {**(settings or {}), **({} if data is None else {"data.source": os.fspath(data)})}
     resolved = load_config(None if recipe is None else Path(recipe), flags=flags)
     folder = Path(output)
-    run_folder.check_output(folder, overwrite=overwrite)
-    plan = make_plan(resolved)
+    if resume:
+        plan = left_of(folder, run_folder.resumed(folder, resolved, allow_changes=allow_changes)[0])
+        if isinstance(plan, RunResult):
+            return plan
+    else:
+        run_folder.check_output(folder, overwrite=overwrite)
+        plan = make_plan(resolved)
     with lock.hold_run(folder):
-        run_folder.prepare_output(folder, overwrite=overwrite)
-        run_folder.write_config(folder, plan.config, plan.origins)
-        return training.pretrain(plan, folder)
+        if not resume:
+            run_folder.prepare_output(folder, overwrite=overwrite)
+            run_folder.write_config(folder, plan.config, plan.origins)
+        return training.pretrain(plan, folder, resume=resume, allow_changes=allow_changes)

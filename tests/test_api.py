@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from run_results import assert_equal_encoders
 from running import finished_run, photos
+from stopping import stopped_run
 
 import fgssl
 from fgssl import api
+from fgssl.errors import FgsslError
 
 
 @pytest.mark.parametrize("name", fgssl.__all__)
@@ -34,6 +37,18 @@ def test_pictures_embed_as_their_views_do() -> None:
         for pool in ("gap", "zoom"):
             assert torch.equal(encoder(pictures, pool), encoder(encoder.seen(pictures, pool), pool))
             torch.testing.assert_close(encoder(pictures, pool), fgssl.embed(encoder, images, pool=pool).features[:4])
+
+
+def test_a_stopped_run_goes_on_and_ends_as_one_left_alone(tmp_path: Path) -> None:
+    run = stopped_run(tmp_path / "run", step=3)
+    with pytest.raises(FgsslError, match="begun with other settings"):
+        fgssl.pretrain(output=run, resume=True, settings={"optimizer.lr": 0.5})
+    with pytest.raises(FgsslError, match="resume goes on"):
+        fgssl.pretrain(output=run, resume=True, overwrite=True)
+    with pytest.raises(FgsslError, match="is not a run folder"):
+        fgssl.pretrain(output=tmp_path / "none", resume=True)
+    assert fgssl.pretrain(output=run, resume=True).summary["steps"] == 6
+    assert_equal_encoders(finished_run()[0], run)
 
 
 def test_names_are_listed_and_others_are_errors() -> None:

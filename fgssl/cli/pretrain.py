@@ -14,7 +14,7 @@ from typer import BadParameter, Option
 from fgssl.cli import completion, options
 from fgssl.cli.console import PlainReporter, print_json, print_table, process_rank, reporting, say
 from fgssl.config.defaults import DEMO_PROFILE
-from fgssl.config.resolve import Resolved, as_begun, changed, load_config, with_changes
+from fgssl.config.resolve import Resolved, load_config
 from fgssl.config.schema import PretrainConfig
 from fgssl.config.values import type_hints
 from fgssl.errors import FgsslError
@@ -94,7 +94,8 @@ def pretrain(
     flags = {key: settings[name] for name, key in SETTINGS.items()}
     resolved, changes = load_config(recipe, flags=flags, sets=sets or ()), list[str]()
     if resume is not None:
-        resolved, changes = _resumed(resume, resolved, allow=allow_changes)
+        resolved, found = run_folder.resumed(resume, resolved, allow_changes=allow_changes)
+        changes = [str(change) for change in found]
     options.check_paths(data=resolved.config.data.source, cache=settings["cache"], make=not dry_run)
     if dry_run:
         _dry_run(resolved, as_json=json_output, processes=processes or 1, quiet=quiet)
@@ -119,18 +120,6 @@ def _default_output(source: str, backbone: str) -> Path:
     return path
 
 
-def _resumed(run: Path, asked: Resolved, *, allow: bool) -> tuple[Resolved, list[str]]:
-    """The settings of a run to continue, and what is to change in them."""
-    config = run / run_folder.CONFIG_FILE
-    if not config.is_file() or not run_folder.is_run(run):
-        what = "its config.yaml is no run's" if config.is_file() else "no config.yaml"
-        raise FgsslError(f"'{run}' is not a run folder ({what})", "give the folder of an unfinished run")
-    run_folder.check_places(run)
-    saved = as_begun(load_config(config))
-    changes = changed(saved, asked)
-    return with_changes(saved, changes, allow=allow, run=str(run)), [str(change) for change in changes]
-
-
 def _run(
     resolved: Resolved, folder: Path | None, reporter: PlainReporter, *, overwrite: bool, resume: bool, allow: bool
 ) -> RunResult:
@@ -138,16 +127,14 @@ def _run(
     from fgssl.runs import lock, resume_state
     from fgssl.training.plan import describe, make_plan
     from fgssl.training.pretrain import pretrain as train
-    from fgssl.training.results import finished_result
+    from fgssl.training.results import RunResult
+    from fgssl.training.resume import left_of
 
-    finished = finished_result(folder) if resume and folder is not None else None
-    if finished is not None and finished.total_steps(resolved.config.training) <= finished.summary["steps"]:
+    first, world = process_rank() == 0, int(os.environ.get("WORLD_SIZE", "1"))
+    plan = left_of(folder, resolved, world=world) if resume and folder else make_plan(resolved, world=world)
+    if isinstance(plan, RunResult):
         reporter.note(f"{folder} is finished: nothing is left to do; more --epochs (by --allow-changes) go on with it")
-        return finished
-    first = process_rank() == 0
-    saved = finished is not None or (resume and folder is not None and resume_state.has_state(folder))
-    needed = not saved or resolved.config.objective.anchor > 0  # an anchored run goes back to its start
-    plan = make_plan(resolved, world=int(os.environ.get("WORLD_SIZE", "1")), load_weights=needed)
+        return plan
     target = folder or _default_output(resolved.config.data.source, plan.config.backbone.name)
     for line in plan.warnings():
         reporter.warn(line)

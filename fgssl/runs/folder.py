@@ -18,6 +18,7 @@ import yaml
 from safetensors import safe_open
 
 from fgssl import __version__
+from fgssl.config.resolve import Change, Resolved, as_begun, changed, load_config, with_changes
 from fgssl.config.schema import PretrainConfig, flatten, nested
 from fgssl.drawing import PAGE, PICTURE
 from fgssl.errors import FgsslError
@@ -146,6 +147,21 @@ def write_config(output: Path, config: PretrainConfig, origins: dict[str, str]) 
     chosen = origins.get("training.workers", "").startswith("derived")
     flat = {**flatten(config), **({"training.workers": None} if chosen else {})}
     write_text(output / CONFIG_FILE, _HEADER + yaml.safe_dump(nested(flat), sort_keys=False, allow_unicode=True))
+
+
+def resumed(run: Path, asked: Resolved, *, allow_changes: bool) -> tuple[Resolved, list[Change]]:
+    """The settings of a run to continue, and what is asked to change in them.
+
+    Raises FgsslError: no run, or a change that makes another run of it, unless allowed.
+    """
+    config = run / CONFIG_FILE
+    if not config.is_file() or not is_run(run):
+        what = "its config.yaml is no run's" if config.is_file() else "no config.yaml"
+        raise FgsslError(f"'{run}' is not a run folder ({what})", "give the folder of an unfinished run")
+    check_places(run)
+    saved = as_begun(load_config(config))
+    changes = changed(saved, asked)
+    return with_changes(saved, changes, allow=allow_changes, run=str(run)), changes
 
 
 def truncate_metrics(output: Path, step: int) -> None:
