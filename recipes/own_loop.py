@@ -81,7 +81,7 @@ def train(data: str, *, steps: int, batch: int = 32, backbone: str = "test_resne
         optimizer.step()
         queue = torch.cat([key, queue])[:QUEUE]
         if step % 20 == 0 or step == steps - 1:
-            print(f"step {step + 1} of {steps}: loss {float(loss):.3f}, fit {float(fitted.loss):.3f}")
+            print(f"step {step + 1} of {steps}: loss {loss.item():.3f}, fit {fitted.loss.item():.3f}")
     encoder.keys = queue
     return encoder.eval()
 

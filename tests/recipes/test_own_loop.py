@@ -28,7 +28,7 @@ def test_what_it_trains_is_an_encoder_of_fgssls(tmp_path: Path) -> None:
     with torch.inference_mode():
         assert torch.equal(opened(images, "zoom"), trained(images, "zoom"))
     assert opened.has_loss_gradcam
-    found = fgssl("retrieve", tmp_path / "own.safetensors", "--json")  # on the data that it tells
+    found = fgssl("retrieve", tmp_path / "own.safetensors", "--data", photos(), "--json")
     assert found.code == 0, found.err
     assert found.json()["queries"] == 12
 

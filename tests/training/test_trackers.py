@@ -125,6 +125,7 @@ class Hanging(Fake):
     ("kind", "words"), [(Failing, "ConnectionError: the server is gone"), (Exiting, "no key"), (Hanging, "no answer")]
 )
 def test_a_tracker_that_fails_costs_one_warning(kind: type[Fake], words: str, tmp_path: Path) -> None:
+    Hanging.answers.clear()
     with mock.patch.object(trackers, "LAST_SECONDS", 0.5 if kind is Hanging else 60.0):
         found, listener = opened(tmp_path, kind)
         (thread,) = found.threads
