@@ -244,6 +244,8 @@ class Encoder(nn.Module):
         """gap of what a look sees in (N, 3, Z, Z), whose whole has this feature map: (N, D) l2-normalised."""
         if windows is not None:
             return self._seen_in(images, windows)
+        if look not in SIZED:  # plainly, as a graph is made of it
+            return self._seen_at(images, self._look_centres(feature_map, look))
         features = self.look_features(images, self.look_windows(images, feature_map, look), look)
         return functional.normalize(features.sum(1), dim=1) if look == "parts" else features[:, 0]
 
@@ -252,9 +254,7 @@ class Encoder(nn.Module):
         _refuse_told(look)
         if look == "parts":
             return find_peaks(self.attention(feature_map), self.backbone.image_size / self.view_size("zoom"))
-        centres = self.window_centres(feature_map)
-        if look == "zoom:middle":
-            centres = torch.full_like(centres, 0.5)
+        centres = self._look_centres(feature_map, look)
         share = torch.full_like(centres[:, :1], self.backbone.image_size / self.view_size("zoom"))
         windows = torch.cat([centres, share], 1)
         if look == "zoom:again":
@@ -266,8 +266,16 @@ class Encoder(nn.Module):
         """gap of each window of (N, 3, Z, Z) uint8: (N, K, D) l2-normalised, zero where a picture has no such one."""
         if look in SIZED:
             return part_features(self._seen_in, images, peaks)
-        cut = cut_windows(images, peaks.windows[:, 0, :2], self.backbone.image_size)
-        return self._finished(pool_stages(self.maps(cut)), window=True)[:, None]
+        return self._seen_at(images, peaks.windows[:, 0, :2])[:, None]
+
+    def _look_centres(self, feature_map: Tensor, look: Pool) -> Tensor:
+        centres = self.window_centres(feature_map)
+        return torch.full_like(centres, 0.5) if look == "zoom:middle" else centres
+
+    def _seen_at(self, images: Tensor, centres: Tensor) -> Tensor:
+        """gap of the window of the usual size around the centres (N, 2), pixel by pixel: (N, D) l2-normalised."""
+        cut = cut_windows(images, centres, self.backbone.image_size)
+        return self._finished(pool_stages(self.maps(cut)), window=True)
 
     def _seen_in(self, images: Tensor, windows: Tensor) -> Tensor:
         """gap of a window (N, 3) of each image, resized: (N, D) l2-normalised."""
