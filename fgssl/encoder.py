@@ -107,8 +107,13 @@ class Encoder(nn.Module):
         return round(self.backbone.image_size / (LEAST_SHARE if pool in SIZED else usual))
 
     def zoom_width(self) -> int:
-        """Numbers of an embedding by `zoom`: of the whole, of the rationale where there is one, of the window."""
-        return (2 if self.rationale is None else 3) * self.backbone.pooled_width(self.stages)
+        """Numbers of an embedding by `zoom`: of the whole, of the rationale where it is a part, of the window."""
+        return (3 if self.zoom_has_rationale else 2) * self.backbone.pooled_width(self.stages)
+
+    @property
+    def zoom_has_rationale(self) -> bool:
+        """Where the branch places the window; beside a window fitted to trained weights it adds nothing."""
+        return self.rationale is not None and self.colocalizer is None
 
     def attention(self, feature_map: Tensor) -> Tensor:
         """The rationale's map: (N, C, H, W) -> (N, H, W), summing to 1; FgsslError where there is none."""
@@ -229,7 +234,7 @@ class Encoder(nn.Module):
         (N, 2D or 3D) l2-normalised; `windows` as in `embeddings`.
         """
         parts = [self._finished(pool_stages(maps))]
-        if self.rationale is not None:
+        if self.zoom_has_rationale:
             parts.append(RATIONALE_WEIGHT * self._weighted(maps))
         parts.append(self.look_weight * self._look(images, maps[0], look, windows))
         return functional.normalize(torch.cat(parts, 1), dim=1)

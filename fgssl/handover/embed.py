@@ -69,7 +69,7 @@ class Embedder(nn.Module):
         size = self.reading["size"]
         maps = self.maps(functional.interpolate(images, (size, size), mode="bilinear", antialias=True))
         parts, attention = [_finished(pooled(maps), self.whitening)], None
-        if self.branch:
+        if self.branch and not self.objects:
             attention = self.attention(maps[0])
             weighted = pooled(maps, attention, gem=self.reading["branch"]["pool"] == "gem")
             parts.append(RATIONALE_WEIGHT * _finished(weighted, self.whitening))
