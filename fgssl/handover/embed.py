@@ -89,8 +89,18 @@ class Embedder(nn.Module):
             for edges in (starts, [start + size for start in starts])
             for edge, own, side in zip(edges, picture.size, resized)  # noqa: B905
         ]
-        box = (corners[0], corners[1], min(corners[2], picture.width), min(corners[3], picture.height))
-        return picture.resize((size, size), Image.Resampling[data["interpolation"].upper()], box=box)
+        ends = min(corners[2], picture.width), min(corners[3], picture.height)
+        # no more than the filter reaches: Pillow 13 orders its two passes by the shape of what it is given
+        reach = math.ceil(3 * max(1.0, min(picture.size) / short)) + 1
+        left, top = (max(0, math.floor(corner) - reach) for corner in corners[:2])
+        around = (
+            left,
+            top,
+            min(picture.width, math.ceil(ends[0]) + reach),
+            min(picture.height, math.ceil(ends[1]) + reach),
+        )
+        box = (corners[0] - left, corners[1] - top, ends[0] - left, ends[1] - top)
+        return picture.crop(around).resize((size, size), Image.Resampling[data["interpolation"].upper()], box=box)
 
     def maps(self, levels: Tensor) -> list[Tensor]:
         """(N, 3, S, S) -> the last feature map (N, C, h, w), then those of earlier stages, the nearest first."""

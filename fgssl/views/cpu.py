@@ -20,6 +20,7 @@ from fgssl.views.draw import CONTRAST, HUE, ORDERS, SATURATION, Views
 
 Levels = NDArray[np.float32]
 _FILTERS = {name: Image.Resampling[name.upper()] for name in ("bilinear", "bicubic", "lanczos", "nearest")}
+_SUPPORT = 3  # pixels that the widest of them, lanczos, reaches
 WIDE = 8  # a blur whose radius is a larger part of the view than one WIDE-th is quicker as a product of matrices
 
 
@@ -190,8 +191,14 @@ class EvaluationView(NamedTuple):
             for edge, own, side in zip(edges, image.size, resized, strict=True)
         ]
         filter_ = _FILTERS.get(self.interpolation, Image.Resampling.BICUBIC)
-        box = (corners[0], corners[1], min(corners[2], image.width), min(corners[3], image.height))
-        return image.resize((self.size, self.size), filter_, box=box)
+        # Pillow 13 orders its two passes by the shape of what it is given, and between them rounds: of a square, as of
+        # most whole pictures, rows come first. So it is given no more than the filter reaches.
+        reach = math.ceil(_SUPPORT * max(1.0, min(image.size) / short)) + 1
+        left, top = (max(0, math.floor(corner) - reach) for corner in corners[:2])
+        right, bottom = (min(s, math.ceil(corner) + reach) for s, corner in zip(image.size, corners[2:], strict=True))
+        ends = min(corners[2], image.width), min(corners[3], image.height)
+        box = (corners[0] - left, corners[1] - top, ends[0] - left, ends[1] - top)
+        return image.crop((left, top, right, bottom)).resize((self.size, self.size), filter_, box=box)
 
 
 def resize_short_side(image: Image.Image, side: int) -> Image.Image:
