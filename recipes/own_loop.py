@@ -3,7 +3,7 @@
     python recipes/own_loop.py own.safetensors --data demo --steps 200
     fgssl retrieve own.safetensors --data demo
 
-Half a minute on one core. Everything that `fgssl pretrain` adds (a cache, resuming, derived settings, reports) is left
+Everything that `fgssl pretrain` adds (a cache, resuming, derived settings, reports) is left
 out, so that each line of the method (Chen et al. 2020; Shu et al., CVPR 2023, section 3) can be changed.
 """
 
