@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import markdown, report
+from scipy.stats import spearmanr
 
 PLAIN = ("--no-rationale", "--set", "backbone.whitening=false")
 FROZEN = ("--freeze", "backbone", "--epochs", "1")
+TRAINED = ("--freeze", "none")  # whitened, and the best of its weights by the judgement without labels kept
 # Name -> options of `fgssl pretrain`; None is the start itself. In the order of the table of causes.
 WAYS: dict[str, Sequence[str] | None] = {
     "start": None,
@@ -43,11 +45,18 @@ WAYS: dict[str, Sequence[str] | None] = {
     "whitened start, last stage": (*FROZEN, "--no-rationale", "--set", "backbone.stages=1"),
     "whitened start": (*FROZEN, "--no-rationale"),
     "whitened start, rationale": (*FROZEN,),
-    "whitened, without rationale": ("--no-rationale",),
+    "trained": (*TRAINED, "--no-rationale"),
+    "trained, rationale": TRAINED,
+    "trained, a tenth of the rate": (*TRAINED, "--no-rationale", "--lr", "0.003"),
+    "trained, head first": (*TRAINED, "--no-rationale", "--set", "training.head_epochs=2"),
+    "trained, norms alone": (*TRAINED, "--no-rationale", "--set", "backbone.adapt=norm"),
+    "trained, anchored": (*TRAINED, "--no-rationale", "--set", "objective.anchor=1"),
+    "trained, byol": (*TRAINED, "--no-rationale", "--objective", "byol"),
+    "trained, simclr": (*TRAINED, "--no-rationale", "--objective", "simclr"),
+    "trained, stml": (*TRAINED, "--no-rationale", "--objective", "stml"),
+    "trained, nnclr": (*TRAINED, "--no-rationale", "--objective", "nnclr"),
+    "trained, dino": (*TRAINED, "--no-rationale", "--objective", "dino"),
     "default": (),
-    "stml": ("--objective", "stml"),
-    "nnclr": ("--objective", "nnclr"),
-    "dino": ("--objective", "dino"),
 }
 
 
@@ -71,12 +80,16 @@ def main() -> None:
         data = (
             divided(Path(folder), kept / "data" / name, arguments) if arguments.held_out or arguments.unseen else folder
         )
+        judged = []
         for way in ways:
             cells = [cell(arguments, way, seed, Path(data), kept / name) for seed in arguments.seeds]
             rows.append([name, way, *summary(cells)])
+            judged += cells
             print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
+        print(name, judgement(judged), sep="  ", file=sys.stderr, flush=True)
     arguments.output = kept / "table.json"
-    head = ("data", "way", "gap: rank-1", "mAP", "default pooling: rank-1", "mAP", "probe", "saved", "minutes")
+    head = ("data", "way", "last step, gap: rank-1", "mAP", "kept, gap: rank-1", "mAP", "kept, default pooling: rank-1")
+    head = (*head, "mAP", "probe", "kept", "minutes")
     report(arguments, {"rows": rows}, markdown(head, rows))
 
 
@@ -118,31 +131,51 @@ def cell(arguments: argparse.Namespace, way: str, seed: int, data: Path, folder:
         fgssl("pretrain", *(again or (*given, *fixed)))
     minutes = (time.monotonic() - begun) / 60
     subject = (arguments.weights, *own, "--data", str(data)) if options is None else (str(run),)
-    found: dict[str, Any] = {"minutes": minutes, **scores(subject, unseen=arguments.unseen)}
+    found: dict[str, Any] = {"minutes": minutes, **scores(subject, arguments)}
     if options is not None:
         choice = json.loads((run / "summary.json").read_text())["choice"]
         found["saved"] = "trained" if choice is None else choice["weights"]
-        found["agreement"] = None if choice is None else choice["agreement"]
+        agreement = {} if choice is None else choice["agreement"]
+        files = {one: (str(run / "candidates" / f"{one}.safetensors"), "--data", str(data)) for one in agreement}
+        found["candidates"] = {
+            one: {"agreement": value, **scores(files[one], arguments, gap_alone=True)}
+            for one, value in agreement.items()
+        }
     folder.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(found, indent=2))
     return found
 
 
-def scores(subject: Sequence[str], *, unseen: bool) -> dict[str, Any]:
+def scores(subject: Sequence[str], arguments: argparse.Namespace, *, gap_alone: bool = False) -> dict[str, float]:
     """Rank-1 and mAP in gap and in the default pooling (of the start the better of gap and zoom), probe in gap."""
-    gallery = () if unseen else ("--gallery-split", "train")
-    own = ("gap", "zoom") if "--backbone" in subject else ("gap", None)
-    found = []
-    for pool in own:
-        chosen = () if pool is None else ("--pool", pool)
-        found.append(json.loads(fgssl("retrieve", *subject, *gallery, *chosen, "--json", "--quiet")))
-    gap, other = found
-    best = max(found, key=lambda one: float(one["rank1"])) if None not in own else other
-    result = {"rank1": gap["rank1"], "mAP": gap["mAP"], "default_rank1": best["rank1"], "default_mAP": best["mAP"]}
-    if not unseen:
+    gallery = () if arguments.unseen else ("--gallery-split", "train")
+
+    def retrieved(*pool: str) -> dict[str, float]:
+        return dict(json.loads(fgssl("retrieve", *subject, *gallery, *pool, "--json", "--quiet")))
+
+    gap = retrieved("--pool", "gap")
+    result = {"rank1": gap["rank1"], "mAP": gap["mAP"]}
+    if gap_alone:
+        return result
+    own = retrieved("--pool", "zoom") if "--backbone" in subject else retrieved()
+    best = max((own, gap), key=lambda one: one["rank1"]) if "--backbone" in subject else own
+    result |= {"default_rank1": best["rank1"], "default_mAP": best["mAP"]}
+    if not arguments.unseen:
         probe = json.loads(fgssl("probe", *subject, "--pool", "gap", "--json", "--quiet"))
         result["probe"] = probe["top1"]
     return result
+
+
+def judgement(cells: Sequence[dict[str, Any]]) -> str:
+    """How well the judgement without labels ranks all candidates of these cells, the start once, by rank-1."""
+    kept = [(name, one) for found in cells for name, one in found.get("candidates", {}).items()]
+    distinct = {(name, one["rank1"], one["mAP"]): one for name, one in kept}.values()
+    if len(distinct) < 3:
+        return ""
+    told, true = ([one[key] for one in distinct] for key in ("agreement", "rank1"))
+    lost = max(true) - true[told.index(max(told))]
+    spearman = spearmanr(told, true).statistic
+    return f"{len(distinct)} weights: Spearman {spearman:.2f}, {lost:.1f} rank-1 lost by choosing so"
 
 
 def fgssl(*arguments: str) -> str:
@@ -153,7 +186,11 @@ def fgssl(*arguments: str) -> str:
 
 def summary(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Mean over the seeds, with the least and the largest where there are several."""
-    for key in ("rank1", "mAP", "default_rank1", "default_mAP", "probe"):
+    last = [found.get("candidates", {}).get("trained", found) for found in cells]
+    cells = [
+        {**found, "last_rank1": one["rank1"], "last_mAP": one["mAP"]} for found, one in zip(cells, last, strict=True)
+    ]
+    for key in ("last_rank1", "last_mAP", "rank1", "mAP", "default_rank1", "default_mAP", "probe"):
         values = [float(found[key]) for found in cells if key in found]
         spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
         yield f"{statistics.mean(values):.1f}{spread}" if values else "-"
