@@ -146,7 +146,7 @@ def _map_rows(encoder: Encoder, maps: dict[str, MapOf], slice_: Slice, judged: J
     found: dict[str, list[Tensor]] = {name: [] for name in maps}
     view = encoder.view()
     pixels = open_pixels(slice_.queries, view, cache="auto", workers=0)
-    for batch in image_batches(pixels, BATCH, rows=range(min(judged.masks, len(slice_.queries)))):
+    for batch in image_batches(pixels, BATCH, rows=[range(min(judged.masks, len(slice_.queries)))]):
         images = batch.images.to(encoder.device)
         feature_map = encoder.backbone(encoder.normalize(images))
         known = {row: mask for row, place in enumerate(batch.index) if (mask := slice_.masks(int(place))) is not None}
