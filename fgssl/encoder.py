@@ -200,6 +200,8 @@ class Encoder(nn.Module):
 
         `windows` (N, 3) tell zoom:random and zoom:mask where: row and column of the middle, and side, in (0, 1).
         """
+        if unknown := [pool for pool in pools if pool not in POOLS]:
+            raise ValueError(f"pool cannot be {unknown[0]!r}: choose from {', '.join(POOLS)}")
         look = next((pool for pool in pools if pool in LOOKS), None)
         if look is not None:
             if len(set(pools)) > 1:

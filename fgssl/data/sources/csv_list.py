@@ -33,7 +33,7 @@ def csv_images(data: DataConfig, path: str) -> FileImages:
     place = _column(header, data.image_column, _PATHS, source)
     if place is None:
         problem = f"{source} has no column of paths (its columns: {', '.join(map(shown, header))})"
-        raise FgsslError(problem, f"call it {_PATHS[0]}, or name it with --set data.image_column=NAME")
+        raise FgsslError(problem, f"call it {_PATHS[0]} (fgssl pretrain takes another by --set data.image_column=NAME)")
     names = [row[place] if place < len(row) else "" for row in rows]
     if "" in names:
         raise FgsslError(f"{source} has no path in row {names.index('') + 2}", _EXAMPLE)
