@@ -231,9 +231,9 @@ class Encoder(nn.Module):
     def zoomed(
         self, images: Tensor, maps: Sequence[Tensor], look: Pool = "zoom", windows: Tensor | None = None
     ) -> Tensor:
-        """(N, 3, Z, Z) uint8 -> gap of the whole, whose maps are given, and of its window, with its rationale at half.
+        """(N, 3, Z, Z) uint8 -> gap of the whole, whose maps are given, and of its window: (N, 2D or 3D) l2-normalised.
 
-        (N, 2D or 3D) l2-normalised; `windows` as in `embeddings`.
+        With its rationale at half weight where `zoom_has_rationale`; `windows` as in `embeddings`.
         """
         parts = [self._finished(pool_stages(maps))]
         if self.zoom_has_rationale:

@@ -8,8 +8,9 @@ or in Python, with this file on the path:
     features = Embedder(".")([Image.open("a.jpg")])  # (1, D), of length 1: products are cosine similarities
 
 It is what `fgssl embed` gives. With `pool="gap"` that is the mean of the last feature map beside mean and deviation of
-maps of earlier stages, whitened where the encoder is. With `pool="zoom"` there are also the places of the maps weighted
-by the encoder's rationale, where it has one, and the same again of a window that is cut out of a larger picture.
+maps of earlier stages, whitened where the encoder is. With `pool="zoom"` there is the same again of a
+window that is cut out of a larger picture and, where the encoder's rationale says where that is, of the places of the
+maps weighted by it.
 """
 
 from __future__ import annotations
