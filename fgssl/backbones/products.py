@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from fgssl.runtime.machine import has_amx
+
 ANY = 2**62
 LEAST_WEIGHTS = 2**18  # of smaller convolutions neither gains much, and the way through Python costs more
 
@@ -60,13 +62,8 @@ class Geometry(NamedTuple):
 @functools.cache
 def limits(dtype: torch.dtype) -> Limits:
     """Of this processor in a precision; none where nothing was measured."""
-    known = {torch.float32: FLOAT32, torch.bfloat16: AMX if _has_tiles() else BF16}
+    known = {torch.float32: FLOAT32, torch.bfloat16: AMX if has_amx() else BF16}
     return known.get(dtype, NONE) if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else NONE
-
-
-def _has_tiles() -> bool:
-    check = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(check is not None and check())
 
 
 def choose_routes(geometry: Geometry, places: int, found: Limits) -> Routes:

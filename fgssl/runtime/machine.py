@@ -203,7 +203,11 @@ def resolve_device(name: str | None) -> torch.device:
 
 
 def resolve_precision(asked: str, device: torch.device) -> tuple[str, str]:
-    """The autocast precision ("no", "bf16" or "fp16") and why: bf16 where the hardware multiplies it natively."""
+    """The autocast precision ("no", "bf16" or "fp16") and why: bf16 where the hardware is faster in it.
+
+    A CPU is so with AMX. AVX-512's bf16 instructions alone are no faster than float32's: on a Xeon of 2023 a product of
+    1,024 x 1,024 has 75 GFLOP/s against 131, and a step of five CNNs 0.6 to 1.04 times the speed.
+    """
     if asked == "fp16" and device.type != "cuda":
         raise FgsslError(f"--mixed-precision fp16 has no gradient scaler on {device.type}", "use bf16, auto or no")
     if asked != "auto":
@@ -211,7 +215,11 @@ def resolve_precision(asked: str, device: torch.device) -> tuple[str, str]:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16", "native on this GPU") if native else ("no", "this GPU has no native bf16")
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported") if device.type == "cpu" else ()
-    if any(getattr(torch.cpu, name, lambda: False)() for name in checks):
-        return "bf16", "native on this CPU"
-    return "no", f"no native bf16 on this {device.type}"
+    if device.type == "cpu" and has_amx():
+        return "bf16", "this CPU has AMX"
+    return "no", "this CPU has no AMX" if device.type == "cpu" else f"no native bf16 on this {device.type}"
+
+
+def has_amx() -> bool:
+    """Whether this CPU multiplies bf16 in tiles (AMX)."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())

@@ -93,7 +93,7 @@ def main() -> None:
     arguments = harness.begin(parser)
     keep_freed_memory()
     if arguments.no_tiles:
-        products._has_tiles = lambda: False
+        products.has_amx = lambda: False
     used: dict[str, Limits] = {name: products.limits(dtype) for name, dtype in PRECISIONS.items()}
     rows: list[dict[str, object]] = []
     for precision, dtype in PRECISIONS.items():

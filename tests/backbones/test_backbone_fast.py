@@ -75,7 +75,7 @@ def test_bf16_and_compile_are_for_backbones_known_good(good: bool) -> None:
         mock.patch("fgssl.backbones.module.COMPILE_MODULES", frozenset(["mobilenetv3"] if good else [])),
     ):
         found, _ = dry_run()
-        reason = "native on this CPU" if good else f"{name} is not known to be good in bf16"
+        reason = "this CPU has AMX" if good else f"{name} is not known to be good in bf16"
         assert found == {"value": "bf16" if good else "no", "origin": f"derived: {reason}"}
         found, warnings = dry_run("--mixed-precision", "bf16", "--compile")
         assert found["value"] == "bf16"

@@ -177,7 +177,7 @@ def test_routes_depend_on_shape_precision_and_processor_alone(monkeypatch: pytes
     assert choose_routes(one, 65, Limits(9, 49, 64)) == (False, False, False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     for tiles, wanted in ((True, products.AMX), (False, products.BF16)):
-        monkeypatch.setattr(products, "_has_tiles", lambda tiles=tiles: tiles)
+        monkeypatch.setattr(products, "has_amx", lambda tiles=tiles: tiles)
         assert products.limits.__wrapped__(torch.bfloat16) == wanted
         assert products.limits.__wrapped__(torch.float32) == products.FLOAT32
         assert products.limits.__wrapped__(torch.float64) == products.NONE

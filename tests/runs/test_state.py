@@ -492,8 +492,8 @@ def test_precision_follows_the_hardware(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     for native in (True, False):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_a, native=native, **_k: native)
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-            monkeypatch.setattr(torch.cpu, name, lambda native=native: native, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)  # not enough alone
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda native=native: native, raising=False)
         assert resolve_precision("auto", cuda)[0] == resolve_precision("auto", cpu)[0] == ("bf16" if native else "no")
     assert resolve_precision("auto", torch.device("mps"))[0] == "no"
     for asked in ("no", "bf16"):
