@@ -50,6 +50,7 @@ WAYS: dict[str, Sequence[str] | None] = {
     "trained, a tenth of the rate": (*TRAINED, "--no-rationale", "--lr", "0.003"),
     "trained, head first": (*TRAINED, "--no-rationale", "--set", "training.head_epochs=2"),
     "trained, norms alone": (*TRAINED, "--no-rationale", "--set", "backbone.adapt=norm"),
+    "trained, low-rank adapters": (*TRAINED, "--no-rationale", "--set", "backbone.adapt=lora"),
     "trained, anchored": (*TRAINED, "--no-rationale", "--set", "objective.anchor=1"),
     "trained, byol": (*TRAINED, "--no-rationale", "--objective", "byol"),
     "trained, simclr": (*TRAINED, "--no-rationale", "--objective", "simclr"),
