@@ -12,7 +12,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fgssl.backbones import Backbone
+from fgssl.backbones import Backbone, bring_finer, finer_maps
 from fgssl.config.schema import PretrainConfig, ViewsConfig
 from fgssl.errors import FgsslError
 from fgssl.objectives import OBJECTIVES
@@ -116,8 +116,11 @@ class Encoder(nn.Module):
         return self.rationale is not None and self.colocalizer is None
 
     def attention(self, feature_map: Tensor) -> Tensor:
-        """The rationale's map: (N, C, H, W) -> (N, H, W), summing to 1; FgsslError where there is none."""
-        return attention_map(self._branch(), feature_map)
+        """The rationale's map: (N, C, H, W) -> (N, H, W), summing to 1; FgsslError where there is none.
+
+        Of the finest map's size where the backbone has finer ones come along (`rationale.stages`).
+        """
+        return attention_map(self._branch(), feature_map, finer_maps(feature_map))
 
     def _branch(self) -> RationaleHead:
         if self.rationale is None:
@@ -169,7 +172,7 @@ class Encoder(nn.Module):
         if self.rationale is None:
             return feature_map.mean((2, 3))
         with torch.no_grad(), evaluated(self.rationale):
-            attention = self.attention(feature_map.detach())
+            attention = self.attention(feature_map)
         return pool_places(feature_map, attention, pool=self.rationale.config.pool).to(feature_map.dtype)
 
     def projected(self, feature_map: Tensor, predictor: nn.Module | None = None) -> Tensor:
@@ -326,7 +329,8 @@ class Encoder(nn.Module):
             positive = self.projected(self.backbone(self.normalize(images.flip(-1))))
             feature_map = self.backbone(self.normalize(images))
         with torch.enable_grad():
-            feature_map = feature_map.detach().requires_grad_()  # only the heads are differentiated
+            # only the heads are differentiated
+            feature_map = bring_finer(feature_map.detach().requires_grad_(), finer_maps(feature_map))
             anchor = self.projected(feature_map, self.predictor)
             loss = OBJECTIVES[objective.name].picture_loss(anchor, positive, self.keys, objective)
             cam = gradcam(loss, feature_map, sign=self.config.rationale.sign)

@@ -8,6 +8,7 @@ The embedding is pooled from this map, not by timm's own head: in ViT, DeiT, Swi
 
 from __future__ import annotations
 
+from fgssl.backbones.beside import bring_finer, finer_maps, packed
 from fgssl.backbones.build import build_backbone, open_weights, rebuild_backbone, survey_backbone
 from fgssl.backbones.initial import InitialWeights, load_initial_weights, origin_of, unknown_origin, weights_file
 from fgssl.backbones.module import (
@@ -32,7 +33,9 @@ __all__ = [
     "adapt_lora",
     "adapt_norms",
     "batch_that_fits",
+    "bring_finer",
     "build_backbone",
+    "finer_maps",
     "freeze_backbone",
     "layer_groups",
     "list_backbones",
@@ -40,6 +43,7 @@ __all__ = [
     "merge_lora",
     "open_weights",
     "origin_of",
+    "packed",
     "rebuild_backbone",
     "rest_batch_norm",
     "save_timm",

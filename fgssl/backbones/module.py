@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import timm
@@ -14,6 +15,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fgssl.backbones.beside import Shape, bring_finer, unpacked
 from fgssl.backbones.class_attention import class_attention, last_attention
 from fgssl.backbones.lora import LoRA
 from fgssl.backbones.plan import BackbonePlan, read_map, read_map_and_token
@@ -72,6 +74,7 @@ class Backbone(nn.Module):
         self.frozen = False  # whether all of it keeps its weights
         self.lora: LoRA | None = None  # what is learned beside the weights, until it is added to them
         self.resting: frozenset[str] = frozenset()  # BatchNorm and dropout modules that work as in evaluation
+        self.beside = Stages()  # whose maps the last one brings along
         data = data or timm.data.resolve_model_data_config(model)
         self.mean: tuple[float, ...] = tuple(data["mean"])
         self.std: tuple[float, ...] = tuple(data["std"])
@@ -90,6 +93,8 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S), normalised with ``mean`` and ``std`` -> (N, C, H, W), contiguous in either memory format."""
+        if self.beside.places:
+            return self.forward_stages(images, 1)[0]
         prepared = self._prepare(images)
         return self._finished(self._read(lambda model: read_map(model, prepared, self.plan.route)))
 
@@ -117,9 +122,33 @@ class Backbone(nn.Module):
     def forward_stages(self, images: Tensor, count: int) -> list[Tensor]:
         """The last feature map and those of the stages before it, `count` in all, each (N, C, h, w), in one pass."""
         stages = self.earlier.first(count - 1) if count > 1 else Stages()
+        read = self.all_earlier.at((*stages.places, *self.beside.places)) if self.beside.places else stages
         prepared = self._prepare(images)
-        maps = self._read(lambda model: read_stages(model, prepared, self.plan.route, stages))
-        return [self._finished(found) for found in maps]
+        found = self._read(lambda model: read_stages(model, prepared, self.plan.route, read))
+        maps = [self._finished(each) for each in found]
+        at = dict(zip(read.places, maps[1:], strict=True))
+        bring_finer(maps[0], [at[place] for place in self.beside.places])
+        return [maps[0], *(at[place] for place in stages.places)]
+
+    def bring_along(self, count: int) -> None:
+        """Let every last map bring those of so many earlier stages, each finer than the one before; FgsslError."""
+        finer = self.all_earlier.finer(self.map_size) if count else Stages()
+        if count > len(finer.places):
+            problem = f"{self.name} has {len(finer.places)} earlier stages with finer maps to hand out, not {count}"
+            raise FgsslError(problem, f"use rationale.stages {1 + len(finer.places)} or less, or another --backbone")
+        self.beside = finer.first(count)
+
+    @property
+    def map_shapes(self) -> list[Shape]:
+        """(C, H, W) of the last map, and of those it brings along."""
+        beside = zip(self.beside.channels, self.beside.sizes, strict=True)
+        return [(self.channels, *self.map_size), *((channels, *size) for channels, size in beside)]
+
+    @property
+    def kept_shape(self) -> Shape:
+        """Of the maps of two views of an image: (2, C, H, W), or (2, F) `packed`."""
+        first, *finer = self.map_shapes
+        return (2, sum(math.prod(shape) for shape in (first, *finer))) if finer else (2, *first)
 
     def pooled_width(self, stages: int) -> int:
         """Numbers of an embedding of the last so many stages."""
@@ -130,8 +159,13 @@ class Backbone(nn.Module):
         """How many there are to pool, the last map among them."""
         return 1 + len(self.earlier.places)
 
-    @functools.cached_property
+    @property
     def earlier(self) -> Stages:
+        """The stages before the last map that are pooled beside it, where that is asked for."""
+        return self.all_earlier.narrow(self.channels)
+
+    @functools.cached_property
+    def all_earlier(self) -> Stages:
         """The stages before the last map that can be read beside it; found by a trial of one image."""
         parameter, training = next(self.model.parameters()), self.training
         picture = torch.linspace(-1, 1, 3 * self.image_size**2).view(1, 3, self.image_size, -1).to(parameter)
@@ -195,15 +229,19 @@ def safe_in_channels_last(model: nn.Module) -> bool:
 
 
 class GivenMap(nn.Module):
-    """A backbone whose input is already the feature map (N, C, H, W), which takes a gradient; without parameters."""
+    """A backbone whose input is already the feature map (N, C, H, W), which takes a gradient; without parameters.
 
-    def __init__(self, channels: int) -> None:
+    With `shapes` (C, H, W), of it and of the finer maps that it brings along, the input is `packed` of them all.
+    """
+
+    def __init__(self, channels: int, shapes: Sequence[Shape] = ()) -> None:
         super().__init__()
-        self.channels = channels
+        self.channels, self.shapes = channels, tuple(shapes)
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """The map, asking for a gradient where gradients are on."""
-        return feature_map.detach().requires_grad_(torch.is_grad_enabled())
+        last, *finer = unpacked(feature_map, self.shapes) if len(self.shapes) > 1 else (feature_map,)
+        return bring_finer(last.detach().requires_grad_(torch.is_grad_enabled()), finer)
 
 
 def layer_groups(model: nn.Module) -> list[list[str]]:

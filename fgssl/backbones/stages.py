@@ -5,6 +5,7 @@ CNNs and hierarchical transformers count their stages themselves; of a row of eq
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,10 +23,35 @@ class Stages(NamedTuple):
     places: tuple[int, ...] = ()
     channels: tuple[int, ...] = ()
     last: int = 0  # place of the last map, where it is read there
+    sizes: tuple[tuple[int, int], ...] = ()  # height and width of each
 
     def first(self, count: int) -> Stages:
         """The nearest so many."""
-        return Stages(self.places[:count], self.channels[:count], self.last)
+        return self._of(range(len(self.places))[:count])
+
+    def narrow(self, channels: int) -> Stages:
+        """The nearest so many that an embedding has at most `WIDEST` numbers."""
+        count = len(self.places)
+        while self.first(count).width(channels) > WIDEST and count:
+            count -= 1
+        return self.first(count)
+
+    def finer(self, size: tuple[int, int]) -> Stages:
+        """The nearest of each size that is above that of the last map, and of those before."""
+        chosen = list[int]()
+        for place, own in enumerate(self.sizes):
+            if own[0] > size[0] and own[1] > size[1]:
+                chosen.append(place)
+                size = own
+        return self._of(chosen)
+
+    def at(self, places: Sequence[int]) -> Stages:
+        """Those at these places."""
+        return self._of([number for number, place in enumerate(self.places) if place in places])
+
+    def _of(self, chosen: Sequence[int]) -> Stages:
+        places, channels, sizes = (tuple(of[i] for i in chosen) for of in (self.places, self.channels, self.sizes))
+        return Stages(places, channels, self.last, sizes)
 
     def width(self, channels: int) -> int:
         """Numbers of an embedding: the last map's channels, and mean and deviation of each of these."""
@@ -34,10 +60,7 @@ class Stages(NamedTuple):
 
 @torch.no_grad()
 def earlier_stages(model: nn.Module, images: Tensor, route: MapRoute) -> Stages:
-    """Those that a model in eval mode hands out: at most `MOST`, and none where it has no such way.
-
-    With the mean over the last map, and mean and deviation over each of them, there are at most `WIDEST` numbers.
-    """
+    """Those that a model in eval mode hands out: at most `MOST`, and none where it has no such way."""
     if not hasattr(model, "forward_intermediates"):
         return Stages()
     try:
@@ -48,9 +71,9 @@ def earlier_stages(model: nn.Module, images: Tensor, route: MapRoute) -> Stages:
         # what forward_features returns may be the last of them (resnet) or come after it (efficientnet)
         after = 0 if maps[-1].shape == last.shape else step
         places = [place for place in range(len(maps) - 1 - step + after, -1, -step) if maps[place].ndim == 4]
-        stages = Stages(tuple(places), tuple(maps[place].shape[1] for place in places), len(maps) - 1).first(MOST)
-        while stages.width(last.shape[1]) > WIDEST and stages.places:
-            stages = stages.first(len(stages.places) - 1)
+        channels = tuple(maps[place].shape[1] for place in places)
+        sizes = tuple((maps[place].shape[2], maps[place].shape[3]) for place in places)
+        stages = Stages(tuple(places), channels, len(maps) - 1, sizes).first(MOST)
         same = torch.allclose(read_stages(model, images, route, stages)[0], last, atol=1e-4 * float(last.abs().max()))
     except Exception:  # timm's models raise all kinds where they have no such way
         return Stages()

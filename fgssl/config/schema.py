@@ -175,6 +175,7 @@ class RationaleConfig:
         None, "where zoom looks: by the branch, or by what all places share (default: on trained weights)"
     )
     pool: Literal["mean", "gem"] = knob("mean", "pooling of the weighted places (gem: generalised mean, exponent 3)")
+    stages: int = knob(1, "stages the branch sees, of finer and finer maps: 1 is the last alone", Range(1, 3))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fgssl import rationale
+from fgssl.backbones import finer_maps
 from fgssl.config.schema import RationaleConfig
 from fgssl.encoder import Encoder
 from fgssl.rationale import RationaleHead, attention_map
@@ -41,7 +42,7 @@ class BranchMap:
         self.head = head
 
     def __call__(self, feature_map: Tensor, images: Tensor) -> Tensor:
-        return attention_map(self.head, feature_map)
+        return attention_map(self.head, feature_map, finer_maps(feature_map)[: self.head.config.stages - 1])
 
 
 def random_branch(channels: int, example: Tensor, seed: int) -> RationaleHead:

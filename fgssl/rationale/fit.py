@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fgssl.config.schema import RationaleConfig
 from fgssl.rationale.branch import EPSILON, RationaleHead, normalize_map
@@ -20,10 +22,18 @@ class RationaleOutput(NamedTuple):
     target_entropy: Tensor  # entropy of the target relative to uniform: 1 means that it says nothing
 
 
-def fit_rationale(head: RationaleHead, loss: Tensor, feature_map: Tensor) -> RationaleOutput:
-    """GradCAM of `loss` on `feature_map` (N, C, H, W), fitted by the branch; the one call of a training step."""
+def fit_rationale(
+    head: RationaleHead, loss: Tensor, feature_map: Tensor, finer: Sequence[Tensor] = ()
+) -> RationaleOutput:
+    """GradCAM of `loss` on `feature_map` (N, C, H, W), fitted by the branch; the one call of a training step.
+
+    A branch that sees `finer` maps beside it is fitted to the GradCAM enlarged to the finest.
+    """
     cam = gradcam(loss, feature_map, sign=head.config.sign)
-    prediction = head(feature_map.detach() if head.config.stop_gradient else feature_map)
+    seen = [each.detach() if head.config.stop_gradient else each for each in (feature_map, *finer)]
+    prediction = head(seen[0], seen[1:])
+    if finer:
+        cam = functional.interpolate(cam[:, None], prediction.shape[1:], mode="bilinear")[:, 0]
     return rationale_loss(cam, prediction, head.config)
 
 

@@ -15,9 +15,12 @@ GEM_EXPONENT = 3.0  # of the generalised mean, as in Radenovic et al. 2018
 def pool_places(feature_map: Tensor, attention: Tensor | None = None, *, pool: str = "mean") -> Tensor:
     """The places of the feature map (N, C, H, W), weighted by (N, H, W), as one feature (N, C) float32 of any length.
 
+    Weights of a finer or coarser map's places are spread over these.
     `pool` is "mean", or generalised mean ("gem"), which takes negative features as 0: for maps that end in a ReLU.
     """
     features = feature_map.float()
+    if attention is not None and attention.shape[1:] != feature_map.shape[2:]:
+        attention = _spread(attention, feature_map)
     if pool == "mean":
         return features.mean((2, 3)) if attention is None else torch.einsum("nchw,nhw->nc", features, attention)
     flat = features.flatten(2)
@@ -42,6 +45,8 @@ def pool_stages(maps: Sequence[Tensor], attention: Tensor | None = None, *, pool
 
 
 def _spread(attention: Tensor, feature_map: Tensor) -> Tensor:
-    """(N, H, W) weights of a coarse map's places, over the places of a finer one, summing to 1 again."""
-    finer = functional.interpolate(attention[:, None].float(), feature_map.shape[2:], mode="bilinear")[:, 0]
-    return finer / finer.sum((1, 2), keepdim=True).clamp(min=EPSILON)
+    """(N, H, W) weights of the places of a map of another size, over the places of this one, summing to 1 again."""
+    coarser = attention.shape[1] > feature_map.shape[2]
+    mode = "area" if coarser else "bilinear"  # what a place covers together, or between their middles
+    spread = functional.interpolate(attention[:, None].float(), feature_map.shape[2:], mode=mode)[:, 0]
+    return spread / spread.sum((1, 2), keepdim=True).clamp(min=EPSILON)

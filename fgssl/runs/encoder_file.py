@@ -88,7 +88,9 @@ def load_encoder(checkpoint: str, *, backbone: str | None = None, image_size: in
             made, told = OBJECTIVES[config.objective.name], config.objective
             head, channels, keys = config.rationale, rebuilt.channels, encoder.keys
             if head.enabled:
-                encoder.rationale = _filled(lambda: RationaleHead(channels, head), _part(tensors, "rationale"))
+                rebuilt.bring_along(head.stages - 1)
+                seen = sum(shape[0] for shape in rebuilt.map_shapes)
+                encoder.rationale = _filled(lambda: RationaleHead(seen, head), _part(tensors, "rationale"))
             if projector := _part(tensors, "projector"):  # a run that kept its start has none that belongs to it
                 encoder.projector = _filled(lambda: made.build_projector(channels, told), projector)
                 encoder.predictor = _filled(lambda: made.build_predictor(told), _part(tensors, "predictor"))
@@ -130,7 +132,8 @@ def _weights(checkpoint: str, backbone: str | None, image_size: int | None) -> B
 
 def identity(encoder: Encoder) -> str:
     """Hex identity of what an embedding depends on: weights, architecture, preprocessing; not of where they lie."""
-    config = None if encoder.rationale is None else repr(encoder.rationale.config)
+    # without what a file of before it was a setting does not tell
+    config = None if encoder.rationale is None else repr(encoder.rationale.config).replace(", stages=1", "")
     if encoder.window_weight is not None:
         config = f"{config} {encoder.window_weight}"
     digest = hashlib.blake2b(json.dumps([encoder.backbone.description(), config]).encode(), digest_size=16)

@@ -177,9 +177,9 @@ def remedies(settings: TrainingConfig, pixels: PixelStore, *, workers: int, core
 
 
 def memory_needs(
-    config: PretrainConfig, *, channels: int, map_size: tuple[int, int], images: int, world: int = 1
+    config: PretrainConfig, *, channels: int, map_size: tuple[int, ...], images: int, world: int = 1
 ) -> dict[str, float]:
-    """Bytes by the setting that decides them, of a config without gaps and a map (channels, *map_size).
+    """Bytes by the setting that decides them, of a config without gaps, a map's channels and a rationale's size (H, W).
 
     A lower bound: what exceeds the memory could not have trained; what passes may still not fit.
     """

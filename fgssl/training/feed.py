@@ -184,7 +184,9 @@ class StepFeed:
         told = json.dumps([identity(Encoder(plan.backbone)), views, run, numbers], sort_keys=True)
         name = hashlib.sha256(told.encode()).hexdigest()[:32]
         path = cache_folder() / "maps" / f"{cache_label(plan.train.source, plan.train.split)}-{name}.maps"
-        shape = (2, plan.backbone.channels, *plan.backbone.map_size)
+        shape = plan.backbone.kept_shape
+        if plan.backbone.beside.places:
+            run.append(list(shape))
         with self.setup.accelerator.local_main_process_first():
             try:
                 self.store = MapStore(path, images=images, slots=slots, shape=shape)

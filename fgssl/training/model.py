@@ -10,7 +10,7 @@ import timm.optim
 import torch
 from torch import Tensor, nn
 
-from fgssl.backbones import Backbone, GivenMap
+from fgssl.backbones import Backbone, GivenMap, finer_maps, packed
 from fgssl.config.schema import OptimizerConfig, PretrainConfig, filled
 from fgssl.encoder import Encoder
 from fgssl.errors import TrainingFault
@@ -45,8 +45,8 @@ class PretrainModel(nn.Module):
 
     @torch.no_grad()
     def feature_maps(self, views: Tensor) -> Tensor:
-        """(2, N, 3, S, S) uint8 views to the maps (2, N, C, H, W) float32 of a frozen backbone."""
-        return torch.stack([self.encoder.backbone(self.encoder.normalize(view)).float() for view in views])
+        """(2, N, 3, S, S) uint8 views to the maps (2, N, C, H, W) float32 of a frozen backbone, `packed`."""
+        return torch.stack([packed(self.encoder.backbone(self.encoder.normalize(view))) for view in views])
 
     def forward(self, views: Tensor, index: Tensor, fit_weight: float, local: Tensor | None = None) -> StepOutput:
         """One step: views (2, N, 3, S, S) uint8, of a frozen backbone their `feature_maps`; (N,) image positions.
@@ -59,7 +59,8 @@ class PretrainModel(nn.Module):
         total, zero = output.loss, output.loss.detach() * 0
         fit, entropy = zero, zero
         if self.encoder.rationale is not None:
-            fitted = fit_rationale(self.encoder.rationale, output.loss, output.feature_maps[0])
+            seen = output.feature_maps[0]
+            fitted = fit_rationale(self.encoder.rationale, output.loss, seen, finer_maps(seen))
             total = total + fit_weight * fitted.loss
             fit, entropy = fitted.loss.detach(), fitted.target_entropy
         if self.anchor is not None:  # not what GradCAM explains, which is what the objective asks for
@@ -73,9 +74,11 @@ class PretrainModel(nn.Module):
 def build_model(plan: Plan) -> PretrainModel:
     """Objective, rationale branch and encoder of a plan, on the CPU."""
     config = plan.config
-    backbone = GivenMap(plan.backbone.channels) if plan.backbone.frozen else plan.backbone
+    shapes = plan.backbone.map_shapes
+    backbone = GivenMap(plan.backbone.channels, shapes) if plan.backbone.frozen else plan.backbone
     objective = OBJECTIVES[config.objective.name](backbone, config.objective)
-    head = RationaleHead(plan.backbone.channels, config.rationale) if config.rationale.enabled else None
+    channels = sum(shape[0] for shape in shapes)  # of the last map and of finer ones
+    head = RationaleHead(channels, config.rationale) if config.rationale.enabled else None
     encoder = Encoder(plan.backbone, head, projector=objective.projector, predictor=objective.predictor, config=config)
     if head is not None and config.rationale.train_pool == "rationale":
         objective.pool = encoder.objective_pool

@@ -72,7 +72,7 @@ class Plan(NamedTuple):
 
     def facts(self) -> dict[str, Any]:
         """What the config does not say: sizes and steps; the feature cache is of a frozen backbone's maps."""
-        entry = entry_bytes((2, self.backbone.channels, *self.backbone.map_size))
+        entry = entry_bytes(self.backbone.kept_shape)
         cache = round(len(self.train) * self.config.backbone.cached_views * entry / 1e9, 3)
         return {
             "train_images": len(self.train),
@@ -149,7 +149,8 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True, 
             precision, reason = "no", f"{backbone.name} is not known to be good in bf16"
         draft.decide("training.mixed_precision", precision, reason)
     config = build(draft.values)
-    needs = memory_needs(config, channels=backbone.channels, map_size=backbone.map_size, images=len(train), world=world)
+    size = backbone.map_shapes[-1][1:]  # of the rationale
+    needs = memory_needs(config, channels=backbone.channels, map_size=size, images=len(train), world=world)
     check_memory(needs, draft.values, device)
     steps = (steps_per_epoch, total_steps)
     return Plan(config, draft.origins, train, test, backbone, device, *steps, initial, teacher, needs)
@@ -251,6 +252,8 @@ def start_backbone(draft: Draft, *, load_weights: bool) -> tuple[Backbone, Initi
         backbones.adapt_lora(backbone, draft["backbone.lora_rank"], seed=draft["training.seed"])
     if told("backbone.drop_path") != AS_BEGUN:
         draft.derive("backbone.drop_path", None, "none: for trained transformers alone")
+    if draft["rationale.enabled"]:
+        backbone.bring_along(draft["rationale.stages"] - 1)
     kept = "trained weights go on with the statistics they came with, as a small batch's ruin the features"
     reason = kept if started else "from scratch there are no statistics to keep"
     draft.derive("backbone.batch_norm", "rest" if started else "batch", reason)

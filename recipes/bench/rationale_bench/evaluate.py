@@ -17,7 +17,7 @@ from fgssl.encoder import Encoder, Pool
 from fgssl.evaluation.controls import seen_masks
 from fgssl.evaluation.embed import image_batches
 from fgssl.evaluation.map_scores import energy_inside, entropy_relative_to_uniform, pointing_hit
-from fgssl.evaluation.maps import BranchMap, MapOf, control_maps
+from fgssl.evaluation.maps import MapOf, control_maps
 from fgssl.evaluation.probing.classifiers import Sets, linear_probe
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 from fgssl.rationale import window_share
@@ -69,7 +69,7 @@ def judge_encoder(
             ways.append(Pooled(name, map_of, None, False, name == "centre prior"))
             ways.append(Pooled(f"concat {name} GeM", map_of, GEM, True, name == "centre prior"))
     if encoder.rationale is not None:
-        maps["rationale"] = BranchMap(encoder.rationale)
+        maps["rationale"] = lambda feature_map, images: encoder.attention(feature_map)
         for pooling, sets in {"rationale": (), **poolings}.items():
             config, main = pooling_config(encoder.rationale.config, sets), pooling == "rationale"
             ways.append(Pooled(pooling, maps["rationale"], config, False, main))
