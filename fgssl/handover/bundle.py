@@ -94,8 +94,8 @@ def reading(encoder: Encoder, folder: Path) -> dict[str, Any]:
     return {
         "pool": encoder.default_pool(), "size": backbone.image_size, "zoom_size": encoder.view_size("zoom"),
         "window_weight": encoder.look_weight, "branch": None if branch is None else asdict(branch.config),
-        "kind": route.kind, "final_norm": route.final_norm, "places": list(stages.places), "last": stages.last,
-        "data": told,
+        "kind": route.kind, "final_norm": route.final_norm, "places": list(stages.places),
+        "finer": list(backbone.beside.places), "last": backbone.all_earlier.last, "data": told,
     }  # fmt: skip
 
 

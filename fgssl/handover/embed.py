@@ -66,16 +66,16 @@ class Embedder(nn.Module):
         images = torch.stack([torch.from_numpy(np.array(self.view(picture))) for picture in upright])
         images = images.permute(0, 3, 1, 2).float()  # levels 0 to 255
         if self.pool == "gap":
-            return _finished(pooled(self.maps(images)), self.whitening)
+            return _finished(pooled(self.maps(images)[0]), self.whitening)
         size = self.reading["size"]
-        maps = self.maps(functional.interpolate(images, (size, size), mode="bilinear", antialias=True))
+        maps, finer = self.maps(functional.interpolate(images, (size, size), mode="bilinear", antialias=True))
         parts, attention = [_finished(pooled(maps), self.whitening)], None
         if self.branch and not self.objects:
-            attention = self.attention(maps[0])
+            attention = self.attention(maps[0], finer)
             weighted = pooled(maps, attention, gem=self.reading["branch"]["pool"] == "gem")
             parts.append(RATIONALE_WEIGHT * _finished(weighted, self.whitening))
         window = cut(images, self.centres(maps[0], attention), size)
-        seen = _finished(pooled(self.maps(window)), self.window_whitening or self.whitening)
+        seen = _finished(pooled(self.maps(window)[0]), self.window_whitening or self.whitening)
         return functional.normalize(torch.cat([*parts, self.reading["window_weight"] * seen], 1), dim=1)
 
     def view(self, picture: Image.Image) -> Image.Image:
@@ -103,27 +103,36 @@ class Embedder(nn.Module):
         box = (corners[0] - left, corners[1] - top, ends[0] - left, ends[1] - top)
         return picture.crop(around).resize((size, size), Image.Resampling[data["interpolation"].upper()], box=box)
 
-    def maps(self, levels: Tensor) -> list[Tensor]:
-        """(N, 3, S, S) -> the last feature map (N, C, h, w), then those of earlier stages, the nearest first."""
+    def maps(self, levels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """(N, 3, S, S) -> the maps to pool: the last (N, C, h, w), then those of earlier stages, the nearest first.
+
+        And the finer ones that the rationale sees beside the last.
+        """
         mean, std = (255 * torch.tensor(self.reading["data"][key]).view(3, 1, 1) for key in ("mean", "std"))
         images = ((levels - mean) / std).contiguous()
-        kind, places, last, norm = (self.reading[key] for key in ("kind", "places", "last", "final_norm"))
-        own = kind == "intermediates"
-        if not places and not own:
-            features = self.model.forward_features(images)
-            return [features.permute(0, 3, 1, 2) if kind == "nhwc" else features]
-        indices = [*reversed(places), *([last] if own else [])] if places else 1
+        kind, places, finer, last, norm = (
+            self.reading[key] for key in ("kind", "places", "finer", "last", "final_norm")
+        )
+        own, before = kind == "intermediates", sorted({*places, *finer}, reverse=True)
+        if not before and not own:
+            return [self._last(self.model.forward_features(images))], []
+        indices = [*reversed(before), *([last] if own else [])] if before else 1
         options = {"norm": own and norm, "output_fmt": "NCHW", "intermediates_only": own}
         found = self.model.forward_intermediates(images, indices=indices, **options)
-        if own:
-            return list(reversed(found))
-        features, before = found
-        return [features.permute(0, 3, 1, 2) if kind == "nhwc" else features, *reversed(before)]
+        features, earlier = (found[-1], found[:-1]) if own else (self._last(found[0]), found[1])
+        at = dict(zip(before, reversed(earlier)))  # noqa: B905
+        return [features, *(at[place] for place in places)], [at[place] for place in finer]
 
-    def attention(self, feature_map: Tensor) -> Tensor:
-        """The rationale's map: (N, C, h, w) -> (N, h, w), not negative, summing to 1."""
+    def _last(self, features: Tensor) -> Tensor:
+        return features.permute(0, 3, 1, 2) if self.reading["kind"] == "nhwc" else features
+
+    def attention(self, feature_map: Tensor, finer: Sequence[Tensor] = ()) -> Tensor:
+        """The rationale's map: (N, C, h, w) -> (N, h, w), not negative, summing to 1; of the finest map's size."""
         told, branch = self.reading["branch"], self.branch
-        found = functional.conv2d(feature_map, branch["project.weight"])
+        seen = [feature_map, *finer]
+        weights = branch["project.weight"].split([each.shape[1] for each in seen], 1)
+        parts = [functional.conv2d(each, own) for each, own in zip(seen, weights)]  # noqa: B905
+        found = sum(functional.interpolate(part, seen[-1].shape[2:], mode="bilinear") for part in parts)
         if told["branch_norm"] == "batch":
             mean, variance, scale, shift = (
                 branch[f"norm.{name}"] for name in ("running_mean", "running_var", "weight", "bias")
@@ -178,15 +187,22 @@ def cut(images: Tensor, centres: Tensor, size: int) -> Tensor:
 
 def pooled(maps: Sequence[Tensor], attention: Tensor | None = None, *, gem: bool = False) -> Tensor:
     """Mean of the last map, then mean and deviation of each earlier one, over the places as weighted: (N, D)."""
-    found = [_generalised_mean(maps[0], attention) if gem and attention is not None else _mean(maps[0], attention)]
+    own = None if attention is None else _spread(attention, maps[0])
+    found = [_generalised_mean(maps[0], own) if gem and own is not None else _mean(maps[0], own)]
     for earlier in maps[1:]:
-        weights = attention
-        if attention is not None:
-            finer = functional.interpolate(attention[:, None], earlier.shape[2:], mode="bilinear")[:, 0]
-            weights = finer / finer.sum((1, 2), keepdim=True).clamp(min=1e-12)
+        weights = None if attention is None else _spread(attention, earlier)
         mean = _mean(earlier, weights)
         found += [mean, _mean((earlier - mean[:, :, None, None]).square(), weights).clamp(min=0).sqrt()]
     return torch.cat(found, 1)
+
+
+def _spread(attention: Tensor, maps: Tensor) -> Tensor:
+    """Weights (N, H, W) over the places of maps (N, C, h, w) of another size, summing to 1 again."""
+    if attention.shape[1:] == maps.shape[2:]:
+        return attention
+    mode = "area" if attention.shape[1] > maps.shape[2] else "bilinear"
+    found = functional.interpolate(attention[:, None], maps.shape[2:], mode=mode)[:, 0]
+    return found / found.sum((1, 2), keepdim=True).clamp(min=1e-12)
 
 
 def _mean(maps: Tensor, weights: Tensor | None) -> Tensor:

@@ -180,6 +180,8 @@ def test_the_script_gives_fgssls_embedding_without_fgssl(tmp_path: Path) -> None
         {"fit": "regression", "pool": "gem"},
         {"prediction_temperature": 0.3, "axis": "row"},
         {"prediction_temperature": 0.3},
+        {"stages": 2},
+        {"stages": 3, "fit": "regression", "pool": "gem"},
         None,
     ],
 )
@@ -188,7 +190,10 @@ def test_the_script_reads_every_rationale(settings: dict[str, Any] | None, tmp_p
     encoder = load_encoder(str(finished_run()[0]))
     encoder.rationale = None
     if settings is not None:
-        encoder.rationale = RationaleHead(encoder.backbone.channels, RationaleConfig(**settings)).eval()
+        config = RationaleConfig(**settings)
+        encoder.backbone.bring_along(config.stages - 1)
+        seen = sum(shape[0] for shape in encoder.backbone.map_shapes)
+        encoder.rationale = RationaleHead(seen, config).eval()
     assert_script_agrees(scripted(encoder, tmp_path), encoder)
 
 
