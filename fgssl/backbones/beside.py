@@ -36,5 +36,5 @@ def packed(feature_map: Tensor) -> Tensor:
 
 def unpacked(row: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
     """The maps of shapes (C, H, W) in `packed` rows (N, F)."""
-    parts = row.split([math.prod(shape) for shape in shapes], 1)
+    parts = torch.split(row, [math.prod(shape) for shape in shapes], 1)
     return [part.reshape(len(row), *shape) for part, shape in zip(parts, shapes, strict=True)]

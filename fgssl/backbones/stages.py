@@ -50,8 +50,8 @@ class Stages(NamedTuple):
         return self._of([number for number, place in enumerate(self.places) if place in places])
 
     def _of(self, chosen: Sequence[int]) -> Stages:
-        places, channels, sizes = (tuple(of[i] for i in chosen) for of in (self.places, self.channels, self.sizes))
-        return Stages(places, channels, self.last, sizes)
+        places, channels = (tuple(of[number] for number in chosen) for of in (self.places, self.channels))
+        return Stages(places, channels, self.last, tuple(self.sizes[number] for number in chosen))
 
     def width(self, channels: int) -> int:
         """Numbers of an embedding: the last map's channels, and mean and deviation of each of these."""

@@ -130,9 +130,11 @@ class Embedder(nn.Module):
         """The rationale's map: (N, C, h, w) -> (N, h, w), not negative, summing to 1; of the finest map's size."""
         told, branch = self.reading["branch"], self.branch
         seen = [feature_map, *finer]
-        weights = branch["project.weight"].split([each.shape[1] for each in seen], 1)
+        weights = torch.split(branch["project.weight"], [each.shape[1] for each in seen], 1)
         parts = [functional.conv2d(each, own) for each, own in zip(seen, weights)]  # noqa: B905
-        found = sum(functional.interpolate(part, seen[-1].shape[2:], mode="bilinear") for part in parts)
+        found = torch.stack([functional.interpolate(part, seen[-1].shape[2:], mode="bilinear") for part in parts]).sum(
+            0
+        )
         if told["branch_norm"] == "batch":
             mean, variance, scale, shift = (
                 branch[f"norm.{name}"] for name in ("running_mean", "running_var", "weight", "bias")

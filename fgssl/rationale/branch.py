@@ -46,7 +46,7 @@ class RationaleHead(nn.Module):
 
     def _joint(self, maps: Sequence[Tensor]) -> Tensor:
         """The projection of the places of all maps side by side: (N, K, h, w) of the last of them."""
-        weights = self.project.weight.split([each.shape[1] for each in maps], 1)
+        weights = torch.split(self.project.weight, [each.shape[1] for each in maps], 1)
         parts = [functional.conv2d(each.float(), own) for each, own in zip(maps, weights, strict=True)]
         enlarged = [functional.interpolate(part, maps[-1].shape[2:], mode="bilinear") for part in parts[:-1]]
         return torch.stack([*enlarged, parts[-1]]).sum(0)
