@@ -115,12 +115,14 @@ class Encoder(nn.Module):
         """Where the branch places the window; beside a window fitted to trained weights it adds nothing."""
         return self.rationale is not None and self.colocalizer is None
 
-    def attention(self, feature_map: Tensor) -> Tensor:
+    def attention(self, feature_map: Tensor, branch: RationaleHead | None = None) -> Tensor:
         """The rationale's map: (N, C, H, W) -> (N, H, W), summing to 1; FgsslError where there is none.
 
-        Of the finest map's size where the backbone has finer ones come along (`rationale.stages`).
+        Of the finest map's size where the backbone has finer ones come along (`rationale.stages`). `branch` is another
+        than the encoder's own.
         """
-        return attention_map(self._branch(), feature_map, finer_maps(feature_map))
+        branch = branch or self._branch()
+        return attention_map(branch, feature_map, finer_maps(feature_map)[: branch.config.stages - 1])
 
     def _branch(self) -> RationaleHead:
         if self.rationale is None:

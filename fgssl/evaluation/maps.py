@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from fgssl import rationale
-from fgssl.backbones import finer_maps
 from fgssl.config.schema import RationaleConfig
 from fgssl.encoder import Encoder
-from fgssl.rationale import RationaleHead, attention_map
+from fgssl.rationale import RationaleHead
 
 MapOf = Callable[[Tensor, Tensor], Tensor]  # feature map (N, C, H, W) and images (N, 3, S, S) -> (N, H, W), sum 1
 
@@ -35,16 +34,6 @@ def feature_norm(feature_map: Tensor, images: Tensor) -> Tensor:
     return share(feature_map.float().norm(dim=1))
 
 
-class BranchMap:
-    """The test-time map of a branch."""
-
-    def __init__(self, head: RationaleHead) -> None:
-        self.head = head
-
-    def __call__(self, feature_map: Tensor, images: Tensor) -> Tensor:
-        return attention_map(self.head, feature_map, finer_maps(feature_map)[: self.head.config.stages - 1])
-
-
 def random_branch(channels: int, example: Tensor, seed: int) -> RationaleHead:
     """A branch that nobody fitted, its BatchNorm set to the statistics of an example feature map (N, C, H, W)."""
     with torch.random.fork_rng(devices=[]):
@@ -63,12 +52,12 @@ def control_maps(encoder: Encoder, images: Tensor, *, seed: int = 0) -> dict[str
     """
     with torch.no_grad():
         example = encoder.backbone(encoder.normalize(images))
-    unfitted = BranchMap(random_branch(encoder.backbone.channels, example, seed))
+    unfitted = random_branch(encoder.backbone.channels, example, seed)
     found: dict[str, MapOf] = {
         "uniform": uniform,
         "centre prior": centre_prior,
         "feature norm": feature_norm,
-        "random branch": unfitted,
+        "random branch": lambda feature_map, images: encoder.attention(feature_map, unfitted),
     }
     if encoder.backbone.has_class_attention:
         found["class token"] = lambda feature_map, images: encoder.class_attention(images)
@@ -79,7 +68,7 @@ def own_maps(encoder: Encoder) -> dict[str, MapOf]:
     """The fitted rationale, the map that finds the window on trained weights, and GradCAM of the loss, as there are."""
     found: dict[str, MapOf] = {}
     if encoder.rationale is not None:
-        found["rationale"] = BranchMap(encoder.rationale)
+        found["rationale"] = lambda feature_map, images: encoder.attention(feature_map)
     if (colocalizer := encoder.colocalizer) is not None:
         found["common direction"] = lambda feature_map, images: share(colocalizer(feature_map))
     if encoder.has_loss_gradcam:

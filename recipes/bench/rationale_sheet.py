@@ -30,7 +30,7 @@ from fgssl.errors import FgsslError
 from fgssl.evaluation.controls import seen_masks
 from fgssl.evaluation.explain import shown
 from fgssl.evaluation.map_scores import energy_inside
-from fgssl.evaluation.maps import BranchMap, MapOf
+from fgssl.evaluation.maps import MapOf
 from fgssl.runs.encoder_file import load_encoder
 
 SIDE = 160
@@ -41,7 +41,7 @@ def map_columns(encoder: Encoder, run: Path) -> dict[str, MapOf]:
     """The maps to draw, by the titles of their columns."""
     columns = loss_gradcams(encoder)
     if encoder.rationale is not None:
-        columns["rationale"] = BranchMap(encoder.rationale)
+        columns["rationale"] = lambda feature_map, images: encoder.attention(feature_map)
     if not columns:
         raise FgsslError(f"'{run}' has no rationale and no keys: there are no maps to draw", "give another run")
     return columns
