@@ -31,11 +31,14 @@ def main() -> None:
     made.add_argument("source", help="as in fgssl pretrain --data")
     made.add_argument("--output", "-o", type=Path, required=True, help="an empty or new folder")
     made.add_argument("--shift", choices=("object", "crop"), default="crop", help="what is laid down [crop]")
+    made.add_argument("--share", nargs=2, type=float, metavar=("MIN", "MAX"), default=(None, None),
+                      help="longer side of what is laid, of the picture's [object 0.3 0.5, crop 0.45 0.7]")  # fmt: skip
     made.add_argument("--masks", help="folder of the objects' masks, named as the pictures")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--splits", nargs="+", help="these alone [all]")
     given = made.parse_args()
-    data = DataConfig(source=given.source, masks=given.masks, shift=given.shift, shift_seed=given.seed)
+    share = dict(zip(("shift_min", "shift_max"), given.share, strict=True))
+    data = DataConfig(source=given.source, masks=given.masks, shift=given.shift, shift_seed=given.seed, **share)
     if given.output.exists() and any(given.output.iterdir()):
         raise FgsslError(f"'{given.output}' is not empty", "give another --output")
     check_folder(given.output)

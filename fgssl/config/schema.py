@@ -31,6 +31,7 @@ class Range(NamedTuple):
 
 
 SHARE = Range(0, 1)
+LAID = Range(0.05, 1)
 POSITIVE = Range(above=0)
 NOT_NEGATIVE = Range(0)
 WIDTH = Range(1, 16_384)
@@ -65,6 +66,10 @@ class DataConfig:
     shift: Literal["object", "crop"] | None = knob(
         None, "lay each object (by its mask), or each whole picture (crop), off the centre of another, blurred one"
     )
+    shift_min: float | None = knob(
+        None, "smallest longer side of what a shift lays down, of the picture's (default: object 0.3, crop 0.45)", LAID
+    )
+    shift_max: float | None = knob(None, "largest likewise (default: object 0.5, crop 0.7)", LAID)
     shift_seed: int = knob(0, "seed of the places and backgrounds of a shift", Range(0, 2**63 - 1))
 
 

@@ -5,6 +5,8 @@ Two ways (`data.shift`), both onto a square canvas over another, blurred picture
     object   what the mask shows is cut out and laid down, its longer side 0.3 to 0.5 of the canvas
     crop     the whole photograph is laid down, its longer side 0.45 to 0.7, fading into the other at its edge
 
+or of another share (`data.shift_min`, `data.shift_max`).
+
 The place is uniform over where an evaluation view, 0.875 of the side, shows all of the object. A picture is a function
 of the seed, its name below the source and the names beside it: neither the order of the set nor the process matters.
 """
@@ -24,7 +26,7 @@ from PIL import Image, ImageFilter
 from fgssl.data.decoding import Examined
 from fgssl.data.images import About, ImageSet, Masks
 from fgssl.data.masks import Masked, mask_picture
-from fgssl.errors import FgsslError, UnreadableImage
+from fgssl.errors import FgsslError, SettingError, UnreadableImage
 from fgssl.runtime.text import shown
 
 VERSION = 1  # raise it when a change of the code changes a picture, so that caches notice
@@ -76,12 +78,22 @@ class Layout(NamedTuple):
 
 
 class Shifted(ImageSet):
-    """The images of a set, each laid off the centre of another. Raises FgsslError where a mask is asked and missing."""
+    """The images of a set, each laid off the centre of another. Raises FgsslError where a mask is asked and missing.
 
-    def __init__(self, images: ImageSet, how: str, *, seed: int = 0) -> None:
+    `share` bounds the longer side of what is laid down, of the canvas' side: None is as `SHARES`.
+    """
+
+    def __init__(
+        self, images: ImageSet, how: str, *, share: tuple[float | None, float | None] = (None, None), seed: int = 0
+    ) -> None:
         about = About(images.labels, images.class_names, images.unlabelled, images.remarks, images.skipped)
         super().__init__(images.source, images.split, about)
         self._images, self._how, self._seed = images, how, seed
+        least, most = (own if told is None else told for told, own in zip(share, SHARES[how], strict=True))
+        if least > most:
+            problem = f"what is laid down by {how} would be at least {least:g} and at most {most:g} of the picture"
+            raise SettingError(problem, "make data.shift_min the smaller")
+        self._share = least, most
         self._keys = [_key(images, row) for row in range(len(images))]
         self._order = sorted(range(len(images)), key=self._keys.__getitem__)  # others are drawn by name
         if how == "object":
@@ -128,13 +140,14 @@ class Shifted(ImageSet):
 
     def fingerprint(self) -> str:
         masks = self._images.mask_fingerprint() if self._how == "object" and isinstance(self._images, Masked) else ""
-        told = (self._images.fingerprint(), masks, self._how, self._seed, VERSION)
+        own = () if self._share == SHARES[self._how] else self._share
+        told = (self._images.fingerprint(), masks, self._how, self._seed, VERSION, *own)
         return hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
 
     def _drawn(self, index: int) -> Drawn:
         digest = hashlib.blake2b(f"{self._seed}/{self._keys[index]}".encode(), digest_size=16).digest()
         rng = np.random.default_rng(int.from_bytes(digest, "big"))
-        share, blur = rng.uniform(*SHARES[self._how]), rng.uniform(*BLUR)
+        share, blur = rng.uniform(*self._share), rng.uniform(*BLUR)
         return Drawn(share, blur, (rng.uniform(), rng.uniform()), int(rng.integers(len(self._order))))
 
     def _mask(self, index: int) -> NDArray[np.bool_]:

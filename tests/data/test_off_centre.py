@@ -17,7 +17,7 @@ from fgssl.data.demo.wild import WILD_SIZE
 from fgssl.data.images import Subset
 from fgssl.data.masks import read_mask
 from fgssl.data.shift import MARGIN, SHARES, Shifted, mask_box
-from fgssl.errors import FgsslError
+from fgssl.errors import FgsslError, SettingError
 
 RED, YELLOW = np.array([250, 10, 10]), np.array([250, 250, 10])
 SIDE = 80
@@ -170,6 +170,18 @@ def test_a_whole_picture_that_is_laid_is_its_own_mask(tmp_path: Path, size: tupl
     assert (right - left) / (bottom - top) == pytest.approx(size[0] / size[1], rel=0.02)
     assert SHARES["crop"][0] - 0.01 < max(right - left, bottom - top) < SHARES["crop"][1] + 0.01
     assert not (seen & ~mask).any() and np.abs(np.array(mask_box(seen)) - mask_box(mask)).max() < 0.02
+
+
+def test_what_is_laid_is_as_large_as_asked(discs: Path) -> None:
+    images = shifted(discs, "object", shift_min=0.2, shift_max=0.25)
+    sides = [max(right - left, bottom - top) for left, top, right, bottom in
+             (mask_box(images.masks(row).object) for row in range(40))]  # fmt: skip
+    assert 0.19 < min(sides) < 0.215 and 0.235 < max(sides) < 0.26
+    assert images.fingerprint() != shifted(discs, "object").fingerprint()
+    same = shifted(discs, "object", shift_min=SHARES["object"][0])
+    assert same.fingerprint() == shifted(discs, "object").fingerprint()
+    with pytest.raises(SettingError, match=r"at least 0\.9 and at most 0\.5"):
+        shifted(discs, "object", shift_min=0.9)
 
 
 def test_a_mask_of_ones_own_is_preferred_to_the_whole_picture(discs: Path, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def _dressed(images: ImageSet, data: DataConfig) -> ImageSet:
     if data.shift is not None:
         from fgssl.data.shift import Shifted
 
-        images = Shifted(images, data.shift, seed=data.shift_seed)
+        images = Shifted(images, data.shift, share=(data.shift_min, data.shift_max), seed=data.shift_seed)
     return images
 
 
