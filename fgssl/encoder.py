@@ -132,7 +132,7 @@ class Encoder(nn.Module):
 
     def require(self, pool: Pool) -> None:
         """Raises FgsslError, before anything is computed, where the encoder cannot pool this way."""
-        if pool in ("rationale", "concat", "parts", "zoom:again"):
+        if pool in ("rationale", "concat") or (pool in ("parts", "zoom:again") and self.colocalizer is None):
             self._branch()
         if pool == "cls" and not self.backbone.has_class_token:
             problem = f"the encoder {self.backbone.name} has no class token beside its map to pool with"
@@ -265,12 +265,10 @@ class Encoder(nn.Module):
         """Where a look sees (N, 3, Z, Z), whose whole has this feature map, again; FgsslError as `require`."""
         _refuse_told(look)
         if look == "parts":
-            return find_peaks(self.attention(feature_map), self.backbone.image_size / self.view_size("zoom"))
-        centres = self._look_centres(feature_map, look)
-        share = torch.full_like(centres[:, :1], self.backbone.image_size / self.view_size("zoom"))
-        windows = torch.cat([centres, share], 1)
+            return find_peaks(self._looked_through(feature_map), self._usual(self.window_centres(feature_map)))
+        windows = self._usual(self._look_centres(feature_map, look))
         if look == "zoom:again":
-            attend = lambda images, windows: self.attention(self._maps_in(images, windows)[0])  # noqa: E731
+            attend = lambda images, windows: self._looked_through(self._maps_in(images, windows)[0])  # noqa: E731
             windows = look_again(attend, images, windows)
         return Peaks(windows[:, None], torch.ones_like(windows[:, :1], dtype=torch.bool))
 
@@ -279,6 +277,11 @@ class Encoder(nn.Module):
         if look in SIZED:
             return part_features(self._seen_in, images, peaks)
         return self._seen_at(images, peaks.windows[:, 0, :2])[:, None]
+
+    def _usual(self, centres: Tensor) -> Tensor:
+        """The windows (N, 3) of zoom's size around centres (N, 2)."""
+        share = self.backbone.image_size / self.view_size("zoom")
+        return torch.cat([centres, torch.full_like(centres[:, :1], share)], 1)
 
     def _look_centres(self, feature_map: Tensor, look: Pool) -> Tensor:
         centres = self.window_centres(feature_map)
@@ -301,9 +304,16 @@ class Encoder(nn.Module):
         share = self.backbone.image_size / self.view_size("zoom")
         if self.colocalizer is not None:
             return fullest_windows(self.colocalizer(feature_map), share)
-        flat = torch.ones_like(feature_map[:, 0], dtype=torch.float32)
-        attention = flat if self.rationale is None else self.attention(feature_map)
-        return window_centres(attention, share)
+        return window_centres(self._looked_through(feature_map), share)
+
+    def _looked_through(self, feature_map: Tensor) -> Tensor:
+        """The map by which windows are placed: (N, H, W), not negative, summing to 1, or to 0 where nothing is."""
+        if self.colocalizer is not None:
+            found: Tensor = self.colocalizer(feature_map)
+            return found / found.sum((1, 2), keepdim=True).clamp(min=1e-12)
+        if self.rationale is None:
+            return torch.ones_like(feature_map[:, 0], dtype=torch.float32)
+        return self.attention(feature_map)
 
     def class_attention(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) levels -> (N, H, W), summing to 1: where the class token looks, where the backbone has that."""

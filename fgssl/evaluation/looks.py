@@ -35,7 +35,7 @@ def decided_by(encoder: Encoder, pool: Pool) -> Decided | None:
     """Which map says where a pooling looks again; None where none does."""
     if pool not in ("zoom", "parts", "zoom:again"):
         return None
-    if pool == "zoom" and encoder.colocalizer is not None:
+    if encoder.colocalizer is not None:
         return "common"
     return None if encoder.rationale is None else "rationale"
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fgssl.rationale.windows import LEAST_SHARE, window_centres
+from fgssl.rationale.windows import LEAST_SHARE
 
 MOST_PARTS = 3
 KERNEL = 0.2  # standard deviation, of the map's side
@@ -29,14 +29,13 @@ class Peaks(NamedTuple):
     present: Tensor  # (N, K) boolean; the first always is
 
 
-def find_peaks(attention: Tensor, share: float) -> Peaks:
-    """Up to MOST_PARTS windows of each map (N, H, W); `share` is the side of the one window of a flat map."""
-    count, height, width = attention.shape
+def find_peaks(attention: Tensor, usual: Tensor) -> Peaks:
+    """Up to MOST_PARTS windows of each map (N, H, W), summing to 1; `usual` (N, 3) is the one window of a flat map."""
+    height, width = attention.shape[1:]
     remaining, even = attention.clone(), 1 / (height * width)
     rows, columns = _places(attention)
     highest = attention.flatten(1).amax(1)
     flat = highest < ABOVE_EVEN * even
-    usual = torch.cat([window_centres(attention, share), attention.new_full((count, 1), share)], 1)
     windows, present = list[Tensor](), list[Tensor]()
     for number in range(MOST_PARTS):
         value, place = remaining.flatten(1).max(1)

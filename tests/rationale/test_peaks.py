@@ -36,27 +36,33 @@ def test_a_blob_is_found_with_its_size(row: float, column: float, deviation: flo
     torch.testing.assert_close(found[:2], torch.tensor(expected), rtol=0, atol=0.02)
 
 
+def usual(count: int) -> torch.Tensor:
+    """The window of a flat map."""
+    return torch.tensor([[0.5, 0.4, 0.45]]).expand(count, -1)
+
+
 def test_two_objects_are_two_windows_and_a_weak_one_is_none() -> None:
     both = blobs((0.25, 0.25, 0.05, 1), (0.75, 0.7, 0.05, 0.8))
     one = blobs((0.25, 0.25, 0.05, 1), (0.75, 0.7, 0.05, 0.3))
-    found = find_peaks(torch.cat([both, one]), 0.45)
+    found = find_peaks(torch.cat([both, one]), usual(2))
     assert found.present.tolist() == [[True, True, False], [True, False, False]]
     torch.testing.assert_close(found.windows[0, :2, :2], torch.tensor([[0.25, 0.25], [0.75, 0.7]]), rtol=0, atol=0.03)
     assert (found.windows[..., 2] >= LEAST_SHARE).all() and found.windows.shape == (2, MOST_PARTS, 3)
-    alone = find_peaks(both, 0.45)
+    alone = find_peaks(both, usual(1))
     torch.testing.assert_close(alone.windows[0], found.windows[0])  # whatever lies beside it
 
 
 def test_a_flat_map_has_the_window_of_zoom() -> None:
-    found = find_peaks(torch.full((3, 6, 6), 1 / 36), 0.45)
-    assert found.present.tolist() == [[True, False, False]] * 3
-    torch.testing.assert_close(found.windows[:, 0], torch.tensor([[0.5, 0.5, 0.45]] * 3))
+    for flat in (1 / 36, 0.0):  # and one in which nothing is found
+        found = find_peaks(torch.full((3, 6, 6), flat), usual(3))
+        assert found.present.tolist() == [[True, False, False]] * 3
+        assert found.windows[:, 0].equal(usual(3))
 
 
 def test_windows_stay_inside() -> None:
     maps = torch.rand(50, 5, 7, generator=torch.Generator().manual_seed(0)) ** 4
     maps = maps / maps.sum((1, 2), keepdim=True)
-    row, column, side = find_peaks(maps, 0.5).windows.unbind(2)
+    row, column, side = find_peaks(maps, usual(50)).windows.unbind(2)
     for middle in (row, column):
         assert (middle - side / 2 >= -1e-6).all() and (middle + side / 2 <= 1 + 1e-6).all()
 
