@@ -214,6 +214,24 @@ def test_light_modules_load_no_torch() -> None:
     assert loaded_modules(f"import {', '.join(LIGHT)}") == set()
 
 
+SLIPS = (
+    "pretrain --set backbone.nme=1", "pretrain --device tpu9", "pretrain --objective x", "retrieve RUN --pool x",
+    "retrieve RUN --shift x", "retrieve RUN --device tpu9", "retrieve RUN --memory x", "retrieve RUN --batch-size 0",
+    "retrieve RUN --image-size 0", "retrieve RUN --top 0", "embed RUN --batch-size 0", "probe RUN --pool x",
+    "probe RUN --tries 0", "probe RUN --epochs 0", "probe RUN --k 0", "probe RUN --episodes 0", "compare RUN --k 0",
+    "compare RUN --pool x", "visualize --score RUN --count 0", "classify predict FILE PICTURE --examples 0",
+)  # fmt: skip
+
+
+def test_wrong_values_are_refused_before_torch_is_loaded() -> None:
+    code = f"""
+from fgssl.cli import answered
+codes = [answered(words.split()) for words in {SLIPS!r}]
+assert codes == [2] * len(codes), codes
+"""
+    assert loaded_modules(code) == set()
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["--version"], ["pretrain", "--nope"]])
 def test_help_loads_no_torch(arguments: list[str]) -> None:
     code = f"""

@@ -105,7 +105,8 @@ def _bursts(splits: Sequence[SplitSummary], copies: Copies) -> Iterator[Finding]
 
 def _balance(splits: Sequence[SplitSummary], classes: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
     if not classes:
-        yield Finding("note", "no labels: pretrain, embed and visualize work; probe and retrieve need them")
+        able = "pretrain, embed, explore, visualize and retrieve --query work"
+        yield Finding("note", f"no labels: {able}; probe and scores of retrieve need them")
         return
     for split in splits:
         if split.classes is None:

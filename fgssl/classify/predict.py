@@ -20,7 +20,7 @@ from fgssl.errors import SettingError
 from fgssl.evaluation.embed import Embeddings
 from fgssl.evaluation.features import unit_rows
 from fgssl.evaluation.retrieval.ranking import Neighbours, search
-from fgssl.evaluation.retrieval.scored import gallery_images
+from fgssl.evaluation.retrieval.scored import gallery_images, true_path
 from fgssl.evaluation.subject import EvaluationOptions, Subject
 from fgssl.runtime.machine import keep_freed_memory, resolve_device
 
@@ -111,6 +111,10 @@ def predict_pictures(
     encoder, data = classifier.encoder.to(device), DataConfig(source=told.data)
     subject = Subject(path, encoder, data, told.pool, options.batch_size, options.cache, options.reporter)
     found = subject.embed(images, unreadable=1.0)
+    fitted_on = set(map(true_path, told.paths))
+    if known := sum(true_path(name) in fitted_on for name in found.identifiers):
+        text = f"the classifier was fitted on {known} of these {len(found.identifiers)} pictures"
+        options.reporter.warn(f"{text}: each is its own nearest, and the confidence in them proves nothing")
     return predict(classifier, found, abstain=abstain, examples=examples, memory_bytes=options.scratch)
 
 

@@ -11,6 +11,7 @@ from fgssl.cli import options
 from fgssl.cli.console import print_json, print_table, say
 from fgssl.cli.options import Text
 from fgssl.cli.pretrain import RUNS
+from fgssl.drawing import PAGE
 from fgssl.runs.folder import newest_run
 from fgssl.runtime.files import check_output
 
@@ -52,16 +53,17 @@ def explore(
         raise BadParameter(f"{group_size}: a group has 2 pictures or more", param_hint="--group-size")
     chosen = checkpoint or str(newest_run(RUNS))
     options.check_paths(chosen, source, encoding["cache"])
+    check_output(output, kind=PAGE, inputs=(source, chosen), overwrite=overwrite)
     from fgssl.evaluation.retrieval.scored import gallery_images
     from fgssl.evaluation.subject import open_subject
     from fgssl.explore.montage import check_montages, save_montages
     from fgssl.explore.page import explore_page
     from fgssl.explore.survey import explore as run
     from fgssl.explore.table import LIST, TABLE, require_files_to_list, save_list, save_table
-    from fgssl.report import PAGE, save_page
+    from fgssl.report import save_page
 
     inputs = (source, chosen)
-    for path, kind in ((output, PAGE), (export, TABLE), (select_list, LIST)):
+    for path, kind in ((export, TABLE), (select_list, LIST)):
         if path is not None:
             check_output(path, kind=kind, inputs=inputs, overwrite=overwrite)
     if montages is not None:

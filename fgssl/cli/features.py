@@ -37,6 +37,9 @@ _TRAIN = """features.safetensors to fit on, where CHECKPOINT is one to score on.
 class]"""
 _PROTOCOLS = """cached: logistic regression on features made once. sgd: the paper's, new crops each epoch. knn: nearest
 neighbours. fewshot: nearest class mean. paper: sgd on 100, 50 and 20 % of the labels."""
+_TRIES = "Draws of each share below 1, with seeds --seed, --seed + 1, ..."
+_EPOCHS = "sgd: passes over the labelled images."
+_EPISODES = "fewshot: episodes to average over."
 _FOLDER = f"""Folder for probe.json, per_class.csv, confusions.csv and the lists of labelled images. [{DEFAULT_LISTS}
 where labels are drawn]"""
 
@@ -127,13 +130,13 @@ def probe(
     train: Annotated[Text, Option(metavar="FILE", help=_TRAIN)] = None,
     protocol: Annotated[str, Option(metavar="|".join(PROTOCOLS), help=_PROTOCOLS, autocompletion=_SHELL)] = "cached",
     labels: Annotated[str, Option(help="Shares of the train labels, drawn by class: 1.0,0.5,0.2")] = "1.0",
-    tries: Annotated[int, Option(help="Draws of each share below 1, with seeds --seed, --seed + 1, ...")] = 1,
-    epochs: Annotated[int, Option(help="sgd: passes over the labelled images.")] = 100,
-    k: Annotated[int, Option("--k", help="knn: neighbours that vote.")] = 20,
+    tries: Annotated[int, Option(help=_TRIES, callback=options.at_least(1, "--tries"))] = 1,
+    epochs: Annotated[int, Option(help=_EPOCHS, callback=options.at_least(1, "--epochs"))] = 100,
+    k: Annotated[int, Option("--k", help="knn: neighbours that vote.", callback=options.at_least(1, "--k"))] = 20,
     temperature: Annotated[float, Option(help="knn: votes are exp(cosine / temperature).")] = 0.07,
     shots: Annotated[str, Option(help="fewshot: labelled images of each class: 1,5")] = "1,5",
     ways: Annotated[int, Option(help="fewshot: classes in an episode; 0 takes all.")] = 5,
-    episodes: Annotated[int, Option(help="fewshot: episodes to average over.")] = 600,
+    episodes: Annotated[int, Option(help=_EPISODES, callback=options.at_least(1, "--episodes"))] = 600,
     seed: Annotated[int, Option(help="Seed of everything drawn: labels, held-out slice, crops, episodes.")] = 0,
     output: Annotated[Path | None, Option("--output", "-o", help=_FOLDER)] = None,
     report: ReportFile = None,

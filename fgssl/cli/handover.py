@@ -32,10 +32,11 @@ def push(
     """Publish an encoder on the Hugging Face hub with a model card. timm opens it by name, anybody by a script."""
     if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
         raise BadParameter(f"'{licence}': small letters, digits, dots and dashes", param_hint="--licence")
-    from fgssl.handover.bundle import gather
     from fgssl.handover.upload import check_name, upload
 
     check_name(name)
+    from fgssl.handover.bundle import gather
+
     with tempfile.TemporaryDirectory(prefix="fgssl-push-") as made, reporting(quiet=quiet):
         folder = Path(made)
         card = gather(run, folder, name, licence=licence, picture=picture)

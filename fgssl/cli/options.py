@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +43,31 @@ def check_pools(text: str | None, *, most: int | None = None) -> str | None:
     return text
 
 
+def at_least(least: int, flag: str) -> Callable[[Any], Any]:
+    """A callback that refuses smaller numbers, before the heavy imports. Raises SettingError."""
+
+    def checked(value: Any) -> Any:
+        if value is not None and value < least:
+            raise SettingError(f"{flag} is {value}", f"it must be at least {least}")
+        return value
+
+    return checked
+
+
+def check_device(name: str | None) -> str | None:
+    """Refuses what is no device's name on any machine; whether it is on this one is for torch. Raises SettingError."""
+    if name is not None and not re.fullmatch(r"auto|cpu|mps(:0)?|cuda(:\d+)?", name):
+        raise SettingError(f"unknown device '{name}'", "use cpu, cuda, cuda:1 or mps")
+    return name
+
+
+def check_shift(name: str | None) -> str | None:
+    """Refuses what is no shift. Raises SettingError."""
+    if name not in (None, "none", "object", "crop"):
+        raise SettingError(f"unknown --shift '{name}'", "choose one of none, object, crop")
+    return name
+
+
 _CHECKPOINT = """Run folder, encoder .safetensors, timm:NAME, hf-hub:NAME, timm's folder, or a state dict (.safetensors,
 .pth)."""
 Checkpoint = Annotated[str, Argument(metavar="CHECKPOINT", help=_CHECKPOINT, autocompletion=completion.checkpoint)]
@@ -49,9 +75,10 @@ Data = Annotated[
     Text, Option(help="Data source. [the one the encoder was trained on]", autocompletion=completion.source)
 ]
 Split = Annotated[Text, Option(help="Split to take. [the source's test split]")]
-Batch = Annotated[int | None, Option(help="Images per forward. [64]")]
+Batch = Annotated[int | None, Option(help="Images per forward. [64]", callback=at_least(1, "--batch-size"))]
 _DEVICES = completion.SETTINGS["training.device"]
-Device = Annotated[Text, Option(help="cpu, cuda, cuda:1, mps. [best at hand]", autocompletion=_DEVICES)]
+_DEVICE = "cpu, cuda, cuda:1, mps. [best at hand]"
+Device = Annotated[Text, Option(help=_DEVICE, autocompletion=_DEVICES, callback=check_device)]
 Cache = Annotated[Text, Option(metavar="auto|off|PATH", help="Decoded pictures and galleries.")]
 _POOLS = """Features: gap (mean of the map), rationale (weighted by it), concat (both), zoom (gap, rationale and a
 closer look), cls (class token), parts (several looks), zoom:again (a look that finds its place); its
@@ -65,11 +92,11 @@ Pools = Annotated[Text, Option(metavar="gap,rationale,...", callback=lambda x: c
                                autocompletion=completion.several(POOL_NAMES))]  # fmt: skip
 Masks = Annotated[Text, Option(metavar="FOLDER", help="Masks of the objects, named as the pictures.")]
 _SHIFT = "Lay each object (by its mask), or each whole picture (crop), off the centre of another, blurred one."
-Shift = Annotated[Text, Option(metavar="none|object|crop", help=_SHIFT)]
+Shift = Annotated[Text, Option(metavar="none|object|crop", help=_SHIFT, callback=check_shift)]
 _ARCHITECTURE = "Architecture of a CHECKPOINT that does not tell it, such as a plain .pth."
 Backbone = Annotated[Text, Option(help=_ARCHITECTURE, autocompletion=completion.backbone)]
 _SIZE = "Side in pixels for such weights, timm:NAME and hf-hub:NAME. [as they were trained]"
-ImageSize = Annotated[int | None, Option(help=_SIZE)]
+ImageSize = Annotated[int | None, Option(help=_SIZE, callback=at_least(8, "--image-size"))]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace an output that fgssl did not write; never an input.")]
 Json = Annotated[bool, Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, Option("--quiet", help="No progress, only warnings and results.")]

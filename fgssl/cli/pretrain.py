@@ -96,6 +96,7 @@ def pretrain(
     if resume is not None:
         resolved, found = run_folder.resumed(resume, resolved, allow_changes=allow_changes)
         changes = [str(change) for change in found]
+    options.check_device(resolved.config.training.device)
     options.check_paths(data=resolved.config.data.source, cache=settings["cache"], make=not dry_run)
     if dry_run:
         _dry_run(resolved, as_json=json_output, processes=processes or 1, quiet=quiet)

@@ -12,6 +12,7 @@ from fgssl.cli import completion, options
 from fgssl.cli.console import print_error, print_json, print_table, process_rank, say, tell
 from fgssl.cli.options import Text
 from fgssl.cli.pages import ReportFile, check_page, write_page
+from fgssl.config.values import parse_bytes
 from fgssl.data.decoding import require_files
 from fgssl.drawing import PICTURE, save_png
 from fgssl.errors import FgsslError
@@ -30,6 +31,7 @@ _NO_START = "Leave out the rows of the trained weights that the runs began from,
 _SEARCHED = "Split to search. [leave-one-out, and beside it the train images]"
 _FIRST = "Data source. [the one the first encoder was trained on]"
 _PROTOCOL = "Published evaluation, which says what searches what; its definition and source are printed."
+_FILES = (".safetensors", ".lance", ".faiss")  # a gallery that is no data source
 _METRICS = ("rank1", "rank5", "rank10", "mAP", "mAP_at_R", "r_precision")
 _CHECKPOINTS = """Run folders, encoder files, timm:NAME, weights, or features.safetensors (several of one model joined
 by +), whose images are found by path."""
@@ -44,7 +46,7 @@ def retrieve(
     gallery_split: Annotated[Text, Option(help="Split to search. [all of --gallery; else leave-one-out]")] = None,
     protocol: Annotated[Text, Option(metavar="|".join(RETRIEVAL), help=_PROTOCOL)] = None,
     query: Annotated[list[Path] | None, Option("--query", metavar="IMAGE...", help=_QUERY)] = None,
-    top: Annotated[int, Option(help="Hits of each --query.")] = 10,
+    top: Annotated[int, Option(help="Hits of each --query.", callback=options.at_least(1, "--top"))] = 10,
     output: Annotated[Path | None, Option("--output", "-o", help="Picture of queries and hits (.png, .jpg).")] = None,
     report: ReportFile = None,
     overwrite: options.Overwrite = False,
@@ -66,7 +68,9 @@ def retrieve(
         raise BadParameter(f"{' and '.join(refused)} goes with scoring, not with --query")
     if output and not query:
         raise BadParameter("--output draws the hits of --query; without it there are none")
+    size = None if memory is None else parse_bytes(memory)
     options.check_paths(checkpoint, data, encoding["cache"])
+    options.check_paths(data=None if gallery is None or gallery.endswith(_FILES) else gallery)
     if asks := query == [Path("-")]:
         if refused := options.given_flags({"output": output, "report": report, "processes": processes}):
             raise BadParameter(f"{' and '.join(refused)} goes with pictures that are named, not with --query -")
@@ -79,10 +83,8 @@ def retrieve(
     options.share_out(processes, remedy=options.AGAIN)
     from fgssl.evaluation.feature_file import is_feature_file
     from fgssl.evaluation.retrieval import scored, search
-    from fgssl.runtime.machine import parse_bytes
 
     given = {"data": data, **encoding}
-    size = None if memory is None else parse_bytes(memory)
     with options.reported(quiet=quiet, memory_bytes=size, **given) as asked:
         if asks:
             _answer(search.open_searcher(checkpoint, asked, gallery=gallery, split=gallery_split), top, json_output)
@@ -163,8 +165,11 @@ def _answer(searcher: Searcher, top: int, json_output: bool) -> None:
             print_error(error.problem, error.remedy)
             continue
         for result in results:
-            hits = [hit._asdict() for hit in result.hits]
-            print_json({"query": result.name, "hits": hits}, lines=True) if json_output else _print_result(result)
+            if json_output:
+                print_json({"query": result.name, "hits": [hit._asdict() for hit in result.hits]}, lines=True)
+                continue
+            say(result.name)
+            _print_result(result)
         sys.stdout.flush()
 
 
@@ -199,7 +204,7 @@ def compare(
     split: options.Split = None,
     gallery_split: Annotated[Text, Option(help=_SEARCHED)] = None,
     pool: options.Pools = None,
-    k: Annotated[int, Option("--k", help="Neighbours that vote in knn.")] = 20,
+    k: Annotated[int, Option("--k", help="Neighbours that vote in knn.", callback=options.at_least(1, "--k"))] = 20,
     seed: Annotated[int, Option(help="Seed of the probe's held-out slice and of the bootstrap.")] = 0,
     no_start: Annotated[bool, Option("--no-start", help=_NO_START)] = False,
     report: ReportFile = None,
@@ -218,6 +223,8 @@ def compare(
     pools: Any = None if pool is None else tuple(dict.fromkeys(pool.split(",")))
     if len(set(checkpoints)) != len(checkpoints):
         raise BadParameter("one checkpoint is named twice", param_hint="CHECKPOINT")
+    for checkpoint in checkpoints:
+        options.check_paths(checkpoint)
     options.check_paths(data=data, cache=encoding["cache"])
     check_page(report, inputs=(*checkpoints, data), overwrite=overwrite)
     from fgssl.evaluation.compare import compare as run

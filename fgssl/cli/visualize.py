@@ -41,7 +41,7 @@ def visualize(
     score: Annotated[Text, Option("--score", metavar="CHECKPOINT", help=_SCORE)] = None,
     data: options.Data = None,
     split: options.Split = None,
-    count: Annotated[int | None, Option(help=_COUNT)] = None,
+    count: Annotated[int | None, Option(help=_COUNT, callback=options.at_least(1, "--count"))] = None,
     masks: options.Masks = None,
     shift: options.Shift = None,
     backbone: options.Backbone = None,

@@ -43,6 +43,15 @@ def interval(text: str) -> Interval | None:
     return Interval(None, float(number) * _SECONDS[unit or "m"])
 
 
+def parse_bytes(text: str) -> int:
+    """Bytes of "2G", "512M", "1.5GiB" or a plain number; units are powers of 1024. Raises FgsslError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text, re.IGNORECASE)
+    size = int(float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " ")) if found else 0
+    if size < 1:
+        raise SettingError(f"'{text}' is not an amount of memory", "write it as 512M or 2G")
+    return size
+
+
 def type_hints(cls: type, prefix: str = "") -> dict[str, Any]:
     """`section.key` -> type of every setting of a dataclass of sections."""
     found: dict[str, Any] = {}

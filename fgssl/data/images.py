@@ -63,6 +63,10 @@ class ImageSet:
     def __len__(self) -> int:
         raise NotImplementedError
 
+    def counted(self) -> str:
+        """How many images of what these are: "3 images of cub[train]"."""
+        return f"{len(self)} images of {self.source}[{self.split}]"
+
     def name(self, index: int) -> str:
         """The name of one image for results and look-ups: its true path (see `os.fsdecode`), or "cub[train]#17"."""
         return f"{self.source}[{self.split}]#{index}"
@@ -145,6 +149,12 @@ class Subset(Indirect):
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    def counted(self) -> str:
+        """Those of a part are not all that its user knows of."""
+        if len(self) == len(self._images) or self.split != self._images.split:  # else it has a name of its own
+            return super().counted()
+        return f"{len(self)} images taken from the {self._images.counted()}"
 
     def locate(self, index: int) -> tuple[ImageSet, int]:
         return self._images, int(self._indices[index])

@@ -13,6 +13,7 @@ from fgssl.drawing.sheets import GREEN, GREY, INK, RED, WHITE, Colour, Key, Mark
 SCALE_WORDS = "low to high, each map on its own scale; its squares are all the places it knows"
 RATIONALE_WORDS = "Rationale: the weight the fitted branch gives each place when features are pooled"
 COMMON_WORDS = "Common direction: how far a place lies along what the places of all pictures share"
+FLAT_WORDS = "flat: no place preferred"
 PARTS_WORDS = "Outlines: what --pool {pool} sees enlarged{by}"
 MATCH_WORDS = "Number and colour of a hit's outline are those of the query's likest, with their cosine"
 # the maps a row may have: field, title of the column, what the legend says
@@ -162,6 +163,8 @@ def search_sheet(
 
     def pair(panel: Panel, values: Map | None, parts: Sequence[Part]) -> Panel:
         below = panel.image
+        if values is not None and is_flat(values):
+            panel = panel._replace(caption=f"{FLAT_WORDS} · {panel.caption}")
         if parts:
             panel = panel._replace(image=with_parts(fit_image(panel.image, (panel_size, panel_size)), parts))
         return panel._replace(image=_over_map(panel.image, below, values, panel_size)) if mapped else panel
@@ -173,6 +176,7 @@ def search_sheet(
             query = pair(Panel(row.image, row.caption, INK), row.map, row.parts) if first == 0 else None
             grid.append([query, *hits[first : first + wide]])
     map_words = COMMON_WORDS if decided == "common" else RATIONALE_WORDS
+    map_words += f"; it decides where --pool {pool} looks again" if decided else ""
     map_legend = [Key(colour_bar(), SCALE_WORDS), Key(None, map_words)] if mapped else []
     if any(row.parts for row in rows):
         map_legend += [Key(None, looked_words(pool, decided)), Key(None, MATCH_WORDS)]
@@ -224,7 +228,7 @@ class _Maps:
             drawn = overlay(image, map_)
             if isinstance(row, ExplainRow) and row.decided == field:
                 drawn = _outlined(drawn, row.windows, size)
-            found.append(Panel(drawn, "flat: no place preferred" if is_flat(map_) else ""))
+            found.append(Panel(drawn, FLAT_WORDS if is_flat(map_) else ""))
         return found
 
 

@@ -155,8 +155,7 @@ def _gathered(parts: list[Part], together: PartialState | None) -> list[Part]:
 def _joined(parts: Sequence[Part], images: ImageSet, unreadable: float) -> dict[Pool, Embeddings]:
     """The parts of all processes, in the order of the split."""
     faults = tuple(fault for part in parts for fault in part.faults)
-    name = f"{images.source}[{images.split}]"
-    reject_unreadable([fault.reason for fault in faults], len(images), name, most=unreadable)
+    reject_unreadable([fault.reason for fault in faults], images, most=unreadable)
     index = np.array([row for part in parts for row in part.rows], dtype=np.int64)
     return {
         pool: rows_of(images, torch.cat([rows for part in parts for rows in part.features[pool]]), index, faults)
@@ -171,12 +170,12 @@ def rows_of(images: ImageSet, features: Tensor, index: np.ndarray, faults: tuple
     return Embeddings(features, labels, names, images.class_names, index, faults, images.unlabelled)
 
 
-def reject_unreadable(reasons: Sequence[str], total: int, name: str, *, most: float = MAX_UNREADABLE) -> None:
+def reject_unreadable(reasons: Sequence[str], images: ImageSet, *, most: float = MAX_UNREADABLE) -> None:
     """Raises FgsslError when more than that share of a split, or all of it, cannot be read, naming the first few."""
+    total = len(images)
     if len(reasons) > most * total or 0 < total == len(reasons):
         shown = "; ".join(reason.rstrip(".") for reason in reasons[:3]) + (" ..." if len(reasons) > 3 else "")
-        problem = f"{len(reasons)} of {total} images of {name} cannot be read: {shown}"
-        raise FgsslError(problem, "remove or replace them")
+        raise FgsslError(f"{len(reasons)} of {images.counted()} cannot be read: {shown}", "remove or replace them")
 
 
 def image_batches(

@@ -90,7 +90,7 @@ def _views(subject: Subject, images: ImageSet, chosen: Sequence[int]) -> tuple[T
     pixels = open_pixels(part, subject.encoder.view(), cache="off")
     batches = list(image_batches(pixels, subject.batch_size))
     faults = [fault.reason for batch in batches for fault in batch.faults]
-    reject_unreadable(faults, len(part), f"{images.source}[{images.split}]")
+    reject_unreadable(faults, part)
     rows = [chosen[place] for batch in batches for place in batch.index.tolist()]
     if not rows:
         raise FgsslError(f"{images.source} [{images.split}] has no picture to score maps on", "name another --split")

@@ -160,6 +160,7 @@ def labels_of(images: ImageSet, why: str) -> Tensor:
         reason = f" ({images.unlabelled})" if images.unlabelled else ""
         raise FgsslError(
             f"{images.source} [{images.split}] has no labels{reason}, and {why}",
-            "use class folders or a labelled data set; fgssl embed and visualize work without labels",
+            "use class folders or a labelled data set; without labels work fgssl retrieve --query, explore, compare, "
+            "embed and visualize",
         )
     return torch.from_numpy(images.labels)

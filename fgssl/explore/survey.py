@@ -71,6 +71,8 @@ def explore(subject: Subject, images: ImageSet, *, select: int = 100, size: int 
         raise SettingError(f"--group-size is {size}", "a group has 2 pictures or more")
     need_library(len(images))
     found = subject.embed(images, unreadable=1.0)
+    if select > len(found.features):
+        subject.reporter.note(f"--select {select}: all {len(found.features)} pictures are selected, there are no more")
     view, show = subject.encoder.view(subject.pool), subject.reporter.progress
     decoding = partial(show, f"decoding {images.split}")
     pixels = open_pixels(images, view, cache=subject.cache, workers=automatic_workers(), progress=decoding)

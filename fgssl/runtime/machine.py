@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -126,15 +125,6 @@ def free_memory(device: torch.device) -> int:
 def scratch_memory() -> int:
     """Bytes for scratch such as chunks of scores: a quarter of what is available, between 64 MiB and 1 GiB."""
     return max(64 * 2**20, min(2**30, available_memory() // 4))
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of "2G", "512M", "1.5GiB" or a plain number; units are powers of 1024. Raises FgsslError."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text, re.IGNORECASE)
-    size = int(float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " ")) if found else 0
-    if size < 1:
-        raise SettingError(f"'{text}' is not an amount of memory", "write it as 512M or 2G")
-    return size
 
 
 def is_out_of_memory(error: BaseException) -> bool:

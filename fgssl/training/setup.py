@@ -81,7 +81,7 @@ def set_up(plan: Plan, output: Path, reporter: Reporter, detector: HangDetector,
 
 def check_faults(faults: dict[int, str], plan: Plan) -> None:
     """Raises FgsslError when too many training images are unreadable."""
-    reject_unreadable(list(faults.values()), len(plan.train), f"{plan.train.source}[{plan.train.split}]")
+    reject_unreadable(list(faults.values()), plan.train)
 
 
 def _accelerator(plan: Plan) -> Accelerator:

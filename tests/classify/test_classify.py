@@ -90,6 +90,7 @@ def test_a_picture_that_was_fitted_on_is_its_own_nearest(tmp_path: Path) -> None
     table = tmp_path / "found.csv"
     outcome = fgssl("classify", "predict", fitted()[0], colours() / "train", "-o", table)
     assert outcome.code == 0 and "27 pictures" in outcome.out
+    assert "fitted on 27 of these 27 pictures" in outcome.err
     rows = [*csv.DictReader(io.StringIO(table.read_text()))]
     assert [row["nearest"] for row in rows] == [row["path"] for row in rows]
     right = [Path(row["path"]).parent.name == row["class"] for row in rows]
@@ -147,6 +148,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_classified(tmp_path: Path) 
     outcome = fgssl("classify", "predict", fitted()[0], broken, odd, "-o", tmp_path / "t.csv", "--json")
     found = outcome.json()
     assert outcome.code == 0 and "broken.jpg" in outcome.err and len(found["unreadable"]) == 1
+    assert "fitted on" not in outcome.err
     assert found["predictions"][0]["picture"] == str(odd)
     rows = [*csv.reader(io.StringIO((tmp_path / "t.csv").read_text()))]
     assert len(rows) == 2 and "\n" not in rows[1][0] and "<script>" in rows[1][0]
@@ -168,6 +170,8 @@ def test_fitting_needs_labels_and_writes_nothing_without(tmp_path: Path) -> None
     assert "has no labels" in fgssl("classify", "fit", flat_photos(), *arguments).error()
     (tmp_path / "few.csv").write_text("path,label\na.jpg,one\nb.jpg,\n")
     assert "empty in 1 of 2 rows" in fgssl("classify", "fit", tmp_path / "few.csv", *arguments).error()
+    (tmp_path / "few.csv").write_text("path,genus\na.jpg,one\nb.jpg,two\n")
+    assert "one of classes: path, genus)" in fgssl("classify", "fit", tmp_path / "few.csv", *arguments).error()
     assert fgssl("classify", "fit", colours(), *arguments, "--held-out", "1").code == 2
     assert not target.exists()
 

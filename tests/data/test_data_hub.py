@@ -354,9 +354,8 @@ def test_missing_labels_are_counted_by_column(tmp_path: Path) -> None:
     table([1, 2, 3], label=["x", None, "y"]).save_to_disk(tmp_path / "null")
     assert opened(tmp_path / "null", "all").unlabelled == "the column 'label' is missing (null or -1) in 1 of 3 rows"
     folder = saved(tmp_path / "mixed", train=TRAIN, test=table([1, 2]))
-    assert (
-        opened(folder, "test").unlabelled == "it has no column 'species'" and opened(folder, "train").labels is not None
-    )
+    lacking = "it has no column 'species'; its columns are: picture"
+    assert opened(folder, "test").unlabelled == lacking and opened(folder, "train").labels is not None
     table([1], weight=[3]).save_to_disk(tmp_path / "other")
     assert "no column is named like one of classes: picture, weight" in opened(tmp_path / "other", "all").unlabelled
 

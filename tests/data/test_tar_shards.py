@@ -143,6 +143,7 @@ def test_labels_in_json_and_by_name(tmp_path: Path) -> None:
     assert opened(tmp_path, "all", label_column="txt").class_names == ("a",)
     lacking = opened(tmp_path, "all", label_column="genus")
     assert lacking.labels is None and "no .genus or .json" in lacking.unlabelled
+    assert lacking.unlabelled.endswith("beside them there is .json, label, species, width, .txt")
 
 
 def test_captions_are_no_classes(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -277,6 +278,18 @@ def test_view_pairs_and_search_sheets_take_any_count() -> None:
     hits = [drawing.Neighbour(photograph(), "hit", None, 0.5)] * 11
     drawing.search_sheet([drawing.QueryRow(photograph(), "query", hits), drawing.QueryRow(photograph(), "none")])
     drawing.search_sheet([drawing.QueryRow(photograph(), "none")])
+
+
+@pytest.mark.parametrize(("decided", "word"), [("common", "Common direction"), ("rationale", "Rationale"), (None, "")])
+def test_a_search_sheet_says_which_map_decided_and_where_it_is_flat(decided: str | None, word: str) -> None:
+    hits = [drawing.Neighbour(photograph(), "hit", None, 0.5, np.ones((3, 3)))]
+    row = drawing.QueryRow(photograph(), "query", hits, map=delta(3, 3, 0, 0))
+    with mock.patch("fgssl.drawing.figures.sheet") as drawn:
+        drawing.search_sheet([row], decided=decided)
+    (panels,), legend = drawn.call_args.args[0], [key.text for key in drawn.call_args.kwargs["legend"]]
+    assert ["flat" in panel.caption for panel in panels] == [False, True]
+    said = [text for text in legend if "decides where --pool zoom looks again" in text]
+    assert [text.startswith(word) for text in said] == [True] * bool(decided)
 
 
 def test_the_same_call_draws_the_same_bytes() -> None:

@@ -21,6 +21,7 @@ from timm.data import create_transform, resolve_data_config
 from fgssl.backbones import build_backbone, save_timm
 from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
+from fgssl.data.images import Subset
 from fgssl.encoder import MAP_POOLS, Encoder
 from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import embed, reject_unreadable
@@ -208,7 +209,9 @@ def test_more_than_a_tenth_is_an_error(encoder: Encoder, memory_images: Callable
         embed(encoder, memory_images(12, broken=(3, 4)), pools=("gap",))
     with pytest.raises(FgsslError, match="12 of 12"):
         embed(encoder, memory_images(12, broken=tuple(range(12))), pools=("gap",))
-    reject_unreadable([], 0, "nothing")  # nothing is wrong with nothing
+    with pytest.raises(FgsslError, match=r"1 of 2 images taken from the 12 images of memory\[all\] cannot be read"):
+        embed(encoder, Subset(memory_images(12, broken=(3,)), [3, 5]), pools=("gap",))
+    reject_unreadable([], memory_images(0))  # nothing is wrong with nothing
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])

@@ -87,6 +87,7 @@ def test_a_few_pictures_are_enough(tmp_path: Path, count: int) -> None:
     outcome = fgssl("explore", tmp_path / "few", "--checkpoint", plain_run(), "-o", tmp_path / "page.html", "--json")
     assert outcome.code == 0, outcome.err
     assert len(outcome.json()["selected"]) == count and (tmp_path / "page.html").is_file()
+    assert f"--select 100: all {count} pictures are selected" in outcome.err
 
 
 def test_what_cannot_be_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

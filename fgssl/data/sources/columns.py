@@ -114,8 +114,9 @@ def _class_names(parts: Sequence[_Part], column: str, source: str) -> tuple[str,
 
 def _lacking(tables: Sequence[datasets.Dataset], column: str) -> str:
     """Why a split has no labels; "" where it has them all."""
-    if not all(column in table.features for table in tables):
-        return f"it has no column {column!r}"
+    for table in tables:
+        if column not in table.features:
+            return f"it has no column {column!r}; its columns are: {_shown(table.features)}"
     rows = sum(map(len, tables))
     missing = sum(_missing(_values(table, column)) for table in tables)
     return f"the column {column!r} is missing (null or -1) in {missing} of {rows} rows" if missing else ""

@@ -38,7 +38,9 @@ def csv_images(data: DataConfig, path: str) -> FileImages:
     if "" in names:
         raise FgsslError(f"{source} has no path in row {names.index('') + 2}", _EXAMPLE)
     label = _column(header, data.label_column, _LABELS, source)
-    about = _about(rows, label, header) if label is not None else About(unlabelled="it has no column of labels")
+    about = About(unlabelled=f"no column is named like one of classes: {', '.join(map(shown, header))}")
+    if label is not None:
+        about = _about(rows, label, header)
     folder = os.fsencode(os.path.dirname(path) or ".")
     return FileImages(source, "all", about, folder=folder, names=PackedNames(map(os.fsencode, names)))
 

@@ -14,6 +14,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ LABEL_KINDS = ("cls", "json", "txt")  # endings that may tell the class, the fir
 LONGEST_CLASS = 100  # characters; longer texts are captions
 LARGEST_LABEL = 1 << 16  # bytes of a member that is read for the class
 MOST_SKIPPED = 100  # that are named
+FIRST_MEMBERS = 64  # that tell what there is beside the pictures
 _IMAGES = frozenset(ending.decode()[1:] for ending in EXTENSIONS)
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -140,6 +142,21 @@ def _looked_through(path: str, wanted: Wanted) -> ShardIndex:
         elif sum(not parts for parts, *_ in sample.pictures) > 1:
             passed.over(key, "several pictures, the first one counts")
     return _packed([sample for sample in samples.values() if sample.pictures], passed)
+
+
+def members_told(path: str) -> list[str]:
+    """What lies beside the first pictures of a shard, by its ending, and the fields of their .json."""
+    found = dict[str, None]()
+    for member, file in islice(_members(path, _Passed()), FIRST_MEMBERS):
+        ending = member.name.rpartition("/")[2].partition(".")[2].lower()
+        if not member.isreg() or not ending or ending.rpartition(".")[2] in _IMAGES:
+            continue
+        found[f".{shown(ending)}"] = None
+        if ending == "json" and member.size <= LARGEST_LABEL:
+            with contextlib.suppress(ValueError, RecursionError):
+                fields = json.loads(os.pread(file, member.size, member.offset_data))
+                found |= dict.fromkeys(map(shown, fields if isinstance(fields, dict) else ()))
+    return [*found]
 
 
 def _packed(samples: list[_Sample], passed: _Passed) -> ShardIndex:

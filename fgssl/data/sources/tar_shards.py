@@ -21,7 +21,7 @@ from fgssl.data.images import About, ImageSet, Remark
 from fgssl.data.sources.files import sorted_classes
 from fgssl.data.sources.listing import shards_by_split, some
 from fgssl.data.sources.open import Source
-from fgssl.data.sources.tar_index import LABEL_KINDS, ShardIndex, Wanted, shard_index
+from fgssl.data.sources.tar_index import LABEL_KINDS, ShardIndex, Wanted, members_told, shard_index
 from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.runtime.reporting import Told
 from fgssl.runtime.text import shown
@@ -124,6 +124,9 @@ def _load(data: DataConfig, shards: Mapping[str, Sequence[str]], split: str, rem
         like = f"*.{data.image_column}" if data.image_column else "*.jpg, *.png or *.webp"
         raise FgsslError(f"no image in the {len(mine)} shards of {named} ({told})", f"samples need members {like}")
     found = _classes(indices, split, wanted)
+    if wanted.label is not None and found.lacking:
+        there = ", ".join(members_told(shards[split][0])) or "nothing"
+        found = found._replace(about=About(unlabelled=f"{found.about.unlabelled}; beside them there is {there}"))
     counts = sum((Counter(index.counts) for index in mine), Counter[str]())
     skipped = [line for index in mine for line in index.skipped]
     taken = [Remark("note", f"{data.source}: {found.remark}")] if found.remark else []
@@ -152,6 +155,7 @@ def _indices(shards: Mapping[str, Sequence[str]], wanted: Wanted, source: str) -
 class _Found(NamedTuple):
     about: About
     remark: str = ""
+    lacking: bool = False  # nothing that may tell the class is there
 
 
 def _classes(indices: Indices, split: str, wanted: Wanted) -> _Found:
@@ -163,7 +167,7 @@ def _classes(indices: Indices, split: str, wanted: Wanted) -> _Found:
         there.remove("txt")
     if not there:
         listed = " or ".join(f".{kind}" for kind in kinds)
-        return _Found(About(unlabelled=f"no {listed} beside its pictures tells a class"))
+        return _Found(About(unlabelled=f"no {listed} beside its pictures tells a class"), lacking=True)
     kind, mine = there[0], indices[split]
     total = sum(len(index.ends) for index in mine)
     missing = total - sum(int((index.codes[kind] >= 0).sum()) for index in mine if kind in index.codes)

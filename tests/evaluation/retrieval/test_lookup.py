@@ -214,7 +214,7 @@ def test_a_picture_that_is_gone_is_grey_on_the_sheet(gallery: Path, tmp_path: Pa
         (("--query", "q.jpg", "--gallery", "text.safetensors"), "cut off or not a safetensors file"),
         (("--query", "q.jpg", "--gallery", "narrow.safetensors"), "those of 'narrow.safetensors' 3"),
         (("--query", "q.jpg", "--gallery", "nan.safetensors"), "row 1 holds NaN"),
-        (("--query", "q.jpg", "--top", "0"), "--top 0"),
+        (("--query", "q.jpg", "--top", "0"), "--top is 0"),
         (("--query", "q.jpg", "--output", "sheet.txt"), "'.txt'"),
         (("--query", "q.jpg", "--output", "none/sheet.png"), "no folder none"),
         (("--query", "q.jpg", "--gallery-split", "tset"), "tset"),
@@ -343,6 +343,10 @@ def test_lines_of_stdin_are_answered_one_by_one_and_loaded_for_once(gallery: Pat
     assert [[hit["path"] for hit in answer["hits"]] for answer in answers] == paths(
         look(*PICTURES, "--gallery", gallery, "--top", "2")
     )
+    with mock.patch("sys.stdin", io.StringIO(lines)):
+        told = fgssl("retrieve", finished_run()[0], "--gallery", gallery, "--query", "-", "--top", "1").out.splitlines()
+    assert told[::2] == [str(picture) for picture in PICTURES]  # whose hits they are
+    assert [line.endswith(hits[0]) for line, hits in zip(told[1::2], paths({"queries": answers}), strict=True)]
 
 
 def test_a_picture_with_many_links_to_it_in_the_gallery_is_none_of_its_hits(gallery: Path) -> None:
