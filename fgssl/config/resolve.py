@@ -226,6 +226,12 @@ def _reject_contradictions(config: PretrainConfig) -> None:
     if local and not OBJECTIVES[objective.name].local_views:
         owners = " or ".join(name for name, item in OBJECTIVES.items() if item.local_views)
         raise SettingError(f"{objective.name} has no use for {local[0]}", f"leave it out, or use --objective {owners}")
+    place, placed = config.views.place, config.views.place != "anywhere"
+    if placed and not config.rationale.enabled:
+        raise SettingError(f"--no-rationale leaves views.place {place} no map to be found by", "leave one out")
+    if placed and freeze == "backbone":
+        remedy = "leave it out: its maps are made before any place is known"
+        raise SettingError(f"--freeze backbone has no use for views.place {place}", remedy)
     queue, batch = objective.queue_size, training.batch_size
     if queue is not None and batch is not None and queue < batch:
         problem = f"objective.queue_size {queue} is smaller than --batch-size {batch}"

@@ -36,6 +36,7 @@ POSITIVE = Range(above=0)
 NOT_NEGATIVE = Range(0)
 WIDTH = Range(1, 16_384)
 STEPS = Range(1, 1_000_000_000)
+EPOCHS = Range(0, 1_000_000)
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 
 
@@ -93,6 +94,13 @@ class ViewsConfig:
     solarize: float = knob(0.0, "probability of inverting bright pixels", SHARE)
     local_count: int | None = knob(None, "small views of small parts, beside the two (default: dino 6)", Range(0, 64))
     local_size: int | None = knob(None, "side of the small views (default: 0.43 of the others')", Range(8, 4_096))
+    place: Literal["anywhere", "map", "middle", "random"] = knob(
+        "anywhere", "where crops lie: anywhere, or a share on what the rationale's map shows; controls: middle, random"
+    )
+    place_share: float = knob(0.5, "share of the crops that lie on the place", Range(above=0, most=1))
+    place_warmup: int | None = knob(
+        None, "epochs before places are found, and before they are anew (default: a fifth of the run)", EPOCHS
+    )
 
 
 @dataclass(frozen=True)

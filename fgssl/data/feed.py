@@ -75,8 +75,10 @@ class Key:
 
     epoch: int
     index: int
+    place: tuple[float, ...] | None = None  # the window, as `draw_views` has it, that a share of its crops lies on
 
 
+Place = Callable[[int], NDArray[np.float64] | None]  # an epoch -> window (3,) of each image of the split, NaN for none
 Arrange = Callable[[int, NDArray[np.int64]], NDArray[np.int64]]  # an epoch and its images -> the same, in other order
 
 
@@ -84,7 +86,8 @@ class StepSampler(Sampler[list[Key]]):
     """The image keys of process `rank` of `world` for every step from `start` to before `stop`.
 
     A split of `length` images has `batch_size` of them a step over all processes; what is left at the end is dropped.
-    `order` is that of an epoch; `arrange` is asked for another one of the same when the first step of an epoch is.
+    `order` is that of an epoch; `arrange` is asked for another one of the same when the first step of an epoch is, and
+    `place` for the windows on which its crops lie.
     """
 
     def __init__(
@@ -99,24 +102,33 @@ class StepSampler(Sampler[list[Key]]):
         world: int = 1,
         arrange: Arrange | None = None,
         order: Order = epoch_order,
+        place: Place | None = None,
     ) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
-        self.per_epoch, self.arrange, self.order = length // batch_size, arrange, order
+        self.per_epoch, self.arrange, self.order, self.place = length // batch_size, arrange, order, place
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order, order_epoch = np.empty(0, np.int64), -1
+        order, order_epoch, windows = np.empty(0, np.int64), -1, None
         for step in range(self.start, self.stop):
             epoch, position = divmod(step, self.per_epoch)
             if epoch != order_epoch:
                 order, order_epoch = self.order(self.length, self.seed, epoch), epoch
                 if self.arrange is not None:
                     order = self.arrange(epoch, order[: self.per_epoch * self.batch_size])
+                windows = None if self.place is None else self.place(epoch)
             batch = order[position * self.batch_size : (position + 1) * self.batch_size]
-            yield [Key(epoch, int(i)) for i in batch[self.rank :: self.world]]
+            yield [placed_key(epoch, int(i), windows) for i in batch[self.rank :: self.world]]
+
+
+def placed_key(epoch: int, index: int, windows: NDArray[np.float64] | None) -> Key:
+    """The key of an image, with its window where it has one."""
+    if windows is None or np.isnan(windows[index]).any():
+        return Key(epoch, index)
+    return Key(epoch, index, tuple(windows[index].tolist()))
 
 
 class CropSampler(Sampler[list[Key]]):
@@ -166,7 +178,14 @@ class _Crops:
         rngs = [np.random.default_rng([self.seed, key.epoch, key.index, *self.stream]) for key in keys]
         randoms = np.stack([rng.random((count, DRAWS)) for rng in rngs], 1).reshape(-1, DRAWS)
         heights, widths = np.tile([picture.shape[:2] for picture in pictures], (count, 1)).T
-        return draw_views(randoms, self.config, heights=heights, widths=widths, size=self.size)
+        told: dict[str, Any] = {}
+        if any(key.place is not None for key in keys):
+            windows = np.full((count, len(keys), 3), np.nan)
+            for column, (key, rng) in enumerate(zip(keys, rngs, strict=True)):
+                placed = rng.random(count) < self.config.place_share  # drawn last: all else is as it was
+                windows[placed, column] = np.nan if key.place is None else key.place
+            told = {"windows": windows.reshape(-1, 3)}
+        return draw_views(randoms, self.config, heights=heights, widths=widths, size=self.size, **told)
 
     def make(
         self, pictures: Sequence[np.ndarray], keys: Sequence[Key], count: int = 2, dtype: torch.dtype = torch.uint8
@@ -247,6 +266,15 @@ class CropDataset(_Crops, Dataset[CropBatch]):
     def __getitems__(self, keys: Sequence[Key]) -> CropBatch:
         crops, kept = self.of_readable(keys, 1)
         return CropBatch(crops[0], torch.tensor([key.index for key in kept], dtype=torch.int64))
+
+
+class WholeDataset(CropDataset):
+    """Whole pictures pressed into squares, by key: what a map of all of a picture is made of."""
+
+    def draw(self, pictures: Sequence[np.ndarray], keys: Sequence[Key], count: int) -> Views:
+        views = super().draw(pictures, keys, count)
+        box = np.array([(0, 0, *picture.shape[:2]) for picture in pictures] * count)
+        return views._replace(box=box, flip=np.zeros_like(views.flip))
 
 
 def view_pairs(views: ViewDataset, count: int) -> Tensor:

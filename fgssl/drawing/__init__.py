@@ -10,7 +10,7 @@ from fgssl.drawing.figures import (
     search_sheet,
     view_pairs_sheet,
 )
-from fgssl.drawing.maps import Map, Part, Window
+from fgssl.drawing.maps import Map, Part, Window, outlined
 from fgssl.drawing.save import PAGE, PAGE_START, PICTURE, save_png
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Window",
     "curve_sheet",
     "explain_sheet",
+    "outlined",
     "overview_sheet",
     "save_png",
     "search_sheet",

@@ -12,6 +12,7 @@ Visual Recognition Problems", CVPR 2023. A training step and a picture at test t
     window_centres   where a picture is looked at again, enlarged                    (ours)
     Colocalizer      the same without a loss: what the places of all pictures share  (ours)
     find_peaks       several such places, and how large each is                      (ours)
+    crop_windows     where crops of the training hold the object                     (ours)
     look_again       a window moved by the map of what it shows                      (ours)
 
 Two rules hold for every option of `RationaleConfig`: the gradient in GradCAM is a constant (first order only), and at
@@ -28,6 +29,7 @@ from fgssl.rationale.pooling import pool_places, pool_stages
 from fgssl.rationale.windows import (
     LEAST_SHARE,
     centre_prior,
+    crop_windows,
     cut_windows,
     fullest_windows,
     window_centres,
@@ -36,7 +38,7 @@ from fgssl.rationale.windows import (
 
 __all__ = [
     "Colocalizer", "LEAST_SHARE", "Peaks", "PlaceScatter", "RationaleHead", "RationaleOutput", "attention_map",
-    "centre_prior", "cut_windows", "find_peaks", "fit_rationale", "fullest_windows", "gradcam", "look_again",
-    "normalize_map", "part_features", "pool_places", "pool_stages", "rationale_loss", "target_distribution",
-    "window_centres", "window_share",
+    "centre_prior", "crop_windows", "cut_windows", "find_peaks", "fit_rationale", "fullest_windows", "gradcam",
+    "look_again", "normalize_map", "part_features", "pool_places", "pool_stages", "rationale_loss",
+    "target_distribution", "window_centres", "window_share",
 ]  # fmt: skip

@@ -12,14 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fgssl.rationale.windows import LEAST_SHARE
+from fgssl.rationale.windows import ABOVE_EVEN, LEAST_SHARE
 
 MOST_PARTS = 3
 KERNEL = 0.2  # standard deviation, of the map's side
 SHIFTS = 4
 SPREADS = 4.0  # side of a window, in deviations of what it shows: 1.15 of an even square's
 LEAST_PEAK = 0.5  # of the highest, for another window
-ABOVE_EVEN = 1.3  # a peak of a map is so many times an even one: below, the map is flat
 
 
 class Peaks(NamedTuple):

@@ -18,6 +18,7 @@ from fgssl.config.schema import ViewsConfig
 
 CENTRE_SIGMA = 0.25  # of the map's side
 PLACES = 40  # a side in which a map is looked through for its fullest window
+ABOVE_EVEN = 1.3  # the highest place of a map is so many times its mean: below, the map is flat
 LEAST_SHARE = 0.4  # of the view's side: closer looks miss the object more often than they help
 
 
@@ -77,3 +78,10 @@ def fullest_windows(maps: Tensor, share: float) -> Tensor:
     best = sums.flatten(1).argmax(1)
     middle = torch.stack([best // rows, best % rows], 1) / count + side / 2 / count
     return torch.where(maps.flatten(1).amax(1, keepdim=True) > 0, middle, 0.5).clamp(share / 2, 1 - share / 2)
+
+
+def crop_windows(maps: Tensor, share: float) -> Tensor:
+    """(N, H, W) not negative -> (N, 3): middle and side of the fullest window; NaN where the map is flat."""
+    flat = maps.flatten(1).amax(1) <= ABOVE_EVEN * maps.mean((1, 2))
+    windows = torch.cat([fullest_windows(maps, share), maps.new_full((len(maps), 1), share)], 1)
+    return windows.masked_fill(flat[:, None], torch.nan)

@@ -66,6 +66,7 @@ RUN_FILES: dict[str, Callable[[Path], bool]] = {
     f"{CANDIDATES}/*.safetensors": functools.partial(_holds_tensors, key="fgssl"),
     "overview.png": PICTURE.is_own,
     "views.png": PICTURE.is_own,
+    "places.png": PICTURE.is_own,
     "curve.png": PICTURE.is_own,
     REPORT_FILE: PAGE.is_own,
     "timm/config.json": _holds("architecture"),

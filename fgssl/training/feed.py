@@ -23,11 +23,12 @@ from fgssl.config.schema import filled
 from fgssl.data.cache.folder import cache_folder, cache_label
 from fgssl.data.cache.map_store import MapStore, rounded
 from fgssl.data.cache.pixels import Fault
-from fgssl.data.feed import Key, StepSampler, ViewBatch, ViewDataset, build_feed
+from fgssl.data.feed import Key, Place, StepSampler, ViewBatch, ViewDataset, build_feed
 from fgssl.data.order import ORDERS
 from fgssl.encoder import Encoder
 from fgssl.runs.encoder_file import identity
 from fgssl.runtime.machine import feeds_itself, sent
+from fgssl.training.places import Places
 from fgssl.training.setup import Setup
 
 Found = dict[Key, tuple[np.ndarray, int]]  # maps (2, C, H, W) and position of an image
@@ -98,30 +99,31 @@ class StepFeed:
         alone = derived and not setup.views.pixels.decodes and feeds_itself(self.plan.device)
         self.workers = 0 if alone else filled(self.plan.config.training.workers)  # loader processes in use
         self.in_process = derived and self.workers == 0  # nobody asked for more, and it is quicker
+        self.places = Places(setup, workers=self.workers)
 
     def batches(self, start: int) -> Iterator[ViewBatch] | Iterator[FrozenBatch]:
         """This process's share of every step from `start` to the end of the run."""
         plan, arranges = self.plan, self.setup.model.objective.arranges
         rank, world = self.setup.accelerator.process_index, self.setup.accelerator.num_processes
-        sampler = self._sampler(start, plan.total_steps, rank=rank, world=world)
+        sampler = self._sampler(start, plan.total_steps, self.places.at, rank=rank, world=world)
+        epochs = 1 if arranges else self.places.warmup  # after so many the feed waits for what the steps have learned
         source = self._open_maps(sampler) if plan.backbone.frozen else (self.setup.views, sampler)
         feed: DataLoader[Any] = build_feed(
-            *source, workers=self.workers, pin=plan.device.type == "cuda", again=arranges
+            *source, workers=self.workers, pin=plan.device.type == "cuda", again=bool(epochs)
         )
         feed.generator = torch.Generator()  # a loader draws one number when it starts: not from the run's stream
-        return _epoch_by_epoch(feed, sampler) if arranges else iter(feed)
+        return _by_epochs(feed, sampler, epochs) if epochs else iter(feed)
 
     def keys(self, step: int) -> list[Key]:
         """The images, over all processes, of a step taken since the last line of the log."""
-        return next(iter(self._sampler(step, step + 1)))
+        return next(iter(self._sampler(step, step + 1, self.places.known)))
 
-    def _sampler(self, start: int, stop: int, **share: int) -> StepSampler:
+    def _sampler(self, start: int, stop: int, place: Place, **share: int) -> StepSampler:
         arrange = self._arranged if self.setup.model.objective.arranges else None
         batch_size, seed = filled(self.plan.config.training.batch_size), self.setup.views.seed
         order = ORDERS[self.plan.config.training.shuffle]
-        return StepSampler(
-            len(self.plan.train), batch_size, seed=seed, start=start, stop=stop, arrange=arrange, order=order, **share
-        )
+        how: dict[str, Any] = {"arrange": arrange, "order": order, "place": place, **share}
+        return StepSampler(len(self.plan.train), batch_size, seed=seed, start=start, stop=stop, **how)
 
     def _arranged(self, epoch: int, pictures: NDArray[np.int64]) -> NDArray[np.int64]:
         if epoch not in self.orders:
@@ -172,7 +174,8 @@ class StepFeed:
         """With the store of maps, named by all that decides their bits; none where they cannot be kept."""
         plan, training, warn = self.plan, self.plan.config.training, self.setup.reporter.warn
         slots, images = plan.config.backbone.cached_views, len(plan.train)
-        views = [plan.train.fingerprint(), repr(self.setup.views.pixels.prepare), asdict(plan.config.views), slots]
+        drawn = {key: value for key, value in asdict(plan.config.views).items() if not key.startswith("place")}
+        views = [plan.train.fingerprint(), repr(self.setup.views.pixels.prepare), drawn, slots]
         run = [training.seed, training.batch_size, self.setup.accelerator.num_processes]
         if training.shuffle != "whole":
             run.append(training.shuffle)
@@ -198,11 +201,11 @@ class StepFeed:
         return MissingViews(self.setup.views, self.store), FrozenSampler(sampler, slots=slots, kept=kept)
 
 
-def _epoch_by_epoch(feed: DataLoader[Any], sampler: StepSampler) -> Iterator[Any]:
-    """The feed of a sampler, nothing ahead of an epoch's end: the order of the next one is known when it begins."""
-    start, stop = sampler.start, sampler.stop
+def _by_epochs(feed: DataLoader[Any], sampler: StepSampler, epochs: int) -> Iterator[Any]:
+    """The feed of a sampler, nothing ahead of every so many epochs' end: what the next ones are like is known then."""
+    start, stop, together = sampler.start, sampler.stop, epochs * sampler.per_epoch
     while start < stop:
-        end = min(stop, (start // sampler.per_epoch + 1) * sampler.per_epoch)
+        end = min(stop, (start // together + 1) * together)
         sampler.start, sampler.stop = start, end
         yield from feed
         start = end

@@ -67,6 +67,7 @@ class Trainer:
             self.model.load_state_dict(norms[rank], strict=False)
         progress, total = Progress(**state["progress"]), self.plan.total_steps
         self.log.restore(state)
+        self.feed.places.restore(state.get("places", {}))
         what = "resuming" if progress.step < total else "already trained: writing the results again,"
         self.setup.reporter.note(f"{what} after step {progress.step} of {total}")
         self._note_schedule(progress.step, state.get("total_steps"))
@@ -121,7 +122,7 @@ class Trainer:
         self._note_faults(self.views.pixels.faults, faults)
         detector.at(LOADING)
         for batch in batches:
-            arrived = time.perf_counter()
+            arrived, asked = time.perf_counter(), asked + self.feed.places.took()
             detector.at("computing a step")
             self._note_faults({fault.index: fault.reason for fault in batch.faults}, faults)
             output = self.step(progress.step, batch)
@@ -251,7 +252,7 @@ class Trainer:
         if self.setup.is_main:
             state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "random": randoms}
             state |= {"progress": progress._asdict(), "norms": norms if len(norms) > 1 else [], **log}
-            state |= {"data": self._data, "total_steps": self.plan.total_steps}
+            state |= {"data": self._data, "total_steps": self.plan.total_steps, **self.feed.places.state()}
             if (scaler := self.setup.accelerator.scaler) is not None:  # of fp16: begun anew, it would skip steps
                 state["scaler"] = scaler.state_dict()
             save_state(self.setup.output, progress.step, state)

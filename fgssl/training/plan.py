@@ -39,7 +39,7 @@ LOCAL_SHARE = 0.43  # side of a local view: 96 of 224 pixels in Caron et al. 202
 TRAINS = (
     "objective.name", "backbone.drop_path", "backbone.batch_norm", "backbone.whitening", "optimizer.layer_decay",
     "training.choose", "training.checkpoint_gradients", "training.compile", "objective.anchor",
-    "backbone.adapt", "backbone.lora_rank", "training.head_epochs",
+    "backbone.adapt", "backbone.lora_rank", "training.head_epochs", "views.place",
 )  # fmt: skip
 FROM_DEFAULTS = ("default", *(f"{name} default" for name in DRAWN))  # origins of values that nobody asked for
 
@@ -126,6 +126,7 @@ def make_plan(resolved: Resolved, *, world: int = 1, load_weights: bool = True, 
     teacher = open_teacher(draft)
     derive_objective(draft, RunFacts(backbone.channels, len(train), total_steps, starts_trained(draft)))
     derive_optimizer(draft, backbone)
+    _derive_places(draft, -(-total_steps // steps_per_epoch))
     if backbone.frozen:
         draft.derive("training.signals_every", total_steps, "once, as a frozen backbone's never change")
     draft.derive("training.log_every", min(10, steps_per_epoch), "10, or an epoch: a point of the curve in each")
@@ -317,6 +318,17 @@ def _derive_local_views(draft: Draft, name: str, options: dict[str, Any]) -> int
     if size >= whole.image_size:
         raise SettingError(f"views.local_size {size} is not below the image size {whole.image_size}", "make it smaller")
     return size
+
+
+def _derive_places(draft: Draft, epochs: int) -> None:
+    """When they are first found, and how long they hold; SettingError where the run is over by then."""
+    if draft["views.place"] == "anywhere":
+        draft.derive("views.place_warmup", None, "crops lie anywhere")
+        return
+    draft.derive("views.place_warmup", max(1, epochs // 5), "a fifth of the run (ContrastiveCrop)")
+    if (warmup := draft["views.place_warmup"]) >= epochs:
+        problem = f"views.place_warmup {warmup} leaves views.place nothing of a run of {epochs} epochs"
+        raise SettingError(problem, "lower it, or train longer")
 
 
 def _derive_freeze(draft: Draft) -> None:

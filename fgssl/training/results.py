@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from fgssl.backbones import save_timm
 from fgssl.config.schema import TrainingConfig
-from fgssl.data.feed import Key, ViewDataset
+from fgssl.data.feed import ViewDataset, placed_key
 from fgssl.data.images import ImageSet
 from fgssl.data.order import epoch_order
-from fgssl.drawing import Neighbour, QueryRow, curve_sheet, overview_sheet, save_png, view_pairs_sheet
+from fgssl.drawing import Neighbour, QueryRow, Window, curve_sheet, outlined, overview_sheet, save_png, view_pairs_sheet
 from fgssl.encoder import Encoder, Pool
 from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.evaluation.bootstrap import paired_bootstrap
@@ -181,15 +182,28 @@ def save_view_pairs(output: Path, plan: Plan, views: ViewDataset) -> None:
     save_png(sheet, output / "views.png")
 
 
-def _view_pairs(plan: Plan, views: ViewDataset) -> list[tuple[str, tuple[Image.Image, Image.Image, Image.Image]]]:
+def save_places(output: Path, plan: Plan, views: ViewDataset, epoch: int, windows: NDArray[np.float64]) -> None:
+    """places.png: a few training images with their windows, and two views of each, as that epoch draws them."""
+    drawn = _view_pairs(plan, views, epoch, windows)
+    title = f"Two views of a training image in epoch {epoch + 1} (views.place {plan.config.views.place})"
+    sheet = view_pairs_sheet([pair for _, pair in drawn], [name for name, _ in drawn], title=title)
+    save_png(sheet, output / "places.png")
+
+
+def _view_pairs(
+    plan: Plan, views: ViewDataset, epoch: int = 0, windows: NDArray[np.float64] | None = None
+) -> list[tuple[str, tuple[Image.Image, Image.Image, Image.Image]]]:
     """Names of a few training images, each with the image and its two views."""
     drawn = []
     for index in epoch_order(len(plan.train), plan.config.training.seed, 0).tolist():
         with contextlib.suppress(UnreadableImage):
-            pixels = views.pixels[index]
-            made = views.make([pixels], [Key(0, index)])[:, 0].permute(0, 2, 3, 1).numpy()
-            pair = Image.fromarray(np.array(pixels)), Image.fromarray(made[0]), Image.fromarray(made[1])
-            drawn.append((_name(plan.train, index), pair))
+            pixels, key = views.pixels[index], placed_key(epoch, index, windows)
+            made = views.make([pixels], [key])[:, 0].permute(0, 2, 3, 1).numpy()
+            whole = Image.fromarray(np.array(pixels))
+            if key.place is not None:
+                row, column, half = *key.place[:2], key.place[2] / 2
+                whole = outlined(whole, Window(column - half, row - half, column + half, row + half))
+            drawn.append((_name(plan.train, index), (whole, Image.fromarray(made[0]), Image.fromarray(made[1]))))
         if len(drawn) == VIEW_PAIRS:
             break
     return drawn

@@ -40,8 +40,20 @@ class Views(NamedTuple):
         return Views._make(column[rows] for column in self)
 
 
-def draw_views(randoms: NDArray[np.float64], config: ViewsConfig, *, heights: Sizes, widths: Sizes, size: int) -> Views:
-    """Turn (M, DRAWS) uniform numbers into views, `size` pixels wide; distributions as torchvision's transforms."""
+def draw_views(
+    randoms: NDArray[np.float64],
+    config: ViewsConfig,
+    *,
+    heights: Sizes,
+    widths: Sizes,
+    size: int,
+    windows: NDArray[np.float64] | None = None,
+) -> Views:
+    """Turn (M, DRAWS) uniform numbers into views, `size` pixels wide; distributions as torchvision's transforms.
+
+    `windows` (M, 3), row and column of the middle and side in (0, 1) of the picture, are where the middle of a crop
+    lies, as near as the picture's borders let it; NaN for one that lies anywhere. Nothing but its place depends on it.
+    """
     crops, strengths = randoms[:, : 2 * CROP_TRIES + 2], randoms[:, -6:-2]
     (flip, jitter, gray, blur, solarize), (order, sigma) = randoms[:, 2 * CROP_TRIES + 2 : -6].T, randoms[:, -2:].T
     ranges = np.array([config.brightness, config.contrast, config.saturation, config.hue])
@@ -49,7 +61,7 @@ def draw_views(randoms: NDArray[np.float64], config: ViewsConfig, *, heights: Si
     factors[:, :HUE] = np.maximum(0.0, 1.0 + factors[:, :HUE])  # multipliers, never negative; the hue is a shift
     low, high = config.blur_sigma_min, config.blur_sigma_max
     return Views(
-        _draw_crops(crops, config, heights.astype(np.int64), widths.astype(np.int64)),
+        _draw_crops(crops, config, heights.astype(np.int64), widths.astype(np.int64), windows),
         flip < config.flip,
         np.where(jitter < config.jitter, (order * len(ORDERS)).astype(np.int64), -1),
         factors.astype(np.float32),
@@ -59,7 +71,13 @@ def draw_views(randoms: NDArray[np.float64], config: ViewsConfig, *, heights: Si
     )
 
 
-def _draw_crops(randoms: NDArray[np.float64], config: ViewsConfig, heights: Sizes, widths: Sizes) -> NDArray[np.int64]:
+def _draw_crops(
+    randoms: NDArray[np.float64],
+    config: ViewsConfig,
+    heights: Sizes,
+    widths: Sizes,
+    windows: NDArray[np.float64] | None,
+) -> NDArray[np.int64]:
     """Area and aspect ratio are drawn until they fit, else the largest centred crop of a legal aspect ratio."""
     drawn, position = randoms[:, :-2].reshape(len(randoms), 2, CROP_TRIES), randoms[:, -2:]
     full_height, full_width = heights[:, None], widths[:, None]
@@ -74,6 +92,20 @@ def _draw_crops(randoms: NDArray[np.float64], config: ViewsConfig, heights: Size
     tallest = np.clip(np.rint(widths / ASPECT[0]), 1, heights)
     height = np.where(found, tried_height[rows, first], tallest).astype(np.int64)
     width = np.where(found, tried_width[rows, first], widest).astype(np.int64)
-    top = np.where(found, position[:, 0] * (heights - height + 1), (heights - height) // 2).astype(np.int64)
-    left = np.where(found, position[:, 1] * (widths - width + 1), (widths - width) // 2).astype(np.int64)
-    return np.stack([top, left, height, width], 1)
+    starts = []
+    for axis, (side, own) in enumerate(((heights, height), (widths, width))):
+        first, last = _starts(axis, side, own, windows)
+        starts.append(np.where(found, first + position[:, axis] * (last - first + 1), (side - own) // 2))
+    return np.stack([*(start.astype(np.int64) for start in starts), height, width], 1)
+
+
+def _starts(axis: int, side: Sizes, own: Sizes, windows: NDArray[np.float64] | None) -> tuple[Sizes, Sizes]:
+    """First and last pixel where crops of `own` pixels may begin in pictures of `side`."""
+    most = side - own
+    if windows is None:
+        return np.zeros_like(most), most
+    anywhere, middle, half = np.isnan(windows[:, 2]), windows[:, axis] * side, windows[:, 2] * side / 2
+    # cut to the picture both ends are the same where no crop of this size has its middle in the window
+    ends = (np.nan_to_num(middle + reach - own / 2).clip(0, most) for reach in (-half, half))
+    first, last = (rounded(end).astype(np.int64) for rounded, end in zip((np.ceil, np.floor), ends, strict=True))
+    return np.where(anywhere, 0, first), np.where(anywhere, most, np.maximum(first, last))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import ArrayImages, make_picture
+from PIL import Image
 
 from fgssl.config.schema import ViewsConfig
 from fgssl.data.cache.pixels import PixelStore, Shrunk, open_pixels
@@ -20,6 +22,7 @@ from fgssl.data.feed import (
     StepSampler,
     ViewBatch,
     ViewDataset,
+    WholeDataset,
     build_feed,
 )
 from fgssl.data.order import LANES, epoch_order, local_order
@@ -193,6 +196,79 @@ def test_the_two_views_the_epochs_and_the_seeds_differ(pixels):
 
     seen = [view(0, 0, 3, 5), view(1, 0, 3, 5), view(0, 3, 3, 5), view(0, 0, 4, 5)]
     assert all(not torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
+
+
+# ---- crops on a place
+
+
+def middles_inside(boxes: np.ndarray, window: tuple[float, float, float], height: int, width: int) -> np.ndarray:
+    middles = (boxes[:, :2] + boxes[:, 2:] / 2) / (height, width)
+    return (np.abs(middles - window[:2]) <= window[2] / 2 + 1e-9).all(1)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_a_share_of_the_crops_lies_on_the_place(local):
+    """Share + (1 - share) x chance, which is counted for the size of each crop; of small views as well."""
+    height, width, window, share, epochs = 60, 80, (0.4, 0.6, 0.5), 0.3, 1500
+    picture = np.zeros((height, width, 3), np.uint8)
+    store = PixelStore(ArrayImages([make_picture(0, width, height)]), Shrunk(height))
+    settings = ViewsConfig(crop_max=0.3, place_share=share, local_count=2, local_size=8)
+    dataset = ViewDataset(store, settings, size=SIZE, seed=0)
+    keys = [Key(epoch, 0, window) for epoch in range(epochs)]
+    crops = dataset.local if local else dataset
+    boxes = crops.draw([picture] * epochs, keys, 2).box
+    chances = []
+    for own_height, own_width in boxes[:, 2:]:
+        tops, lefts = np.arange(height - own_height + 1), np.arange(width - own_width + 1)
+        rows = np.abs((tops + own_height / 2) / height - window[0]) <= window[2] / 2 + 1e-9
+        columns = np.abs((lefts + own_width / 2) / width - window[1]) <= window[2] / 2 + 1e-9
+        chances.append(rows.mean() * columns.mean())
+    expected = share + (1 - share) * np.array(chances)
+    sd = np.sqrt((expected * (1 - expected)).sum()) / len(expected)
+    assert abs(middles_inside(boxes, window, height, width).mean() - expected.mean()) < 4 * sd
+    assert 4 * sd < 0.05 < np.abs(np.mean(chances) - expected.mean())  # so that the check is one
+    whole = dataclasses.replace(settings, place_share=1.0)
+    placed = ViewDataset(store, whole, size=SIZE, seed=0)
+    placed = placed.local if local else placed
+    assert middles_inside(placed.draw([picture] * epochs, keys, 2).box, window, height, width).all()
+    anywhere = crops.draw([picture] * epochs, [Key(epoch, 0) for epoch in range(epochs)], 2)
+    assert np.array_equal(anywhere.box[:, 2:], boxes[:, 2:])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_places_reach_the_loader_processes_and_only_their_epochs(workers, pixels):
+    windows = np.tile([0.2, 0.8, 0.4], (COUNT, 1))
+    windows[5] = np.nan
+    told = [None, windows]
+    placed = batches(pixels, workers=workers, stop=6, place=lambda epoch: told[epoch])
+    plain = batches(pixels, stop=6)
+    assert_equal(placed[:3], plain[:3])
+    assert all(torch.equal(one.index, other.index) for one, other in zip(placed, plain, strict=True))
+    same = {
+        index: torch.equal(one.views[:, place].float(), other.views[:, place])
+        for one, other in zip(placed[3:], plain[3:], strict=True)
+        for place, index in enumerate(one.index.tolist())
+    }
+    assert same[5] and sum(same.values()) < COUNT / 2
+    settings = ViewsConfig()
+    for batch in placed[3:]:
+        for place, index in enumerate(batch.index.tolist()):
+            rng, image = np.random.default_rng([3, 1, index]), np.array(pixels[index])
+            randoms, on_place = rng.random((2, DRAWS)), rng.random(2) < 0.5
+            window = np.where(on_place[:, None], windows[index], np.nan)
+            height, width = (np.full(2, side) for side in image.shape[:2])
+            views = draw_views(randoms, settings, heights=height, widths=width, size=SIZE, windows=window)
+            assert torch.equal(batch.views[:, place].float(), make_views([image, image], views, SIZE).float())
+
+
+def test_whole_pictures_are_pressed_into_squares(pixels):
+    dataset = WholeDataset(pixels, size=SIZE, seed=0)
+    batch = dataset.__getitems__([Key(0, index) for index in range(COUNT)])
+    assert batch.images.shape == (COUNT, 3, SIZE, SIZE) and batch.index.tolist() == list(range(COUNT))
+    for index in range(COUNT):
+        expected = Image.fromarray(np.array(pixels[index])).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        found = batch.images[index].permute(1, 2, 0).numpy().astype(int)
+        assert np.abs(found - np.asarray(expected)).max() <= 2
 
 
 # ---- nothing but (seed, epoch, image) matters

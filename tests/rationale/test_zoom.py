@@ -23,7 +23,7 @@ from torch.nn import functional
 from fgssl.config.schema import ViewsConfig
 from fgssl.encoder import POOLS, Encoder, Pool
 from fgssl.evaluation.embed import embed
-from fgssl.rationale import centre_prior, cut_windows, window_centres, window_share
+from fgssl.rationale import centre_prior, crop_windows, cut_windows, window_centres, window_share
 from fgssl.runs.encoder_file import load_encoder
 
 SIZE, LARGE, C = 64, 143, 288  # the runs' input, 64 / sqrt(0.2) rounded, and the channels of their map
@@ -410,3 +410,16 @@ def test_a_copy_of_the_query_scores_one(run: str, tmp_path: Path) -> None:
         best, second = found["queries"][0]["hits"][:2]
         assert found["pool"] == "zoom" and best["path"] == str(gallery / f"copy{picture.suffix}")
         assert best["score"] == pytest.approx(1, abs=1e-4) and second["score"] < best["score"]
+
+
+def test_crops_lie_where_most_of_the_map_is_and_anywhere_where_it_is_flat() -> None:
+    maps = torch.full((4, 8, 8), 1 / 64)
+    maps[0, 1:3, 5:7] = 1.0
+    maps[1] *= 1 + 0.25 * torch.rand(8, 8)  # its highest place is 1.25 times an even one
+    maps[2] = 0
+    windows = crop_windows(maps, 0.5)
+    assert torch.isnan(windows).all(1).tolist() == [False, True, True, True]
+    row, column, side = windows[0].tolist()
+    assert side == 0.5
+    for middle, ends in ((row, (1 / 8, 3 / 8)), (column, (5 / 8, 7 / 8))):
+        assert middle - side / 2 <= ends[0] + 0.02 and ends[1] - 0.02 <= middle + side / 2

@@ -489,3 +489,41 @@ def test_shrinking_is_a_resize():
     expected = pil.resize((150, 100), Image.Resampling.BILINEAR)
     off = np.abs(np.asarray(resize_short_side(pil, 100), int) - np.asarray(expected, int))
     assert off.max() <= 3  # reducing_gap trades a little precision for speed
+
+
+# ---- crops on a place
+
+
+def pixel_choices(side: int, own: int, middle: float, extent: float) -> list[int]:
+    """By a slow loop: where a crop may begin so that its middle lies in the window, else where it is nearest."""
+    starts = range(side - own + 1)
+    inside = [start for start in starts if abs((start + own / 2) / side - middle) <= extent / 2]
+    return inside or [min(starts, key=lambda start: abs((start + own / 2) / side - middle))]
+
+
+def test_crops_on_a_place_have_their_middle_there_evenly_and_differ_in_nothing_else() -> None:
+    """Against a slow loop over all places; rows without a window are those of crops anywhere."""
+    count, random = 400, np.random.default_rng(1)
+    randoms, config = random.random((count, NUMBERS)), paper()
+    windows = np.column_stack([random.uniform(0, 1, (count, 2)), random.uniform(0.1, 0.6, count)])
+    windows[::4] = np.nan
+    sizes = {"heights": np.full(count, HEIGHT), "widths": np.full(count, WIDTH), "size": SIZE}
+    anywhere = draw_views(randoms, config, **sizes)
+    placed = draw_views(randoms, config, **sizes, windows=windows)
+    assert np.array_equal(anywhere.box[::4], placed.box[::4])
+    assert np.array_equal(anywhere.box[:, 2:], placed.box[:, 2:])
+    assert all(np.array_equal(one, other) for one, other in zip(anywhere[1:], placed[1:], strict=True))
+    ranks = []
+    for row in np.flatnonzero(np.arange(count) % 4):
+        for axis, side in ((0, HEIGHT), (1, WIDTH)):
+            choices = pixel_choices(side, placed.box[row, 2 + axis], windows[row, axis], windows[row, 2])
+            ranks += [(choices.index(placed.box[row, axis]) + 0.5) / len(choices)] if len(choices) > 20 else []
+            assert placed.box[row, axis] in choices
+    assert len(ranks) > 100 and stats.kstest(ranks, "uniform").pvalue > 0.001
+
+
+def test_a_picture_too_long_for_any_crop_keeps_its_middle_one() -> None:
+    randoms, window = np.random.default_rng(0).random((1, NUMBERS)), np.array([[0.1, 0.1, 0.2]])
+    told = {"heights": np.array([10]), "widths": np.array([400]), "size": SIZE, "windows": window}
+    box = draw_views(randoms, ViewsConfig(crop_min=0.9), **told).box
+    assert np.array_equal(box, [[0, 193, 10, 13]])
