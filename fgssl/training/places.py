@@ -25,7 +25,7 @@ from fgssl.data.feed import CropBatch, Key, WholeDataset, build_feed
 from fgssl.encoder import evaluated
 from fgssl.rationale import PlaceScatter, crop_windows, window_share
 from fgssl.training.model import require_finite
-from fgssl.training.results import save_places
+from fgssl.training.results import save_view_pairs
 from fgssl.training.setup import Setup
 
 BATCH = 64
@@ -110,7 +110,7 @@ class Places:
         return windows
 
     def _tell(self, epoch: int, windows: Windows) -> None:
-        save_places(self.setup.output, self.setup.plan, self.setup.views, epoch, windows)
+        save_view_pairs(self.setup.output, self.setup.plan, self.setup.views, epoch=epoch, windows=windows)
         sides = windows[np.isfinite(windows[:, 2]), 2]
         share = f"from epoch {epoch + 1} on {100 * self.views.place_share:g} % of the crops of {len(sides)} of"
         words = f"views.place {self.views.place}: {share} {len(windows)} images"

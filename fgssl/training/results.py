@@ -174,20 +174,15 @@ def finished_result(output: Path) -> RunResult | None:
         return None
 
 
-def save_view_pairs(output: Path, plan: Plan, views: ViewDataset) -> None:
-    """views.png: a few training images and two views of each, as the first epoch draws them."""
-    drawn = _view_pairs(plan, views)
-    title = f"Two random views of a training image ({plan.config.views.preset})"
+def save_view_pairs(
+    output: Path, plan: Plan, views: ViewDataset, *, epoch: int = 0, windows: NDArray[np.float64] | None = None
+) -> None:
+    """views.png: a few training images and two views of each, as an epoch draws them; places.png with windows."""
+    drawn, how = _view_pairs(plan, views, epoch, windows), plan.config.views.preset
+    told = how if windows is None else f"{how}, views.place {plan.config.views.place} in epoch {epoch + 1}"
+    title = f"Two random views of a training image ({told})"
     sheet = view_pairs_sheet([pair for _, pair in drawn], [name for name, _ in drawn], title=title)
-    save_png(sheet, output / "views.png")
-
-
-def save_places(output: Path, plan: Plan, views: ViewDataset, epoch: int, windows: NDArray[np.float64]) -> None:
-    """places.png: a few training images with their windows, and two views of each, as that epoch draws them."""
-    drawn = _view_pairs(plan, views, epoch, windows)
-    title = f"Two views of a training image in epoch {epoch + 1} (views.place {plan.config.views.place})"
-    sheet = view_pairs_sheet([pair for _, pair in drawn], [name for name, _ in drawn], title=title)
-    save_png(sheet, output / "places.png")
+    save_png(sheet, output / ("views.png" if windows is None else "places.png"))
 
 
 def _view_pairs(
