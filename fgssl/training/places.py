@@ -134,7 +134,7 @@ class Places:
 
     def _feature_map(self, batch: CropBatch) -> Tensor:
         encoder = self.setup.model.encoder
-        return encoder.maps(batch.images.to(encoder.device))[0].float()
+        return encoder.maps(batch.images.to(encoder.device))[0]  # as it is: finer ones come along with it
 
     def _batches(self, rows: Sequence[int]) -> Iterator[CropBatch]:
         """Whole pictures of those rows that can be read."""

@@ -151,6 +151,17 @@ def test_processes_share_the_pictures_and_all_know_every_window(squares, tmp_pat
     assert np.array_equal(windows, alone, equal_nan=True) and [len(rows) for rows, _ in shares] == [4, 3, 3]
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_finer_maps_of_a_branch_that_has_them_say_where(precision: str, squares, tmp_path: Path) -> None:
+    folder, _ = squares
+    more = {"rationale.stages": 2, "training.mixed_precision": precision, "backbone.name": "test_resnet"}
+    trainer, seen = trainer_on(folder, tmp_path, "map", **more), list[torch.Size]()
+    trainer.model.encoder.rationale.register_forward_hook(lambda _head, _given, maps: seen.append(maps.shape[1:]))
+    with never_flat():
+        assert np.isfinite(trainer.feed.places.at(2)).all()
+    assert seen == [trainer.plan.backbone.map_shapes[-1][1:]] and seen[0] > trainer.plan.backbone.map_size
+
+
 # ---- when
 
 
