@@ -115,6 +115,11 @@ class Encoder(nn.Module):
         """Where the branch places the window; beside a window fitted to trained weights it adds nothing."""
         return self.rationale is not None and self.colocalizer is None
 
+    @property
+    def finder(self) -> Colocalizer | None:
+        """What finds the windows on trained weights; None where the branch does, or they stay in the middle."""
+        return self.colocalizer if self.colocalizer is not None and self.colocalizer.finds else None
+
     def attention(self, feature_map: Tensor, branch: RationaleHead | None = None) -> Tensor:
         """The rationale's map: (N, C, H, W) -> (N, H, W), summing to 1; FgsslError where there is none.
 
@@ -307,10 +312,11 @@ class Encoder(nn.Module):
         return window_centres(self._looked_through(feature_map), share)
 
     def _looked_through(self, feature_map: Tensor) -> Tensor:
-        """The map by which windows are placed: (N, H, W), not negative, summing to 1, or to 0 where nothing is."""
+        """The map by which windows are placed: (N, H, W), not negative, summing to 1; even where nothing is found."""
         if self.colocalizer is not None:
-            found: Tensor = self.colocalizer(feature_map)
-            return found / found.sum((1, 2), keepdim=True).clamp(min=1e-12)
+            found = self.colocalizer(feature_map)
+            total, even = found.sum((1, 2), keepdim=True), torch.full_like(found, 1 / found[0].numel())
+            return torch.where(total > 1e-12, found / total.clamp(min=1e-12), even)
         if self.rationale is None:
             return torch.ones_like(feature_map[:, 0], dtype=torch.float32)
         return self.attention(feature_map)

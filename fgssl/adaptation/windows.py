@@ -4,7 +4,9 @@ What windows show differs from what whole pictures do, so they have a whitening 
 Where objects are small and lie anywhere the windows say nearly all; where they fill the picture a window loses some of
 them. Which it is, no label is needed for: of whitened features, unrelated pictures' are at right angles, and the more
 they tell of a class, the closer a picture's nearest neighbour is. So the window weighs more the closer nearest
-neighbours are by windows than by whole pictures, whitened alike.
+neighbours are by windows than by whole pictures, whitened alike. And it is looked for by what all pictures share only
+where neighbours are closer in such windows than in the middle ones: where objects fill their pictures, what they share
+may be the sky.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ CROPS = 2  # of each window, beside it
 LEAST_CROP = 0.3  # of the window's area
 POWER = 4  # of how much closer nearest neighbours are; equally close, windows weigh WINDOW_WEIGHT
 WEIGHTS = (0.25, 2.0)
+GAIN = 1.02  # by which neighbours must be closer in windows that are looked for than in the middle
 
 
 def fit_windows(encoder: Encoder, pixels: PixelStore, *, seed: int, progress: Progress) -> bool:
@@ -35,7 +38,7 @@ def fit_windows(encoder: Encoder, pixels: PixelStore, *, seed: int, progress: Pr
     `pixels` are evaluation views of the size that `zoom` takes. `progress` is told (done, total) of two passes.
     """
     rows, random = sample_rows(len(pixels), PICTURES), torch.Generator().manual_seed(seed)
-    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     with torch.no_grad(), evaluated(encoder):
         scatter = PlaceScatter(encoder.backbone.channels)
         for images in _batches(pixels, rows, lambda done: progress(done, 2 * len(rows))):
@@ -48,13 +51,16 @@ def fit_windows(encoder: Encoder, pixels: PixelStore, *, seed: int, progress: Pr
             looks = _looks(encoder, colocalizer, images.to(encoder.device), random)
             for part, views in zip(found, looks, strict=True):
                 part.append(views)
-    whole, window = (torch.cat(part, 1) for part in found)
-    if whole.shape[1] < 3:
+    views = [torch.cat(part, 1) for part in found]  # of whole pictures, middle windows, windows looked for
+    if views[0].shape[1] < 3:
         return False
-    layer = fit_whitening(window)
-    ratio = nearness(layer(window[0])) / max(nearness(fit_whitening(whole)(whole[0])), 1e-6)
+    layers = [fit_whitening(of) for of in views]
+    whole, middle, common = (nearness(layer(of[0])) for layer, of in zip(layers, views, strict=True))
+    looked_for = common >= GAIN * middle
+    ratio = (common if looked_for else middle) / max(whole, 1e-6)
     weight = min(max(WINDOW_WEIGHT * max(ratio, 0.0) ** POWER, WEIGHTS[0]), WEIGHTS[1])
-    encoder.look_by(colocalizer, layer, weight=weight)
+    finder = colocalizer if looked_for else Colocalizer(encoder.backbone.channels)  # which finds nothing
+    encoder.look_by(finder, layers[1 + looked_for], weight=weight)
     return True
 
 
@@ -70,21 +76,24 @@ def _batches(pixels: PixelStore, rows: Sequence[int], told: Callable[[int], None
         told(min(start + BATCH, len(rows)))
 
 
-def _looks(
-    encoder: Encoder, colocalizer: Colocalizer, images: Tensor, random: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Pooled features (1 + CROPS, N, D) of whole pictures and random crops of them, and of their windows likewise."""
+def _looks(encoder: Encoder, colocalizer: Colocalizer, images: Tensor, random: torch.Generator) -> list[Tensor]:
+    """Pooled features (1 + CROPS, N, D) of whole pictures and random crops of them, and likewise of two windows.
+
+    Of the one in the middle, and of the one that is looked for.
+    """
     share = encoder.backbone.image_size / images.shape[-1]
     maps = encoder.maps(encoder.shrunk(images))
     centres = fullest_windows(colocalizer(maps[0]), share)
-    _, *crops = _squares(torch.full_like(centres, 0.5), 1.0, random)  # the whole itself is seen already
+    middle = torch.full_like(centres, 0.5)
+    _, *crops = _squares(middle, 1.0, random)  # the whole itself is seen already
 
     def features(square: Tensor) -> Tensor:
         cut = cut_windows(images, square[:, :2], encoder.backbone.image_size, sides=square[:, 2])
         return pool_stages(encoder.maps(cut)).cpu()
 
     whole = [pool_stages(maps).cpu(), *map(features, crops)]
-    return torch.stack(whole), torch.stack([features(square) for square in _squares(centres, share, random)])
+    windows = (_squares(places, share, random) for places in (middle, centres))
+    return [torch.stack(whole), *(torch.stack([features(square) for square in squares]) for squares in windows)]
 
 
 def _squares(centres: Tensor, share: float, random: torch.Generator) -> list[Tensor]:

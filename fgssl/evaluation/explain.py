@@ -65,7 +65,7 @@ def explain(
             windows = windows_of(encoder.look_windows(images, feature_map, pool)) if pool in LOOKS else [()] * len(cams)
             drawn = [
                 none if encoder.rationale is None else encoder.attention(feature_map).cpu().numpy(),
-                none if encoder.colocalizer is None else encoder.colocalizer(feature_map).cpu().numpy(),
+                none if encoder.finder is None else encoder.finder(feature_map).cpu().numpy(),
                 none if not encoder.backbone.has_class_attention else encoder.class_attention(whole).cpu().numpy(),
             ]
         found.extend(Maps(*each) for each in zip(cams, *drawn, windows, strict=True))
@@ -75,9 +75,7 @@ def explain(
 def visualize(encoder: Encoder, paths: Sequence[Path], *, title: str, pool: Pool | None = None) -> Image.Image:
     """A sheet of pictures with their maps side by side. Raises FgsslError where the encoder has none to draw."""
     pool = encoder.default_pool() if pool is None else pool
-    if not (
-        encoder.rationale or encoder.colocalizer or encoder.has_loss_gradcam or encoder.backbone.has_class_attention
-    ):
+    if not (encoder.rationale or encoder.finder or encoder.has_loss_gradcam or encoder.backbone.has_class_attention):
         raise FgsslError(
             f"the encoder {encoder.backbone.name} holds no projection head and no rationale: there are no maps to draw",
             "give an encoder trained by fgssl pretrain with --checkpoint",

@@ -36,7 +36,7 @@ def decided_by(encoder: Encoder, pool: Pool) -> Decided | None:
     if pool not in ("zoom", "parts", "zoom:again"):
         return None
     if encoder.colocalizer is not None:
-        return "common"
+        return None if encoder.finder is None else "common"
     return None if encoder.rationale is None else "rationale"
 
 
@@ -82,8 +82,8 @@ def _looks(encoder: Encoder, images: Tensor, pool: Pool) -> list[Looks]:
 
 
 def _deciding_map(encoder: Encoder, feature_map: Tensor, pool: Pool) -> Tensor | None:
-    if decided_by(encoder, pool) == "common" and encoder.colocalizer is not None:
-        found: Tensor = encoder.colocalizer(feature_map)
+    if decided_by(encoder, pool) == "common" and encoder.finder is not None:
+        found: Tensor = encoder.finder(feature_map)
         return found
     return None if encoder.rationale is None else encoder.attention(feature_map)
 

@@ -69,8 +69,8 @@ def own_maps(encoder: Encoder) -> dict[str, MapOf]:
     found: dict[str, MapOf] = {}
     if encoder.rationale is not None:
         found["rationale"] = lambda feature_map, images: encoder.attention(feature_map)
-    if (colocalizer := encoder.colocalizer) is not None:
-        found["common direction"] = lambda feature_map, images: share(colocalizer(feature_map))
+    if (finder := encoder.finder) is not None:
+        found["common direction"] = lambda feature_map, images: share(finder(feature_map))
     if encoder.has_loss_gradcam:
         found["GradCAM"] = lambda feature_map, images: share(encoder.loss_gradcam(images))
     return found

@@ -25,6 +25,11 @@ class Colocalizer(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("direction", torch.zeros(channels))
 
+    @property
+    def finds(self) -> bool:
+        """Whether there is a direction: without one it finds nothing, and windows stay in the middle."""
+        return bool(self.direction.any())
+
     def forward(self, feature_map: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, H, W) float32, not negative; nothing where no place is of an object."""
         with torch.autocast(feature_map.device.type, enabled=False):

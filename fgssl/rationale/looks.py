@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fgssl.rationale.peaks import Peaks, blob_windows, highest_place, moved_windows
+from fgssl.rationale.peaks import Peaks, blob_windows, highest_place, is_flat, moved_windows
 
 ROUNDS = 2  # in which a window moves
 LARGER = 1.5  # which it may become in one
@@ -28,9 +28,12 @@ def part_features(see: Look, images: Tensor, peaks: Peaks) -> Tensor:
 
 
 def look_again(attend: Look, images: Tensor, windows: Tensor) -> Tensor:
-    """Windows moved and resized by the map (N, H, W) that `attend` has of what they show, ROUNDS times: (N, 3)."""
+    """Windows moved and resized by the map (N, H, W) that `attend` has of what they show, ROUNDS times: (N, 3).
+
+    A flat map moves nothing.
+    """
     for _ in range(ROUNDS):
         attention = attend(images, windows)
         within = blob_windows(attention, highest_place(attention), most=LARGER)
-        windows = moved_windows(windows, within)
+        windows = torch.where(is_flat(attention)[:, None], windows, moved_windows(windows, within))
     return windows

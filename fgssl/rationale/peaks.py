@@ -33,8 +33,7 @@ def find_peaks(attention: Tensor, usual: Tensor) -> Peaks:
     height, width = attention.shape[1:]
     remaining, even = attention.clone(), 1 / (height * width)
     rows, columns = _places(attention)
-    highest = attention.flatten(1).amax(1)
-    flat = highest < ABOVE_EVEN * even
+    highest, flat = attention.flatten(1).amax(1), is_flat(attention)
     windows, present = list[Tensor](), list[Tensor]()
     for number in range(MOST_PARTS):
         value, place = remaining.flatten(1).max(1)
@@ -49,6 +48,11 @@ def find_peaks(attention: Tensor, usual: Tensor) -> Peaks:
         remaining = remaining.masked_fill(inside, 0)
         remaining = remaining.flatten(1).scatter(1, place[:, None], 0).view_as(attention)
     return Peaks(torch.stack(windows, 1), torch.stack(present, 1))
+
+
+def is_flat(attention: Tensor) -> Tensor:
+    """Of maps (N, H, W) that sum to 1: whether none of their places stands out, (N,) boolean."""
+    return attention.flatten(1).amax(1) < ABOVE_EVEN / attention[0].numel()
 
 
 def blob_windows(attention: Tensor, start: Tensor, *, least: float = LEAST_SHARE, most: float = 1.0) -> Tensor:

@@ -15,7 +15,7 @@ from fgssl.adaptation.windows import WEIGHTS, nearness
 from fgssl.backbones import build_backbone
 from fgssl.data.cache.pixels import PixelStore
 from fgssl.data.images import ImageSet
-from fgssl.encoder import Encoder
+from fgssl.encoder import Encoder, Pool
 from fgssl.errors import UnreadableImage
 from fgssl.runs.encoder_file import identity, load_encoder, save_encoder
 
@@ -85,6 +85,26 @@ def test_a_file_keeps_the_second_look(tmp_path: Path) -> None:
     assert len(parts) == 2
     ratio = parts[1].norm(dim=1) / parts[0].norm(dim=1)
     assert ratio.numpy() == pytest.approx(made.window_weight, rel=1e-4)
+
+
+def test_what_all_share_is_looked_for_only_where_it_tells_pictures_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the windows are in the middle, as those of zoom:middle."""
+    looks: tuple[Pool, ...] = ("parts", "zoom:again")
+    for gain, finds in ((0.0, True), (100.0, False)):
+        monkeypatch.setattr("fgssl.adaptation.windows.GAIN", gain)
+        made, pictures = encoder(), Squares(30)
+        pixels = PixelStore(pictures, made.view("zoom"))
+        assert fit_windows(made, pixels, seed=0, progress=silent)
+        assert (made.finder is not None) is finds and not made.zoom_has_rationale
+        images = torch.stack([torch.from_numpy(pixels[row].copy()).permute(2, 0, 1) for row in range(5)])
+        with torch.no_grad():
+            assert torch.equal(made(images, "zoom"), made(images, "zoom:middle")) is not finds
+            if not finds:
+                larger = torch.nn.functional.interpolate(images.float(), made.view_size("parts")).to(torch.uint8)
+                feature_map = made.maps(made.shrunk(larger))[0]
+                for look in looks:  # nothing moves the window, and it is one
+                    windows, present = made.look_windows(larger, feature_map, look)
+                    assert torch.equal(windows[:, 0, :2], torch.full((5, 2), 0.5)) and present.sum() == 5
 
 
 @pytest.mark.parametrize("count", [1, 2])
