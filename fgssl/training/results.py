@@ -24,6 +24,7 @@ from fgssl.errors import FgsslError, UnreadableImage
 from fgssl.evaluation.bootstrap import paired_bootstrap
 from fgssl.evaluation.embed import Embeddings, embed
 from fgssl.evaluation.explain import explain, shown
+from fgssl.evaluation.looks import decided_by
 from fgssl.evaluation.retrieval.metrics import evaluate_retrieval
 from fgssl.evaluation.retrieval.ranking import search
 from fgssl.runs.folder import ENCODER_FILE, METRICS_FILE, SUMMARY_FILE, versions
@@ -118,6 +119,7 @@ def finish_run(setup: Setup, choice: Choice, progress: dict[str, Any], last: dic
         "retrieval": rows,
         "choice": {"weights": choice.name, "agreement": dict(choice.agreement)} if choice.agreement else None,
         "against_start": beside,
+        "zoom": {"window": decided_by(encoder, "zoom") or "middle", "weight": round(encoder.look_weight, 3)},
         "retrieval_protocol": "leave-one-out in the test split" if rows else None,
         "unreadable": faults,
         "seed": plan.config.training.seed,

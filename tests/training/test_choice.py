@@ -50,6 +50,12 @@ def test_the_encoder_is_the_candidate_that_agrees_most(adapted: Path) -> None:
     assert all(torch.equal(saved[key], chosen[key]) for key in chosen)
 
 
+def test_the_summary_tells_what_zoom_is(adapted: Path) -> None:
+    zoom, encoder = json.loads((adapted / "summary.json").read_text())["zoom"], load_encoder(str(adapted))
+    assert zoom["window"] == ("middle" if encoder.finder is None else "common")
+    assert zoom["weight"] == pytest.approx(encoder.window_weight, abs=1e-3)
+
+
 def test_the_candidates_are_what_their_names_say(adapted: Path) -> None:
     found = {
         name: load_file(candidate_path(adapted, name)) for name in ("start", "interpolated", "trained", "averaged")
