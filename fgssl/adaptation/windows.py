@@ -5,8 +5,8 @@ Where objects are small and lie anywhere the windows say nearly all; where they 
 them. Which it is, no label is needed for: of whitened features, unrelated pictures' are at right angles, and the more
 they tell of a class, the closer a picture's nearest neighbour is. So the window weighs more the closer nearest
 neighbours are by windows than by whole pictures, whitened alike. And it is looked for by what all pictures share only
-where neighbours are closer in such windows than in the middle ones: where objects fill their pictures, what they share
-may be the sky.
+where crops of such windows agree more on what is like them than crops of the middle ones: where objects fill their
+pictures, what those share may be the sky.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fgssl.adaptation.agreement import view_agreement
 from fgssl.adaptation.whitening import BATCH, CHUNK, Progress, fit_whitening, sample_rows
 from fgssl.data.cache.pixels import PixelStore
 from fgssl.encoder import WINDOW_WEIGHT, Encoder, evaluated
@@ -29,7 +30,6 @@ CROPS = 2  # of each window, beside it
 LEAST_CROP = 0.3  # of the window's area
 POWER = 4  # of how much closer nearest neighbours are; equally close, windows weigh WINDOW_WEIGHT
 WEIGHTS = (0.25, 2.0)
-GAIN = 1.02  # by which neighbours must be closer in windows that are looked for than in the middle
 
 
 def fit_windows(encoder: Encoder, pixels: PixelStore, *, seed: int, progress: Progress) -> bool:
@@ -55,9 +55,9 @@ def fit_windows(encoder: Encoder, pixels: PixelStore, *, seed: int, progress: Pr
     if views[0].shape[1] < 3:
         return False
     layers = [fit_whitening(of) for of in views]
-    whole, middle, common = (nearness(layer(of[0])) for layer, of in zip(layers, views, strict=True))
-    looked_for = common >= GAIN * middle
-    ratio = (common if looked_for else middle) / max(whole, 1e-6)
+    whole, middle, common = (layer(of) for layer, of in zip(layers, views, strict=True))
+    looked_for = view_agreement(common) > view_agreement(middle)
+    ratio = nearness((common if looked_for else middle)[0]) / max(nearness(whole[0]), 1e-6)
     weight = min(max(WINDOW_WEIGHT * max(ratio, 0.0) ** POWER, WEIGHTS[0]), WEIGHTS[1])
     finder = colocalizer if looked_for else Colocalizer(encoder.backbone.channels)  # which finds nothing
     encoder.look_by(finder, layers[1 + looked_for], weight=weight)

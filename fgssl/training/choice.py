@@ -106,7 +106,7 @@ def _look_again(setup: Setup, encoder: Encoder) -> None:
     if not fit_windows(encoder, pixels, seed=config.training.seed, progress=show):
         setup.reporter.warn("zoom looks where the branch does: too few pictures can be read, or they are all alike")
         return
-    place = "in the middle, which tells pictures apart as well as" if encoder.finder is None else "at"
+    place = "in the middle: it tells more than" if encoder.finder is None else "at"
     weight = f"{encoder.look_weight:.2f} times what the whole picture does"
     setup.reporter.note(f"zoom looks {place} what all pictures share; its window weighs {weight}")
 

@@ -90,8 +90,9 @@ def test_a_file_keeps_the_second_look(tmp_path: Path) -> None:
 def test_what_all_share_is_looked_for_only_where_it_tells_pictures_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the windows are in the middle, as those of zoom:middle."""
     looks: tuple[Pool, ...] = ("parts", "zoom:again")
-    for gain, finds in ((0.0, True), (100.0, False)):
-        monkeypatch.setattr("fgssl.adaptation.windows.GAIN", gain)
+    for told, finds in (((0.7, 0.5), True), ((0.5, 0.7), False)):  # by windows looked for, and by those in the middle
+        answers = iter(told)
+        monkeypatch.setattr("fgssl.adaptation.windows.view_agreement", lambda views, answers=answers: next(answers))
         made, pictures = encoder(), Squares(30)
         pixels = PixelStore(pictures, made.view("zoom"))
         assert fit_windows(made, pixels, seed=0, progress=silent)
