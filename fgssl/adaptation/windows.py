@@ -12,6 +12,7 @@ pictures, what those share may be the sky.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -51,17 +52,23 @@ def fit_windows(encoder: Encoder, pixels: PixelStore, *, seed: int, progress: Pr
             looks = _looks(encoder, colocalizer, images.to(encoder.device), random)
             for part, views in zip(found, looks, strict=True):
                 part.append(views)
-    views = [torch.cat(part, 1) for part in found]  # of whole pictures, middle windows, windows looked for
-    if views[0].shape[1] < 3:
+    seen = [torch.cat(part, 1) for part in found]  # of whole pictures, of windows in the middle, of those looked for
+    if seen[0].shape[1] < 3:
         return False
-    layers = [fit_whitening(of) for of in views]
-    whole, middle, common = (layer(of) for layer, of in zip(layers, views, strict=True))
-    looked_for = view_agreement(common) > view_agreement(middle)
+    layers = [fit_whitening(views) for views in seen]
+    whole, middle, common = (layer(views) for layer, views in zip(layers, seen, strict=True))
+    looked_for = tells_more(common, middle)
     ratio = nearness((common if looked_for else middle)[0]) / max(nearness(whole[0]), 1e-6)
     weight = min(max(WINDOW_WEIGHT * max(ratio, 0.0) ** POWER, WEIGHTS[0]), WEIGHTS[1])
     finder = colocalizer if looked_for else Colocalizer(encoder.backbone.channels)  # which finds nothing
     encoder.look_by(finder, layers[1 + looked_for], weight=weight)
     return True
+
+
+def tells_more(first: Tensor, second: Tensor) -> bool:
+    """Whether crops agree more by the first features (V, N, D) than by the second, by a standard error at least."""
+    other, pictures = view_agreement(second), second.shape[1]
+    return view_agreement(first) > other + math.sqrt(2 * other * (1 - other) / pictures)
 
 
 def _batches(pixels: PixelStore, rows: Sequence[int], told: Callable[[int], None]) -> Iterator[Tensor]:
