@@ -7,8 +7,10 @@ encoder file loads none.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -74,7 +76,21 @@ class Registry(Mapping[str, Any]):
         return dict.fromkeys([*self._modules, *self._items, *self._entries()])
 
     def _entries(self) -> dict[str, metadata.EntryPoint]:
-        return {entry.name: entry for entry in metadata.entry_points(group=f"fgssl.{self.kind}s")}
+        found = _entry_points(tuple((folder, _changed(folder)) for folder in sys.path))
+        return {entry.name: entry for entry in found.select(group=f"fgssl.{self.kind}s")}
+
+
+@functools.lru_cache(maxsize=1)
+def _entry_points(_where: tuple[tuple[str, int], ...]) -> Any:
+    """Of all that is installed, read again where something came or went: of hundreds of packages it takes a while."""
+    return metadata.entry_points()
+
+
+def _changed(folder: str) -> int:
+    try:
+        return os.stat(folder or ".").st_mtime_ns
+    except (OSError, ValueError):
+        return 0
 
 
 def load_plugin(path: str | Path) -> None:

@@ -164,7 +164,7 @@ def search_sheet(
     def pair(panel: Panel, values: Map | None, parts: Sequence[Part]) -> Panel:
         below = panel.image
         if values is not None and is_flat(values):
-            panel = panel._replace(caption=f"{FLAT_WORDS} · {panel.caption}")
+            panel = panel._replace(caption=f"{panel.caption} · map {FLAT_WORDS}")
         if parts:
             panel = panel._replace(image=with_parts(fit_image(panel.image, (panel_size, panel_size)), parts))
         return panel._replace(image=_over_map(panel.image, below, values, panel_size)) if mapped else panel

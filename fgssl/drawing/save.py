@@ -11,7 +11,8 @@ from fgssl.errors import FgsslError
 from fgssl.runtime.files import OutputKind, atomic_path, check_output
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-_OPTIONS = {"JPEG": {"quality": 93, "subsampling": 0}, "WEBP": {"quality": 93}}
+# PNG at less than zlib's usual 6: a photograph in less than half the time, 2 % larger
+_OPTIONS = {"PNG": {"compress_level": 4}, "JPEG": {"quality": 93, "subsampling": 0}, "WEBP": {"quality": 93}}
 _LARGEST = {"JPEG": 65_500, "WEBP": 16_383}  # pixels of a side
 _SOFTWARE = "fgssl"  # in the Exif of every picture: how one of ours is known
 PAGE_START = "<!doctype html>\n<!-- written by fgssl -->\n"  # of every page

@@ -6,6 +6,7 @@ VICReg (Bardes et al. 2022) stands for the objective; its loss is held to its th
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -103,14 +104,21 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def run(*arguments: str | Path, site: Path | None = None) -> Outcome:
-    """The command line in a process that sees the packages of a folder."""
-    paths = [str(ROOT), *([] if site is None else [str(site)])]
+PROGRAM = """
+import json, sys
+from running import fgssl
+print(json.dumps([fgssl(*words) for words in json.loads(sys.argv[1])]))
+"""
+
+
+def run(*commands: tuple[str | Path, ...], site: Path | None = None) -> list[Outcome]:
+    """Command lines one after the other, in a process that sees the packages of a folder."""
+    paths = map(str, filter(None, (ROOT, ROOT / "tests" / "support", site)))
     done = subprocess.run(
-        [sys.executable, "-m", "fgssl", *map(str, arguments)], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, cwd=ROOT, timeout=300,
+        [sys.executable, "-c", PROGRAM, json.dumps([[*map(str, words)] for words in commands])], capture_output=True,
+        text=True, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, cwd=ROOT, timeout=300,
     )  # fmt: skip
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    return [Outcome(*outcome) for outcome in json.loads(done.stdout)]
 
 
 def settings_of(document: dict[str, Any], key: str) -> Any:
@@ -120,21 +128,33 @@ def settings_of(document: dict[str, Any], key: str) -> Any:
 def test_a_package_adds_all_three_through_the_command_line_and_is_named_where_it_is_missed(
     site: Path, tmp_path: Path
 ) -> None:
-    options = ("--data", "toybirds", "--objective", "vicreg", "--set", "objective.covariance=0.5", *TINY)
-    trained = run("pretrain", *options, "--output", tmp_path / "run", "--quiet", site=site)
+    options = ("--data", "toybirds", "--objective", "vicreg", "--set", "objective.covariance=0.5", *TINY, "--quiet")
+    folder = tmp_path / "run"
+    trained, scored, shown, compared = run(
+        ("pretrain", *options, "--output", folder), ("retrieve", folder, "--pool", "gap", "--json"),
+        ("retrieve", folder, "--pool", "gap"), ("compare", folder, "--pool", "gap", "--json"), site=site,
+    )  # fmt: skip
     assert trained.code == 0, trained.err
-    scored = run("retrieve", tmp_path / "run", "--pool", "gap", "--json", site=site)
     assert scored.code == 0, scored.err
     document = scored.json()
     assert document["data"] == "toybirds" and document["toy_classes"] == 3 and document["toy_spread"] > 0
-    shown = run("retrieve", tmp_path / "run", "--pool", "gap", site=site)
     assert "toy_spread" in shown.out and "toy_classes" in shown.out
-    table = run("compare", tmp_path / "run", "--pool", "gap", "--json", site=site).json()
-    assert table["rows"][0]["toy_classes"] == 3
-    for verb in (("retrieve", tmp_path / "run"), ("pretrain", "--resume", tmp_path / "run")):
-        missed = run(*verb)
+    assert compared.json()["rows"][0]["toy_classes"] == 3
+    for missed in run(("retrieve", folder), ("pretrain", "--resume", folder)):
         assert missed.code == 1 and "vicreg" in missed.err and "toy-ssl 1.2" in missed.err and "--plugin" in missed.err
         assert "Traceback" not in missed.err
+
+
+def test_what_is_installed_or_removed_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "toybirds" not in DATASETS and DATASETS.origin("toybirds") is None
+    info = tmp_path / "toy_ssl-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-ssl\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text(POINTS)
+    assert "toybirds" in DATASETS and DATASETS.origin("toybirds") == "toy-ssl 1.2"
+    monkeypatch.undo()
+    assert "toybirds" not in DATASETS
 
 
 def test_the_toys_loss_is_vicregs(site: Path) -> None:
@@ -177,7 +197,7 @@ def test_a_file_adds_all_three_and_nothing_is_loaded_by_a_name_in_a_file(tmp_pat
     assert settings_of(document, "objective.plugin") == "mine.py" and settings_of(document, "objective.covariance") == 1
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"objective:\n  name: vicreg\n  plugin: {plugin}\n")
-    missed = run("pretrain", "--recipe", recipe, "--data", photos(), "--dry-run")
+    (missed,) = run(("pretrain", "--recipe", recipe, "--data", photos(), "--dry-run"))
     assert missed.code == 1 and "is not here; install that package, or name the file with --plugin" in missed.err
 
 
