@@ -27,8 +27,8 @@ from fgssl.objectives.momentum import MomentumObjective
 from fgssl.runs.encoder_file import load_encoder, save_encoder
 from fgssl.runs.folder import CANDIDATES, ENCODER_FILE
 from fgssl.training.model import KEYS_KEPT
-from fgssl.training.plan import starts_trained
 from fgssl.training.setup import Setup
+from fgssl.training.start import starts_trained
 
 LEAST, MOST = 4, 1000  # pictures that judge, whitened by one half of them and judged by the other
 TRAINED = "trained"

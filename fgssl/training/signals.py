@@ -11,8 +11,9 @@ from fgssl.config.schema import flatten
 from fgssl.data.feed import view_pairs
 from fgssl.evaluation.bootstrap import paired_bootstrap
 from fgssl.evaluation.metrics import Signals, label_free_signals, same_neighbours, view_features
-from fgssl.training.plan import SIGNAL_IMAGES, starts_trained
+from fgssl.training.plan import SIGNAL_IMAGES
 from fgssl.training.setup import Setup
+from fgssl.training.start import starts_trained
 
 END, START = "sample_", "start_"  # before the names of the signals in metrics.jsonl
 
