@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fgssl.config.resolve import FREE, Resolved, load_config
+from fgssl.config.resolve import Resolved, load_config
+from fgssl.config.resumed import FREE
 from fgssl.config.schema import flatten
 from fgssl.data import default_split, load_images
 from fgssl.errors import FgsslError, SettingError

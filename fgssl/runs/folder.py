@@ -18,7 +18,8 @@ import yaml
 from safetensors import safe_open
 
 from fgssl import __version__
-from fgssl.config.resolve import Change, Resolved, as_begun, changed, load_config, with_changes
+from fgssl.config.resolve import Resolved, load_config
+from fgssl.config.resumed import Change, as_begun, changed, with_changes
 from fgssl.config.schema import PretrainConfig, flatten, nested
 from fgssl.drawing import PAGE, PICTURE
 from fgssl.errors import FgsslError

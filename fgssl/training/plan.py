@@ -12,7 +12,8 @@ import torch
 
 from fgssl.backbones import Backbone, InitialWeights
 from fgssl.config.defaults import Draft, RunFacts, derive_objective
-from fgssl.config.resolve import AS_BEGUN, PATHS, Resolved, build
+from fgssl.config.resolve import PATHS, Resolved, build
+from fgssl.config.resumed import AS_BEGUN
 from fgssl.config.schema import DataConfig, PretrainConfig, flatten
 from fgssl.data import DRAWN, PRESETS, absolute, default_split, load_images, no_split
 from fgssl.data.cache.map_store import entry_bytes

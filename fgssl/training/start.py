@@ -13,7 +13,7 @@ from typing import Any
 from fgssl import backbones
 from fgssl.backbones import Backbone, InitialWeights
 from fgssl.config.defaults import Draft, Recommended
-from fgssl.config.resolve import AS_BEGUN
+from fgssl.config.resumed import AS_BEGUN
 from fgssl.data import DRAWN
 from fgssl.errors import FgsslError, SettingError
 from fgssl.objectives import OBJECTIVES

@@ -20,7 +20,8 @@ from run_results import assert_equal_encoders, metrics
 from running import SHORT, TINY, fgssl, photos
 from stopping import after_step, start_run, stopped_run
 
-from fgssl.config.resolve import AS_BEGUN, as_begun, changed, load_config, with_changes
+from fgssl.config.resolve import load_config
+from fgssl.config.resumed import AS_BEGUN, as_begun, changed, with_changes
 from fgssl.config.values import Interval, interval
 from fgssl.errors import FgsslError
 from fgssl.runs import lock as runlock

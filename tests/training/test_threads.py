@@ -9,7 +9,8 @@ import pytest
 import torch
 from running import BACKBONE, SHORT, fgssl, photos
 
-from fgssl.config.resolve import as_begun, load_config
+from fgssl.config.resolve import load_config
+from fgssl.config.resumed import as_begun
 from fgssl.config.schema import TrainingConfig
 from fgssl.runtime import machine
 from fgssl.training import diagnosis

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 import yaml
 
-from fgssl.config.resolve import FREE, Resolved, load_config
+from fgssl.config.resolve import Resolved, load_config
+from fgssl.config.resumed import FREE
 from fgssl.config.schema import DataConfig, RationaleConfig, flatten
 from fgssl.data import default_split, load_images
 from fgssl.data.images import ImageSet, Masks, Subset
