@@ -21,6 +21,7 @@ import typer
 
 from fgssl import __version__
 from fgssl.cli.classify import fit, predict
+from fgssl.cli.compare import compare
 from fgssl.cli.console import print_error
 from fgssl.cli.experiments import reproduce, runs, sweep
 from fgssl.cli.explore import explore
@@ -28,7 +29,7 @@ from fgssl.cli.features import embed, probe
 from fgssl.cli.handover import export, push
 from fgssl.cli.options import DataCommand, Plugins, QueryCommand, takes
 from fgssl.cli.pretrain import pretrain
-from fgssl.cli.retrieve import compare, retrieve
+from fgssl.cli.retrieve import retrieve
 from fgssl.cli.survey import backbones, cache, check
 from fgssl.cli.visualize import visualize
 from fgssl.errors import FgsslError, SettingError

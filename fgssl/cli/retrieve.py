@@ -1,4 +1,4 @@
-"""fgssl retrieve, fgssl compare: one encoder scored by its nearest neighbours, and several side by side."""
+"""fgssl retrieve: an encoder scored by its nearest neighbours, or pictures found by example."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, BadParameter, Option
+from typer import BadParameter, Option
 
 from fgssl.cli import completion, options
 from fgssl.cli.console import print_error, print_json, print_table, process_rank, say, tell
@@ -20,21 +20,16 @@ from fgssl.evaluation.protocols import RETRIEVAL
 from fgssl.runtime.files import check_output
 
 if TYPE_CHECKING:
-    from fgssl.evaluation.compare import ComparisonTable
     from fgssl.evaluation.retrieval.scored import Scored
     from fgssl.evaluation.retrieval.search import Lookup, Result, Searcher
+    from fgssl.evaluation.subject import EvaluationOptions
 
 _QUERY = """Find images like these instead of scoring; no labels needed. "-" reads a path a line and answers each at
 once, with encoder and gallery loaded once."""
 _GALLERY = "Search this data source, features.safetensors or vector index."
-_NO_START = "Leave out the rows of the trained weights that the runs began from, used as they are."
-_SEARCHED = "Split to search. [leave-one-out, and beside it the train images]"
-_FIRST = "Data source. [the one the first encoder was trained on]"
 _PROTOCOL = "Published evaluation, which says what searches what; its definition and source are printed."
 _FILES = (".safetensors", ".lance", ".faiss")  # a gallery that is no data source
 _METRICS = ("rank1", "rank5", "rank10", "mAP", "mAP_at_R", "r_precision")
-_CHECKPOINTS = """Run folders, encoder files, timm:NAME, weights, or features.safetensors (several of one model joined
-by +), whose images are found by path."""
 
 
 @options.takes(options.ENCODING)
@@ -59,15 +54,7 @@ def retrieve(
 ) -> None:
     """Score nearest neighbours, or find images like --query. Scoring asks whether they share a class."""
     own = {"query_split": query_split, "gallery_split": gallery_split}
-    if protocol is not None and protocol not in RETRIEVAL:
-        raise BadParameter(f"'{protocol}' is not one of {', '.join(RETRIEVAL)}", param_hint="--protocol")
-    if protocol is not None and (refused := options.given_flags(own)):
-        raise BadParameter(f"--protocol says what searches what: leave out {' and '.join(refused)}")
-    scoring = {"query_split": query_split, "protocol": protocol, "explain": explain or None}
-    if query and (refused := options.given_flags(scoring)):
-        raise BadParameter(f"{' and '.join(refused)} goes with scoring, not with --query")
-    if output and not query:
-        raise BadParameter("--output draws the hits of --query; without it there are none")
+    _check_usage(query, output, protocol, own, explain=explain)
     size = None if memory is None else parse_bytes(memory)
     options.check_paths(checkpoint, data, encoding["cache"])
     options.check_paths(data=None if gallery is None or gallery.endswith(_FILES) else gallery)
@@ -76,13 +63,12 @@ def retrieve(
             raise BadParameter(f"{' and '.join(refused)} goes with pictures that are named, not with --query -")
     else:
         require_files([path for path in query or () if not path.is_dir()])
+    inputs = (*(query or ()), *checkpoint.split("+"), data, gallery)
     if query and output is not None:
-        inputs = (*query, *checkpoint.split("+"), data, gallery)
         check_output(output, kind=PICTURE, inputs=inputs, overwrite=overwrite)
-    check_page(report, inputs=(*(query or ()), *checkpoint.split("+"), data, gallery), overwrite=overwrite)
+    check_page(report, inputs=inputs, overwrite=overwrite)
     options.share_out(processes, remedy=options.AGAIN)
-    from fgssl.evaluation.feature_file import is_feature_file
-    from fgssl.evaluation.retrieval import scored, search
+    from fgssl.evaluation.retrieval import search
 
     given = {"data": data, **encoding}
     with options.reported(quiet=quiet, memory_bytes=size, **given) as asked:
@@ -93,23 +79,48 @@ def retrieve(
             found = search.look_up(checkpoint, query, asked, gallery=gallery, split=gallery_split, top=top)
             if output is not None and process_rank() == 0:
                 save_png(search.draw_lookup(found, title=f"{checkpoint} in {found.searcher.gallery.name}"), output)
-        elif is_feature_file(checkpoint):
-            if refused := options.given_flags({"query_split": query_split, "gallery_split": gallery_split, **given}):
-                raise BadParameter(f"{' and '.join(refused)} has no meaning for a file of features ('{checkpoint}')")
-            result = scored.score_files(checkpoint, gallery, asked, protocol=protocol)
-        elif protocol is not None:
-            if gallery is not None:
-                raise BadParameter("--protocol says what searches what: leave out --gallery")
-            result = scored.score_protocol(checkpoint, asked, protocol)
         else:
-            result = scored.score_encoder(
-                checkpoint, asked, split=query_split, gallery=gallery, gallery_split=gallery_split
-            )
+            result = _scored(checkpoint, gallery, asked, protocol, own, given)
     if query:
         _print_hits(found, checkpoint, output, json_output)
     else:
         _print_scores(result, checkpoint, explain, json_output)
     write_page(report, lambda: _page(found if query else result, checkpoint), told=not json_output, quiet=quiet)
+
+
+def _check_usage(
+    query: list[Path] | None, output: Path | None, protocol: str | None, own: dict[str, str | None], *, explain: bool
+) -> None:
+    """Refuses options that do not go together. Raises BadParameter."""
+    if protocol is not None and protocol not in RETRIEVAL:
+        raise BadParameter(f"'{protocol}' is not one of {', '.join(RETRIEVAL)}", param_hint="--protocol")
+    if protocol is not None and (refused := options.given_flags(own)):
+        raise BadParameter(f"--protocol says what searches what: leave out {' and '.join(refused)}")
+    scoring = {"query_split": own["query_split"], "protocol": protocol, "explain": explain or None}
+    if query and (refused := options.given_flags(scoring)):
+        raise BadParameter(f"{' and '.join(refused)} goes with scoring, not with --query")
+    if output and not query:
+        raise BadParameter("--output draws the hits of --query; without it there are none")
+
+
+def _scored(
+    checkpoint: str, gallery: str | None, asked: EvaluationOptions, protocol: str | None, own: dict[str, str | None],
+    given: dict[str, Any],
+) -> Scored:  # fmt: skip
+    """Scores of features in files, or of an encoder, by a published protocol where one is named."""
+    from fgssl.evaluation.feature_file import is_feature_file
+    from fgssl.evaluation.retrieval import scored
+
+    if is_feature_file(checkpoint):
+        if refused := options.given_flags({**own, **given}):
+            raise BadParameter(f"{' and '.join(refused)} has no meaning for a file of features ('{checkpoint}')")
+        return scored.score_files(checkpoint, gallery, asked, protocol=protocol)
+    if protocol is not None:
+        if gallery is not None:
+            raise BadParameter("--protocol says what searches what: leave out --gallery")
+        return scored.score_protocol(checkpoint, asked, protocol)
+    split, gallery_split = own["query_split"], own["gallery_split"]
+    return scored.score_encoder(checkpoint, asked, split=split, gallery=gallery, gallery_split=gallery_split)
 
 
 def _page(result: Scored | Lookup, checkpoint: str) -> str:
@@ -193,94 +204,3 @@ def _print_hits(found: Lookup, checkpoint: str, output: Path | None, json_output
         _print_result(result)
     if output is not None:
         tell(f"picture: {output}")
-
-
-@options.takes({name: kind for name, kind in options.ENCODING.items() if name != "pool"}, before="seed")
-def compare(
-    checkpoints: Annotated[
-        list[str], Argument(metavar="CHECKPOINT", help=_CHECKPOINTS, autocompletion=completion.checkpoint)
-    ],
-    data: Annotated[Text, Option(help=_FIRST, autocompletion=completion.source)] = None,
-    split: options.Split = None,
-    gallery_split: Annotated[Text, Option(help=_SEARCHED)] = None,
-    pool: options.Pools = None,
-    k: Annotated[int, Option("--k", help="Neighbours that vote in knn.", callback=options.at_least(1, "--k"))] = 20,
-    seed: Annotated[int, Option(help="Seed of the probe's held-out slice and of the bootstrap.")] = 0,
-    no_start: Annotated[bool, Option("--no-start", help=_NO_START)] = False,
-    report: ReportFile = None,
-    overwrite: options.Overwrite = False,
-    markdown: Annotated[bool, Option("--markdown", help="Print the tables as Markdown.")] = False,
-    json_output: options.Json = False,
-    quiet: options.Quiet = False,
-    **encoding: Any,
-) -> None:
-    """Several encoders and poolings in one table, beside the trained weights that they began from.
-
-    Retrieval, linear probe and nearest neighbours, and which differences are beyond chance.
-    """
-    if json_output and markdown:
-        raise BadParameter("choose one of --json and --markdown", param_hint="--markdown")
-    pools: Any = None if pool is None else tuple(dict.fromkeys(pool.split(",")))
-    if len(set(checkpoints)) != len(checkpoints):
-        raise BadParameter("one checkpoint is named twice", param_hint="CHECKPOINT")
-    for checkpoint in checkpoints:
-        options.check_paths(checkpoint)
-    options.check_paths(data=data, cache=encoding["cache"])
-    check_page(report, inputs=(*checkpoints, data), overwrite=overwrite)
-    from fgssl.evaluation.compare import compare as run
-
-    with options.reported(quiet=quiet, data=data, **encoding) as asked:
-        table = run(
-            checkpoints, asked, split=split, gallery_split=gallery_split, pools=pools, k=k, seed=seed,
-            start=not no_start,
-        )  # fmt: skip
-    print_json(_comparison(table, seed)) if json_output else _print_comparison(table, seed, markdown=markdown)
-    write_page(report, lambda: _compared_page(table, seed), told=not json_output, quiet=quiet)
-
-
-def _compared_page(table: ComparisonTable, seed: int) -> str:
-    from fgssl.evaluation.compare import differences
-    from fgssl.report.compare import compare_page
-
-    return compare_page(table, list(differences(table.rows, seed=seed)))
-
-
-def _comparison(table: ComparisonTable, seed: int) -> dict[str, Any]:
-    from fgssl.evaluation.compare import differences
-
-    return {
-        "data": table.data, "protocol": table.protocol, "train_images": table.train_images,
-        "test_images": table.test_images, "definitions": table.definitions, "no_start": table.no_start or None,
-        "rows": [{"encoder": row.encoder, "pool": row.pool, "width": row.width, "start": row.is_start, **row.values}
-                 for row in table.rows],
-        "comparisons": [
-            {"encoder": row.encoder, "pool": row.pool, "against": {"encoder": other.encoder, "pool": other.pool},
-             "metric": metric, **found._asdict()}
-            for row, other, metric, found in differences(table.rows, seed=seed)
-        ],
-    }  # fmt: skip
-
-
-def _print_comparison(table: ComparisonTable, seed: int, *, markdown: bool) -> None:
-    from fgssl.evaluation.compare import SIGNALS, differences
-
-    names = dict.fromkeys(name for row in table.rows for name in row.values)
-    rows = [[row.encoder, row.pool, row.width, *map(row.values.get, names)] for row in table.rows]
-    learned = f"{table.train_images} to learn from (percent)" if table.definitions is not SIGNALS else "without labels"
-    title = f"{table.test_images} images of {table.data}, {learned}"
-    print_table(("encoder", "pool", "width", *names), rows, title=title, text=(0, 1), markdown=markdown)
-    told: dict[str, dict[str, dict[str, str]]] = {}  # what against -> row -> metric -> difference
-    for row, other, metric, found in differences(table.rows, seed=seed):
-        against = f"{row.began}, by each column in its best pooling" if row.began else other.name
-        difference = f"{found.difference:+.2f}{'*' if found.p < 0.05 else ''}"
-        cells = told.setdefault(against, {}).setdefault(row.name, {})
-        cells[metric] = f"{difference} ({found.low:+.2f} to {found.high:+.2f})"
-    for against, lines in told.items():
-        title = f"Against {against}: points with 95 % interval, paired bootstrap; * beyond chance (p < 0.05)"
-        paired = [metric for metric in table.definitions if any(metric in cells for cells in lines.values())]
-        cells_of = [[name, *(cells.get(metric, "best") for metric in paired)] for name, cells in lines.items()]
-        print_table(("encoder", *paired), cells_of, title=title, markdown=markdown)
-    if table.definitions is SIGNALS:
-        for name, meaning in table.definitions.items():
-            say(f"{name}: {meaning}")
-    say(f"protocol: {table.protocol}")
