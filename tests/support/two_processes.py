@@ -1,13 +1,18 @@
-"""A run in two processes, started by a launcher of its own, with something done after each step."""
+"""A run in two processes, started by a launcher of its own, with something done after each step; and several runs one
+after the other in two processes that are started once, as to load their libraries takes longest."""
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from unittest import mock
 
-from running import photos
+from running import fgssl, photos, shared
 
 ROOT = Path(__file__).parents[2]
 # no BatchNorm anywhere: its statistics are those of a process's share
@@ -37,13 +42,55 @@ def act(step, output):
 """
 
 
-def command(act: str, *arguments: object) -> list[str]:
-    return [sys.executable, "-c", PROGRAM + f"    {act}\nmain()", *map(str, arguments)]
+SEVERAL = """    pass
+import json
+for cache, words in json.loads(sys.argv[1]):
+    os.environ["FGSSL_CACHE"], sys.argv = cache, ["fgssl", *words]
+    try:
+        main()
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+# the runs of `learned`
+RUNS = {
+    "mocov2": (),
+    # three steps an epoch: the first without the backbone, the second with its scales and biases
+    "adapted": ("--objective", "simclr", "--max-steps", "6", "--set", "optimizer.name=sgd", "--lr", "0.1",
+                "--set", "training.head_epochs=1", "--set", "backbone.adapt=norm"),
+}  # fmt: skip
 
 
 def launched(act: str, output: Path, *more: str) -> subprocess.Popen[str]:
     """A launcher of two processes as a process of its own; what it says goes to stderr."""
-    words = command(act, "pretrain", "--data", photos(), *OPTIONS, *more, "--output", output)
+    words = ["pretrain", "--data", photos(), *OPTIONS, *more, "--output", output]
+    return _launcher(PROGRAM + f"    {act}\nmain()", words)
+
+
+def in_two(folder: Path, runs: Mapping[str, tuple[str, ...]]) -> None:
+    """Each run in two processes and in this one: NAME/run and NAME/alone, caches beside them, and NAME/rankN.pt."""
+    told = []
+    for name, more in runs.items():
+        place = folder / name
+        place.mkdir(parents=True)
+        words = ["pretrain", "--data", str(photos()), *OPTIONS, *more, "--output"]
+        with mock.patch.dict(os.environ, FGSSL_CACHE=str(place / "alone-cache")):
+            outcome = fgssl(*words, place / "alone")
+        assert outcome.code == 0, outcome.err
+        told.append((str(place / "cache"), [*words, str(place / "run")]))
+    process = _launcher(PROGRAM + SEVERAL, [json.dumps(told)])
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+
+
+@functools.cache
+def learned(name: str) -> Path:
+    """One of `RUNS` as `in_two` leaves it, made once for all tests."""
+    return shared("in two", lambda folder: in_two(folder, RUNS)) / name
+
+
+def _launcher(program: str, arguments: list[object]) -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", program, *map(str, arguments)]
     code = f"import sys\nfrom fgssl.runtime.processes import launch\nend = launch({words!r}, 2)\n"
     code += "print('problem:', end.problem, file=sys.stderr)\nsys.exit(end.code)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

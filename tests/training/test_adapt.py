@@ -11,7 +11,7 @@ import torch
 from running import fgssl, photos
 from safetensors.torch import load_file
 from tiny_trainer import tiny_trainer
-from two_processes import OPTIONS, launched
+from two_processes import learned
 
 from fgssl.backbones import adapt_lora, adapt_norms, build_backbone, merge_lora, save_timm
 from fgssl.config.resolve import load_config
@@ -146,18 +146,12 @@ def test_contradictions_are_refused(sets: tuple[str, ...], problem: str) -> None
         load_config(sets=sets)
 
 
-def test_two_processes_rest_and_adapt_as_one_does(tmp_path: Path) -> None:
-    """Three steps an epoch: the first epoch without the backbone, the second with its scales and biases."""
-    short = ("--objective", "simclr", "--max-steps", "6", "--set", "optimizer.name=sgd", "--lr", "0.1")
-    short += ("--set", "training.head_epochs=1", "--set", "backbone.adapt=norm")
-    assert fgssl("pretrain", "--data", photos(), *OPTIONS, *short, "--output", tmp_path / "alone").code == 0
-    process = launched("pass", tmp_path / "run", *short)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
+def test_two_processes_rest_and_adapt_as_one_does() -> None:
+    folder = learned("adapted")
     one, two = (
-        [json.loads(line)["loss"] for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        [json.loads(line)["loss"] for line in (folder / run / "metrics.jsonl").read_text().splitlines()]
         for run in ("alone", "run")
     )
     assert two == pytest.approx(one, rel=1e-4, abs=1e-4)
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    first, second = (torch.load(folder / f"rank{rank}.pt") for rank in (0, 1))
     assert [name for name in first if not torch.equal(first[name], second[name])] == []

@@ -3,6 +3,7 @@ processes and in parts."""
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from running import BACKBONE, SHORT, TINY, fgssl, make_photos, photos, plain_run
 from safetensors.torch import load_file
 from stopping import stopped_run
 from torch.nn import functional
-from two_processes import OPTIONS, launched
+from two_processes import OPTIONS, in_two
 
 from fgssl.adaptation import embed_views, fit_whitening
 from fgssl.adaptation.whitening import sample_rows
@@ -278,33 +279,30 @@ def test_distilled_runs_of_other_kinds(more: tuple[str, ...], tmp_path: Path) ->
         assert_equal_encoders(again, run)
 
 
+@functools.cache
+def in_both() -> Path:
+    """A distilled and an anchored run, each in one process and in two."""
+    start = run_of("convnext", (*OPTIONS, "--max-steps", "1"))
+    held = ("--objective", "simclr", "--init", str(start), "--set", "objective.anchor=3")
+    held += ("--set", "backbone.whitening=false", "--set", "backbone.drop_path=0")
+    runs = {"distilled": ("--objective", "distill", "--teacher", str(teacher())), "anchored": held}
+    short = ("--max-steps", "6", "--set", "optimizer.name=sgd", "--lr", "0.01")
+    return shared("taught in two", lambda folder: in_two(folder, {name: more + short for name, more in runs.items()}))
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
-@pytest.mark.parametrize("held", [False, True], ids=["distilled", "anchored"])
-def test_two_processes_learn_what_one_does_and_see_the_teacher_once(
-    held: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if held:
-        start = run_of("convnext", (*OPTIONS, "--max-steps", "1"))
-        more = ("--objective", "simclr", "--init", str(start), "--set", "objective.anchor=3")
-        more += ("--set", "backbone.whitening=false", "--set", "backbone.drop_path=0")
-    else:
-        more = ("--objective", "distill", "--teacher", str(teacher()))
-    short = (*more, "--max-steps", "6", "--set", "optimizer.name=sgd", "--lr", "0.01")
-    monkeypatch.setenv("FGSSL_CACHE", str(tmp_path / "alone-cache"))
-    assert fgssl("pretrain", "--data", photos(), *OPTIONS, *short, "--output", tmp_path / "alone").code == 0
-    monkeypatch.setenv("FGSSL_CACHE", str(tmp_path / "cache"))
-    process = launched("pass", tmp_path / "run", *short)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    assert len(list((tmp_path / "cache" / "targets").iterdir())) == 1
-    one, two = metrics(tmp_path / "alone"), metrics(tmp_path / "run")
-    for name in ("loss", "chance", "fit", "positive_similarity"):
-        assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=1e-4, abs=1e-4), name
-    ours, theirs = (load_file(tmp_path / run / "encoder.safetensors") for run in ("alone", "run"))
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+@pytest.mark.parametrize("name", ["distilled", "anchored"])
+def test_two_processes_learn_what_one_does_and_see_the_teacher_once(name: str) -> None:
+    folder = in_both() / name
+    assert len(list((folder / "cache" / "targets").iterdir())) == 1
+    one, two = metrics(folder / "alone"), metrics(folder / "run")
+    for key in ("loss", "chance", "fit", "positive_similarity"):
+        assert [row[key] for row in two] == pytest.approx([row[key] for row in one], rel=1e-4, abs=1e-4), key
+    ours, theirs = (load_file(folder / run / "encoder.safetensors") for run in ("alone", "run"))
+    for key in ours:
+        torch.testing.assert_close(ours[key], theirs[key], rtol=1e-3, atol=1e-4)
+    first, second = (torch.load(folder / f"rank{rank}.pt") for rank in (0, 1))
+    assert [key for key in first if not torch.equal(first[key], second[key])] == []
 
 
 # ---- what cannot be
