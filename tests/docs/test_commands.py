@@ -11,7 +11,7 @@ import pytest
 from documents import EVERYTHING, PAGES, ROOT, VERBS, check, commands, complete, inline_commands, spans, verb_of
 from pictures import make_picture
 from PIL import Image
-from running import BACKBONE, fgssl, make_photos
+from running import fgssl, make_photos
 
 PARSED = sorted({tuple(words) for text in PAGES.values() for words in commands(text)})
 INLINE = sorted({tuple(words) for text in PAGES.values() for words in inline_commands(text) if complete(words)})
@@ -108,8 +108,8 @@ NETWORK = ("timm:", "cub", "hf-hub:", "dinov2")  # hub data and weights are only
 ELSEWHERE = ("runs/demo", "runs/cub", "runs/shop")  # so are runs of the demo, which take minutes, and of data sets
 # what makes a command a matter of seconds; the later option wins
 SHORTER = {
-    "pretrain": ("--backbone", BACKBONE, "--no-pretrained", "--image-size", "64", "--max-steps", "2", "--batch-size",
-                 "8", "--workers", "0", "--device", "cpu", "--quiet"),
+    "pretrain": ("--backbone", "test_resnet", "--no-pretrained", "--image-size", "64", "--max-steps", "2",
+                 "--batch-size", "8", "--workers", "0", "--device", "cpu", "--quiet"),
     "probe sgd": ("--epochs", "1"),
     "sweep": ("--dry-run",),
     "probe fewshot": ("--ways", "2", "--episodes", "5", "--shots", "1"),
