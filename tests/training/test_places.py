@@ -29,7 +29,8 @@ from fgssl.errors import SettingError, UnreadableImage
 from fgssl.runs.resume_state import load_state
 from fgssl.training.loop import Trainer
 from fgssl.training.places import Places
-from fgssl.training.plan import _derive_freeze, make_plan
+from fgssl.training.plan import make_plan
+from fgssl.training.start import _derive_freeze
 
 SHARE = 0.2**0.5  # side of zoom's window, that of the smallest crop
 BROKEN, BLANK = 5, 7  # pictures: that cannot be read, that has nothing in it
