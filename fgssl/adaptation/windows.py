@@ -5,21 +5,21 @@ Where objects are small and lie anywhere the windows say nearly all; where they 
 them. Which it is, no label is needed for: of whitened features, unrelated pictures' are at right angles, and the more
 they tell of a class, the closer a picture's nearest neighbour is. So the window weighs more the closer nearest
 neighbours are by windows than by whole pictures, whitened alike. And it is looked for by what all pictures share only
-where crops of such windows agree more on what is like them than crops of the middle ones: where objects fill their
-pictures, what those share may be the sky.
+where neighbours are closer by such windows than by those in the middle: where objects fill their pictures, what those
+share may be the sky. On seven sets of training photographs (groceries and cars, as they are and off the centre, by
+two networks) that took the better window in six, and the other where it was 1.6 rank-1 behind; whether crops agree
+(`view_agreement`) took it in four.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fgssl.adaptation.agreement import view_agreement
 from fgssl.adaptation.whitening import BATCH, CHUNK, Progress, fit_whitening, sample_rows
 from fgssl.data.cache.pixels import PixelStore
 from fgssl.encoder import WINDOW_WEIGHT, Encoder, evaluated
@@ -31,6 +31,7 @@ CROPS = 2  # of each window, beside it
 LEAST_CROP = 0.3  # of the window's area
 POWER = 4  # of how much closer nearest neighbours are; equally close, windows weigh WINDOW_WEIGHT
 WEIGHTS = (0.25, 2.0)
+GAIN = 1.02  # by which neighbours are closer in windows that are looked for than in the middle: less is chance
 
 
 def fit_windows(encoder: Encoder, pixels: PixelStore, *, seed: int, progress: Progress) -> bool:
@@ -57,18 +58,13 @@ def fit_windows(encoder: Encoder, pixels: PixelStore, *, seed: int, progress: Pr
         return False
     layers = [fit_whitening(views) for views in seen]
     whole, middle, common = (layer(views) for layer, views in zip(layers, seen, strict=True))
-    looked_for = tells_more(common, middle)
-    ratio = nearness((common if looked_for else middle)[0]) / max(nearness(whole[0]), 1e-6)
+    by_whole, by_middle, by_common = (nearness(views[0]) for views in (whole, middle, common))
+    looked_for = by_common > GAIN * by_middle
+    ratio = (by_common if looked_for else by_middle) / max(by_whole, 1e-6)
     weight = min(max(WINDOW_WEIGHT * max(ratio, 0.0) ** POWER, WEIGHTS[0]), WEIGHTS[1])
     finder = colocalizer if looked_for else Colocalizer(encoder.backbone.channels)  # which finds nothing
     encoder.look_by(finder, layers[1 + looked_for], weight=weight)
     return True
-
-
-def tells_more(first: Tensor, second: Tensor) -> bool:
-    """Whether crops agree more by the first features (V, N, D) than by the second, by a standard error at least."""
-    other, pictures = view_agreement(second), second.shape[1]
-    return view_agreement(first) > other + math.sqrt(2 * other * (1 - other) / pictures)
 
 
 def _batches(pixels: PixelStore, rows: Sequence[int], told: Callable[[int], None]) -> Iterator[Tensor]:
