@@ -28,7 +28,12 @@ _DECISIONS = {
     ("zoom", "rationale"): ", at the mean place of the rationale, drawn to the middle",
     ("zoom", "common"): ", where it holds most of the common direction's map",
     ("parts", "rationale"): ", at the peaks of the rationale",
+    ("parts", "common"): ", at the peaks of the common direction's map",
     ("zoom:again", "rationale"): ", moved by the rationale of what it showed",
+    ("zoom:again", "common"): ", moved by the common direction's map of what it showed",
+    ("zoom", None): ", in the middle",
+    ("parts", None): ", in the middle",
+    ("zoom:again", None): ", in the middle",
 }
 # of a hit, by whether its label agrees: a frame and a mark
 _FRAMES: dict[bool | None, tuple[Colour, Mark | None]] = {
@@ -133,7 +138,7 @@ def explain_sheet(rows: Sequence[ExplainRow], *, title: str | None = None, pool:
 
 def looked_words(pool: str, decided: str | None) -> str:
     """What outlines are, and by which map (`rationale` or `common`) they are where they are."""
-    return PARTS_WORDS.format(pool=pool, by=_DECISIONS.get((pool, decided or ""), ""))
+    return PARTS_WORDS.format(pool=pool, by=_DECISIONS.get((pool, decided), ""))
 
 
 def _outlined(image: Image.Image, windows: Sequence[Window], size: int) -> Image.Image:

@@ -12,6 +12,7 @@ from running import fgssl, finished_run, photos, plain_run
 from torch.nn import functional
 
 from fgssl.drawing import Part, Window
+from fgssl.drawing.figures import looked_words
 from fgssl.drawing.maps import PART_COLOURS, with_parts
 from fgssl.encoder import Encoder
 from fgssl.evaluation.explain import explain
@@ -95,6 +96,14 @@ def test_the_map_that_is_drawn_is_the_one_that_decides(encoder: Encoder) -> None
     (maps,) = explain(encoder, pictures(1), with_gradcam=False)
     assert maps.window == common.windows[0] and maps.common is not None and maps.attention is None
     np.testing.assert_allclose(maps.common, common.map, atol=1e-6)
+
+
+@pytest.mark.parametrize("pool", ["zoom", "parts", "zoom:again"])
+def test_a_sheet_says_what_decides(pool: str) -> None:
+    """In words of its own for each map, and where no map does."""
+    told = [looked_words(pool, decided) for decided in ("rationale", "common", None)]
+    assert len(set(told)) == 3 and "in the middle" in told[2] and "common direction" in told[1]
+    assert "in the middle" not in looked_words("zoom:mask", None)
 
 
 def test_a_pooling_that_looks_once_has_no_windows() -> None:

@@ -79,7 +79,7 @@ def test_rows_start_train_resume_and_are_measured(tmp_path: Path) -> None:
 
 
 def test_a_row_of_the_small_table_does() -> None:
-    row = ("--only", "STML, fgssl's default", "--json", "--quiet")
+    row = ("--only", "STML + rationale", "--json", "--quiet")
     said = fgssl("reproduce", SMALL, "--table", "cars", "--rehearse", *row)
     assert said.code == 0 and said.json()[0]["numbers"] == "measured", said.err
     refused = fgssl("reproduce", SMALL, "--rehearse", "--weights", "x")
