@@ -285,8 +285,7 @@ class Encoder(nn.Module):
 
     def _usual(self, centres: Tensor) -> Tensor:
         """The windows (N, 3) of zoom's size around centres (N, 2)."""
-        share = self.backbone.image_size / self.view_size("zoom")
-        return torch.cat([centres, torch.full_like(centres[:, :1], share)], 1)
+        return torch.cat([centres, torch.full_like(centres[:, :1], self._window_side)], 1)
 
     def _look_centres(self, feature_map: Tensor, look: Pool) -> Tensor:
         centres = self.window_centres(feature_map)
@@ -306,10 +305,14 @@ class Encoder(nn.Module):
 
     def window_centres(self, feature_map: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 2) row and column of the middle of the window that `--pool zoom` takes, in (0, 1)."""
-        share = self.backbone.image_size / self.view_size("zoom")
         if self.colocalizer is not None:
-            return fullest_windows(self.colocalizer(feature_map), share)
-        return window_centres(self._looked_through(feature_map), share)
+            return fullest_windows(self.colocalizer(feature_map), self._window_side)
+        return window_centres(self._looked_through(feature_map), self._window_side)
+
+    @property
+    def _window_side(self) -> float:
+        """Of the window of zoom, relative to the view's."""
+        return self.backbone.image_size / self.view_size("zoom")
 
     def _looked_through(self, feature_map: Tensor) -> Tensor:
         """The map by which windows are placed: (N, H, W), not negative, summing to 1; even where nothing is found."""

@@ -145,6 +145,11 @@ class Backbone(nn.Module):
         return [(self.channels, *self.map_size), *((channels, *size) for channels, size in beside)]
 
     @property
+    def seen_channels(self) -> int:
+        """Of a branch that sees the last map and those it brings along."""
+        return sum(shape[0] for shape in self.map_shapes)
+
+    @property
     def kept_shape(self) -> Shape:
         """Of the maps of two views of an image: (2, C, H, W), or (2, F) `packed`."""
         first, *finer = self.map_shapes
@@ -159,7 +164,7 @@ class Backbone(nn.Module):
         """How many there are to pool, the last map among them."""
         return 1 + len(self.earlier.places)
 
-    @property
+    @functools.cached_property
     def earlier(self) -> Stages:
         """The stages before the last map that are pooled beside it, where that is asked for."""
         return self.all_earlier.narrow(self.channels)

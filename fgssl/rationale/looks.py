@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fgssl.rationale.peaks import Peaks, blob_windows, highest_place, is_flat, moved_windows
+from fgssl.rationale.peaks import Peaks, blob_windows, highest_place, moved_windows
+from fgssl.rationale.windows import is_flat
 
 ROUNDS = 2  # in which a window moves
 LARGER = 1.5  # which it may become in one

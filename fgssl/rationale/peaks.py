@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fgssl.rationale.windows import ABOVE_EVEN, LEAST_SHARE
+from fgssl.rationale.windows import ABOVE_EVEN, LEAST_SHARE, is_flat
 
 MOST_PARTS = 3
 KERNEL = 0.2  # standard deviation, of the map's side
@@ -48,11 +48,6 @@ def find_peaks(attention: Tensor, usual: Tensor) -> Peaks:
         remaining = remaining.masked_fill(inside, 0)
         remaining = remaining.flatten(1).scatter(1, place[:, None], 0).view_as(attention)
     return Peaks(torch.stack(windows, 1), torch.stack(present, 1))
-
-
-def is_flat(attention: Tensor) -> Tensor:
-    """Of maps (N, H, W) that sum to 1: whether none of their places stands out, (N,) boolean."""
-    return attention.flatten(1).amax(1) < ABOVE_EVEN / attention[0].numel()
 
 
 def blob_windows(attention: Tensor, start: Tensor, *, least: float = LEAST_SHARE, most: float = 1.0) -> Tensor:

@@ -80,8 +80,12 @@ def fullest_windows(maps: Tensor, share: float) -> Tensor:
     return torch.where(maps.flatten(1).amax(1, keepdim=True) > 0, middle, 0.5).clamp(share / 2, 1 - share / 2)
 
 
+def is_flat(maps: Tensor) -> Tensor:
+    """Of maps (N, H, W), not negative: whether none of their places stands out, (N,) boolean."""
+    return maps.flatten(1).amax(1) <= ABOVE_EVEN * maps.mean((1, 2))
+
+
 def crop_windows(maps: Tensor, share: float) -> Tensor:
     """(N, H, W) not negative -> (N, 3): middle and side of the fullest window; NaN where the map is flat."""
-    flat = maps.flatten(1).amax(1) <= ABOVE_EVEN * maps.mean((1, 2))
     windows = torch.cat([fullest_windows(maps, share), maps.new_full((len(maps), 1), share)], 1)
-    return windows.masked_fill(flat[:, None], torch.nan)
+    return windows.masked_fill(is_flat(maps)[:, None], torch.nan)

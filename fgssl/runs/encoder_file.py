@@ -89,7 +89,7 @@ def load_encoder(checkpoint: str, *, backbone: str | None = None, image_size: in
             head, channels, keys = config.rationale, rebuilt.channels, encoder.keys
             if head.enabled:
                 rebuilt.bring_along(head.stages - 1)
-                seen = sum(shape[0] for shape in rebuilt.map_shapes)
+                seen = rebuilt.seen_channels
                 encoder.rationale = _filled(lambda: RationaleHead(seen, head), _part(tensors, "rationale"))
             if projector := _part(tensors, "projector"):  # a run that kept its start has none that belongs to it
                 encoder.projector = _filled(lambda: made.build_projector(channels, told), projector)

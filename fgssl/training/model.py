@@ -74,11 +74,10 @@ class PretrainModel(nn.Module):
 def build_model(plan: Plan) -> PretrainModel:
     """Objective, rationale branch and encoder of a plan, on the CPU."""
     config = plan.config
-    shapes = plan.backbone.map_shapes
-    backbone = GivenMap(plan.backbone.channels, shapes) if plan.backbone.frozen else plan.backbone
+    given = plan.backbone.channels, plan.backbone.map_shapes
+    backbone = GivenMap(*given) if plan.backbone.frozen else plan.backbone
     objective = OBJECTIVES[config.objective.name](backbone, config.objective)
-    channels = sum(shape[0] for shape in shapes)  # of the last map and of finer ones
-    head = RationaleHead(channels, config.rationale) if config.rationale.enabled else None
+    head = RationaleHead(plan.backbone.seen_channels, config.rationale) if config.rationale.enabled else None
     encoder = Encoder(plan.backbone, head, projector=objective.projector, predictor=objective.predictor, config=config)
     if head is not None and config.rationale.train_pool == "rationale":
         objective.pool = encoder.objective_pool

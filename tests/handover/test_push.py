@@ -192,8 +192,7 @@ def test_the_script_reads_every_rationale(settings: dict[str, Any] | None, tmp_p
     if settings is not None:
         config = RationaleConfig(**settings)
         encoder.backbone.bring_along(config.stages - 1)
-        seen = sum(shape[0] for shape in encoder.backbone.map_shapes)
-        encoder.rationale = RationaleHead(seen, config).eval()
+        encoder.rationale = RationaleHead(encoder.backbone.seen_channels, config).eval()
     assert_script_agrees(scripted(encoder, tmp_path), encoder)
 
 
