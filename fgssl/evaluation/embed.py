@@ -109,7 +109,7 @@ def embed(
             view = encoder.view(group[0])
             with together.local_main_process_first() if together else contextlib.nullcontext():
                 pixels = open_pixels(images, view, cache=cache, workers=workers, progress=decoding)
-            how = repr((view, batch_size, encoder.device.type, _autocast(encoder.device)))
+            how = repr((view, batch_size, encoder.device.type, autocast_type(encoder.device)))
             # nobody says whether the masks that windows come from have changed
             files = PartFiles(images, "off" if windows else cache, functools.partial(identity, encoder), how, group)
             kept = {rows: part for rows in own if (part := files.read(rows)) is not None}
@@ -138,7 +138,8 @@ def _add(part: Part, batch: ImageBatch, encoder: Encoder, windows: Windows | Non
     return len(batch.index) + len(batch.faults)
 
 
-def _autocast(device: torch.device) -> str:
+def autocast_type(device: torch.device) -> str:
+    """What autocast computes in there, "" where it is off."""
     on = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return str(torch.get_autocast_dtype(device.type)) if on else ""
 

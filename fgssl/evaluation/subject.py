@@ -16,7 +16,8 @@ from fgssl.data import DRAWN, PRESETS, default_split, load_images, no_split, par
 from fgssl.data.images import ImageSet
 from fgssl.encoder import POOLS, Encoder, Pool
 from fgssl.errors import FgsslError, SettingError
-from fgssl.evaluation.embed import MAX_UNREADABLE, Embeddings, embed
+from fgssl.evaluation.embed import MAX_UNREADABLE, Embeddings, embed, reject_unreadable
+from fgssl.evaluation.kept import KeptEmbeddings
 from fgssl.runs.encoder_file import load_encoder, own_setting
 from fgssl.runtime.machine import keep_freed_memory, resolve_device, scratch_memory
 from fgssl.runtime.reporting import Reporter
@@ -69,13 +70,21 @@ class Subject:
     def embed_all(
         self, images: ImageSet, pools: Sequence[Pool], *, unreadable: float = MAX_UNREADABLE
     ) -> dict[Pool, Embeddings]:
-        """The same, pooled in several ways from one pass."""
-        show = self.reporter.progress
-        found = embed(
-            self.encoder, images, pools=pools, batch_size=self.batch_size, cache=self.cache, together=processes(),
-            unreadable=unreadable,
-            progress=partial(show, f"embedding {images.split}"), decoding=partial(show, f"decoding {images.split}"),
-        )  # fmt: skip
+        """The same, pooled in several ways from one pass; what an earlier verb has left in the cache is read."""
+        show, together = self.reporter.progress, processes()
+        files = KeptEmbeddings(images, self.encoder, self.checkpoint, self.cache)
+        read = {pool: files.read(pool, together) for pool in pools}
+        found = {pool: kept for pool, kept in read.items() if kept is not None}
+        if left := [pool for pool in pools if pool not in found]:
+            made = embed(
+                self.encoder, images, pools=left, batch_size=self.batch_size, cache=self.cache, together=together,
+                unreadable=unreadable,
+                progress=partial(show, f"embedding {images.split}"), decoding=partial(show, f"decoding {images.split}"),
+            )  # fmt: skip
+            for pool, new in made.items():
+                files.write(pool, new)
+            found |= made
+        reject_unreadable([fault.reason for fault in found[pools[0]].faults], images, most=unreadable)
         self.name_faults(found[pools[0]])
         return found
 

@@ -128,11 +128,11 @@ def main() -> int:
         run(work, "pretrain", "--resume", str(half), "--quiet")
         found["loss_difference_resumed_in_one"] = furthest(losses(one), losses(half))
         for name, together in (("features-one", False), ("features-four", True)):
-            words = ("--device", "cpu", "--batch-size", "2", "--output", str(work / name), "--quiet")
+            words = ("--device", "cpu", "--batch-size", "2", "--cache", "off", "--output", str(work / name), "--quiet")
             run(work, "embed", str(one), *words, together=together)
         alone, shared = (load_file(work / f"features-{name}")["features"] for name in ("one", "four"))
         found["feature_difference"] = float(np.abs(alone - shared).max()) if alone.shape == shared.shape else 9.0
-        words = ("retrieve", str(one), "--device", "cpu", "--json", "--quiet")
+        words = ("retrieve", str(one), "--device", "cpu", "--cache", "off", "--json", "--quiet")
         first, second = (json.loads(run(work, *words, together=together)) for together in (False, True))
         found["retrieval_equal"] = all(abs(first[name] - second[name]) < 0.01 for name in ("rank1", "rank5", "mAP"))
         found["caches"] = [len(list(work.glob(f"cache-{node}/decoded/*"))) for node in ("first", "second")]

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from fgssl.data.cache.folder import cache_folder, cache_label
-from fgssl.data.cache.pixels import RETRIED_FAULTS, Fault, PixelStore
 from fgssl.data.decoding import decode_image
 from fgssl.data.images import ImageSet
 from fgssl.errors import FgsslError, UnreadableImage
-from fgssl.evaluation.embed import Embeddings, rows_of
+from fgssl.evaluation.embed import Embeddings
 from fgssl.evaluation.feature_file import FeatureFile, is_feature_file
 from fgssl.evaluation.features import check_features, unit_rows
 from fgssl.evaluation.retrieval.ranking import best_rows
 from fgssl.evaluation.retrieval.scored import gallery_file, gallery_images, open_beside
-from fgssl.evaluation.subject import EvaluationOptions, Subject, processes
+from fgssl.evaluation.subject import EvaluationOptions, Subject
 from fgssl.evaluation.vector_index import Near, VectorIndex, is_index, open_index
-from fgssl.runs.encoder_file import identity
-from fgssl.runtime.files import atomic_path
 
-FORMAT = "fgssl-kept-features-1"
 CHECKED_ROWS = 65_536  # of a mapped file at once
 
 
@@ -136,63 +125,4 @@ def open_gallery(place: Place) -> Gallery:
     if where is not None:
         return EmbeddedGallery(where.path, where.embeddings, None, memory_bytes)
     images = gallery_images(subject.data, split)
-    return EmbeddedGallery(f"{images.source} [{images.split}]", _kept(subject, images), images, memory_bytes)
-
-
-def _kept(subject: Subject, images: ImageSet) -> Embeddings:
-    """Embeddings of a gallery from the cache, computed and kept first where they are not there.
-
-    One file a gallery below `features/`, named after where it comes from and what it was made of: when either changes,
-    it is made anew, and the old one goes. A disk that cannot be written only costs the time of the next search.
-    """
-    if subject.cache == "off":
-        return subject.embed(images)
-    path = _path(subject, images)
-    kept = _read(path, images)
-    # tried again: `chmod` changes neither size nor time of a file
-    fresh = PixelStore(images, subject.encoder.view(subject.pool))
-    faults = () if kept is None else kept.faults[:RETRIED_FAULTS]
-    whole = kept is not None and all(isinstance(fresh.read(fault.index), str) for fault in faults)
-    if _everywhere(whole) and kept is not None:
-        subject.name_faults(kept)
-        return kept
-    found = subject.embed(images)
-    tensors = {"features": found.features.contiguous(), "positions": torch.from_numpy(found.positions)}
-    notes = {"format": FORMAT, "faults": json.dumps([asdict(fault) for fault in found.faults])}
-    with contextlib.suppress(FgsslError):
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=notes)
-        for former in path.parent.glob(f"*-{path.name.split('-')[-2]}-*"):
-            if former != path:
-                former.unlink(missing_ok=True)
-    return found
-
-
-def _everywhere(there: bool) -> bool:
-    """Whether it is so in all processes: of several machines one may have embedded alone before, and not wait now."""
-    if processes() is None:
-        return there
-    from accelerate.utils import gather_object
-
-    return all(gather_object([there]))
-
-
-def _path(subject: Subject, images: ImageSet) -> Path:
-    """LABEL-PLACE-CONTENT.safetensors: where images and encoder are, and what they are by files, weights and view."""
-    place = (os.path.abspath(images.source), images.split, subject.pool, os.path.abspath(subject.checkpoint))
-    view = subject.encoder.view(subject.pool)
-    content = (images.fingerprint(), identity(subject.encoder), repr(view), FORMAT)
-    names = [hashlib.blake2b(repr(part).encode(), digest_size=12).hexdigest() for part in (place, content)]
-    folder = cache_folder() if subject.cache == "auto" else Path(subject.cache).expanduser()
-    return folder / "features" / f"{'-'.join((cache_label(images.source, images.split), *names))}.safetensors"
-
-
-def _read(path: Path, images: ImageSet) -> Embeddings | None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            features, index = file.get_tensor("features"), file.get_tensor("positions").numpy()
-            faults = tuple(Fault(**fault) for fault in json.loads(file.metadata()["faults"]))
-        fits = len(features) == len(index) and len(index) + len(faults) == len(images)
-        return rows_of(images, features, index, faults) if fits else None
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError):  # not there, or damaged by somebody
-        return None
+    return EmbeddedGallery(f"{images.source} [{images.split}]", subject.embed(images), images, memory_bytes)

@@ -21,6 +21,7 @@ from fgssl.cli.options import repeat_flag
 from fgssl.config.schema import DataConfig
 from fgssl.data import load_images
 from fgssl.data.cache.folder import cache_folder
+from fgssl.evaluation import kept as kept_embeddings
 from fgssl.evaluation.embed import embed
 from fgssl.evaluation.feature_file import read_features
 from fgssl.runs.encoder_file import load_encoder
@@ -34,6 +35,11 @@ def look(*options: str | Path, run: Path | None = None) -> Any:
 
 def paths(result: Any) -> list[list[str]]:
     return [[hit["path"] for hit in query["hits"]] for query in result["queries"]]
+
+
+@pytest.fixture(autouse=True)
+def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_embeddings, "LEAST_KEPT", 1)
 
 
 @pytest.fixture
