@@ -6,7 +6,7 @@ import contextlib
 import io
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -102,7 +102,7 @@ def reproduce(
     from fgssl.experiments.experiment import reproduction
     from fgssl.experiments.reproduce import Chosen
 
-    sources, made = _sources(data or (), names), []
+    sources, made = _sources(data or (), names, tables), []
     for name in names:
         options.check_paths(data=sources.get(name))
         chosen = Chosen(sources.get(name), weights, seeds, tuple(sets or ()), tuple(only or ()))
@@ -111,12 +111,12 @@ def reproduce(
         _run(each, dry_run=dry_run, json_output=json_output, quiet=quiet)
 
 
-def _sources(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """Table -> data source."""
+def _sources(given: Sequence[str], names: Sequence[str], tables: Collection[str]) -> dict[str, str]:
+    """Table -> data source; tables that are not asked for may be named."""
     found: dict[str, str] = {}
     for text in given:
         name, equals, source = text.partition("=")
-        if not (equals and name in names):
+        if not (equals and name in tables):
             if len(names) > 1:
                 raise BadParameter(f"'{text}': write NAME=SOURCE, of {', '.join(names)}", param_hint="--data")
             name, source = names[0], text

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from running import BACKBONE, fgssl, photos
+from running import BACKBONE, fgssl, photos, plain_run
 
 from fgssl import registry
 from fgssl.cli import experiments
@@ -52,6 +52,16 @@ def test_slips_are_wrong_usage(recipe: Path, tmp_path: Path) -> None:
     assert "no measure 'x'" in fgssl("sweep", recipe, "--measure", "x").error(code=2)
     assert "has no tables.yaml" in fgssl("reproduce", tmp_path).error()
     assert "does not exist" in fgssl("sweep", tmp_path / "no.yaml").error()
+
+
+def test_data_may_name_tables_that_are_not_asked_for(recipe: Path, tmp_path: Path) -> None:
+    row = "{data: nowhere, seeds: 1, measures: [search], rows: {a: {recipe: mine.yaml}}}"
+    (tmp_path / "tables.yaml").write_text(f"one: {row}\ntwo: {row}\n")
+    words = ("reproduce", tmp_path, "--dry-run", "--json", "--table", "one", "--weights", plain_run())
+    planned = fgssl(*words, "--data", f"one={photos()}", "--data", "two=elsewhere")
+    assert planned.code == 0, planned.err
+    assert planned.json()["rows"][0]["left"] == 1
+    assert "elsewhere" in fgssl(*words, "--data", "elsewhere").error()
 
 
 def test_a_verb_apart_has_the_plugins_and_tells_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
