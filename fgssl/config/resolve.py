@@ -211,6 +211,10 @@ def _reject_contradictions(config: PretrainConfig) -> None:
     if placed and freeze == "backbone":
         remedy = "leave it out: its maps are made before any place is known"
         raise SettingError(f"--freeze backbone has no use for views.place {place}", remedy)
+    if placed and not config.views.place_share and not config.views.hide_share:
+        raise SettingError(f"views.place {place} has no use", "raise views.place_share or views.hide_share, both are 0")
+    if config.views.hide_share and not placed:
+        raise SettingError("views.hide_share without views.place", "say where: --set views.place=map")
     queue, batch = objective.queue_size, training.batch_size
     if queue is not None and batch is not None and queue < batch:
         problem = f"objective.queue_size {queue} is smaller than --batch-size {batch}"

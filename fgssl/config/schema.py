@@ -97,7 +97,8 @@ class ViewsConfig:
     place: Literal["anywhere", "map", "middle", "random"] = knob(
         "anywhere", "where crops lie: anywhere, or a share on what the rationale's map shows; controls: middle, random"
     )
-    place_share: float = knob(0.5, "share of the crops that lie on the place", Range(above=0, most=1))
+    place_share: float = knob(0.5, "share of the crops that lie on the place", SHARE)
+    hide_share: float = knob(0.0, "share of the crops in which what the map shows most is hidden", SHARE)
     place_warmup: int | None = knob(
         None, "epochs before places are found, and before they are anew (default: a fifth of the run)", EPOCHS
     )

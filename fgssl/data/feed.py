@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from fgssl.views.device import PackedViews, pack_views
 SAMPLE_EPOCH = 2**31 - 1  # whose views no run trains on
 # torchvision's RandomResizedCrop and a flip, nothing else: how linear classifiers are trained on ImageNet
 CROPS = ViewsConfig(preset="geometric", crop_min=0.08, jitter=0.0, grayscale=0.0, blur=0.0)
+HIDDEN_SIDE = 0.5  # of what is hidden, in sides of the window on which crops lie
 LOCAL_CROP = (0.05, 0.25)  # least and largest area of a local view
 LOCAL_STREAM = 0x10CA1  # of random numbers: the whole views are the same with local ones or without
 
@@ -75,10 +76,30 @@ class Key:
 
     epoch: int
     index: int
-    place: tuple[float, ...] | None = None  # the window, as `draw_views` has it, that a share of its crops lies on
+    place: Place | None = None  # known of the picture
 
 
-Place = Callable[[int], NDArray[np.float64] | None]  # an epoch -> window (3,) of each image of the split, NaN for none
+class Place(NamedTuple):
+    """What is known of where a picture's object is, in (0, 1) of its sides, beside each other as in a file."""
+
+    row: float  # of the middle of the window on which a share of its crops lies
+    column: float
+    side: float
+    told_row: float  # of the middle of what tells most, which a share of its crops does not show
+    told_column: float
+
+    @property
+    def window(self) -> tuple[float, float, float]:
+        """As `draw_views` has it."""
+        return self[:3]
+
+    @property
+    def hidden(self) -> tuple[float, float, float]:
+        """Likewise: half as wide, so that something is left of the object."""
+        return (self.told_row, self.told_column, self.side * HIDDEN_SIDE)
+
+
+PlacesAt = Callable[[int], NDArray[np.float64] | None]  # an epoch -> `Place` of each image of a split, NaN for none
 Arrange = Callable[[int, NDArray[np.int64]], NDArray[np.int64]]  # an epoch and its images -> the same, in other order
 
 
@@ -87,7 +108,7 @@ class StepSampler(Sampler[list[Key]]):
 
     A split of `length` images has `batch_size` of them a step over all processes; what is left at the end is dropped.
     `order` is that of an epoch; `arrange` is asked for another one of the same when the first step of an epoch is, and
-    `place` for the windows on which its crops lie.
+    `place` for what is known of where objects are.
     """
 
     def __init__(
@@ -102,7 +123,7 @@ class StepSampler(Sampler[list[Key]]):
         world: int = 1,
         arrange: Arrange | None = None,
         order: Order = epoch_order,
-        place: Place | None = None,
+        place: PlacesAt | None = None,
     ) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
@@ -112,23 +133,23 @@ class StepSampler(Sampler[list[Key]]):
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order, order_epoch, windows = np.empty(0, np.int64), -1, None
+        order, order_epoch, places = np.empty(0, np.int64), -1, None
         for step in range(self.start, self.stop):
             epoch, position = divmod(step, self.per_epoch)
             if epoch != order_epoch:
                 order, order_epoch = self.order(self.length, self.seed, epoch), epoch
                 if self.arrange is not None:
                     order = self.arrange(epoch, order[: self.per_epoch * self.batch_size])
-                windows = None if self.place is None else self.place(epoch)
+                places = None if self.place is None else self.place(epoch)
             batch = order[position * self.batch_size : (position + 1) * self.batch_size]
-            yield [placed_key(epoch, int(i), windows) for i in batch[self.rank :: self.world]]
+            yield [placed_key(epoch, int(i), places) for i in batch[self.rank :: self.world]]
 
 
-def placed_key(epoch: int, index: int, windows: NDArray[np.float64] | None) -> Key:
-    """The key of an image, with its window where it has one."""
-    if windows is None or np.isnan(windows[index]).any():
+def placed_key(epoch: int, index: int, places: NDArray[np.float64] | None) -> Key:
+    """The key of an image, with its place where it has one."""
+    if places is None or np.isnan(places[index]).any():
         return Key(epoch, index)
-    return Key(epoch, index, tuple(windows[index].tolist()))
+    return Key(epoch, index, Place(*places[index].tolist()))
 
 
 class CropSampler(Sampler[list[Key]]):
@@ -180,11 +201,12 @@ class _Crops:
         heights, widths = np.tile([picture.shape[:2] for picture in pictures], (count, 1)).T
         told: dict[str, Any] = {}
         if any(key.place is not None for key in keys):
-            windows = np.full((count, len(keys), 3), np.nan)
+            windows, hidden = np.full((2, count, len(keys), 3), np.nan)
             for column, (key, rng) in enumerate(zip(keys, rngs, strict=True)):
-                placed = rng.random(count) < self.config.place_share  # drawn last: all else is as it was
-                windows[placed, column] = np.nan if key.place is None else key.place
-            told = {"windows": windows.reshape(-1, 3)}
+                if key.place is not None:  # drawn last: all else is as it was
+                    windows[rng.random(count) < self.config.place_share, column] = key.place.window
+                    hidden[rng.random(count) < self.config.hide_share, column] = key.place.hidden
+            told = {"windows": windows.reshape(-1, 3), "hidden": hidden.reshape(-1, 3)}
         return draw_views(randoms, self.config, heights=heights, widths=widths, size=self.size, **told)
 
     def make(
@@ -212,7 +234,9 @@ class _LocalCrops(_Crops):
     def __init__(self, pixels: PixelStore, views: ViewsConfig, *, seed: int) -> None:
         least, most = LOCAL_CROP
         size = filled(views.local_size)
-        super().__init__(pixels, replace(views, crop_min=least, crop_max=most), size=size, seed=seed)
+        # a small view may well show the part alone that is hidden in a large one
+        views = replace(views, crop_min=least, crop_max=most, hide_share=0.0)
+        super().__init__(pixels, views, size=size, seed=seed)
 
 
 class ViewDataset(_Crops, Dataset[ViewBatch]):

@@ -23,7 +23,7 @@ from fgssl.config.schema import filled
 from fgssl.data.cache.folder import cache_folder, cache_label
 from fgssl.data.cache.map_store import MapStore, rounded
 from fgssl.data.cache.pixels import Fault
-from fgssl.data.feed import Key, Place, StepSampler, ViewBatch, ViewDataset, build_feed
+from fgssl.data.feed import Key, PlacesAt, StepSampler, ViewBatch, ViewDataset, build_feed
 from fgssl.data.order import ORDERS
 from fgssl.encoder import Encoder
 from fgssl.runs.encoder_file import identity
@@ -118,7 +118,7 @@ class StepFeed:
         """The images, over all processes, of a step taken since the last line of the log."""
         return next(iter(self._sampler(step, step + 1, self.places.known)))
 
-    def _sampler(self, start: int, stop: int, place: Place, **share: int) -> StepSampler:
+    def _sampler(self, start: int, stop: int, place: PlacesAt, **share: int) -> StepSampler:
         arrange = self._arranged if self.setup.model.objective.arranges else None
         batch_size, seed = filled(self.plan.config.training.batch_size), self.setup.views.seed
         order = ORDERS[self.plan.config.training.shuffle]

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from fgssl.adaptation.whitening import sample_rows
 from fgssl.config.schema import filled
-from fgssl.data.feed import CropBatch, Key, WholeDataset, build_feed
+from fgssl.data.feed import HIDDEN_SIDE, CropBatch, Key, Place, WholeDataset, build_feed
 from fgssl.encoder import evaluated
-from fgssl.rationale import PlaceScatter, crop_windows, window_share
+from fgssl.rationale import PlaceScatter, crop_windows, fullest_windows, window_share
 from fgssl.training.model import require_finite
 from fgssl.training.results import save_view_pairs
 from fgssl.training.setup import Setup
@@ -31,7 +31,7 @@ from fgssl.training.setup import Setup
 BATCH = 64
 SAMPLE = 1000  # pictures that tell what all places share
 STREAM = 0x91ACE  # of random numbers: those of the control
-Windows = NDArray[np.float64]  # (N, 3) of a split's pictures: row and column of the middle, and side; NaN for none
+Windows = NDArray[np.float64]  # (N, 5): `Place` of each of a split's pictures, NaN for none
 
 
 class Places:
@@ -95,15 +95,17 @@ class Places:
             attend = self._attend()
             for batch in self._batches(own):
                 maps = attend(self._feature_map(batch)).float().cpu()
-                found.append((batch.index.tolist(), crop_windows(maps, share)))
-        windows = np.full((total, 3), np.nan)
+                told = fullest_windows(maps, HIDDEN_SIDE * share)  # what is hidden
+                found.append((batch.index.tolist(), torch.cat([crop_windows(maps, share), told], 1)))
+        windows = np.full((total, len(Place._fields)), np.nan)
         for rows, its in gather_object(found):
             windows[rows] = its.double().numpy()
         if self.views.place == "middle":
-            windows[:, :2] = 0.5
+            windows[:, [0, 1, 3, 4]] = 0.5
         elif self.views.place == "random":
-            random = np.random.default_rng([setup.views.seed, epoch, STREAM]).random((total, 2))
-            windows[:, :2] = windows[:, 2:] / 2 + random * (1 - windows[:, 2:])
+            random, side = np.random.default_rng([setup.views.seed, epoch, STREAM]), windows[:, 2:3]
+            for first, sides in ((0, side), (3, HIDDEN_SIDE * side)):
+                windows[:, first : first + 2] = sides / 2 + random.random((total, 2)) * (1 - sides)
         windows[np.isnan(windows[:, 2])] = np.nan
         if setup.is_main:
             self._tell(epoch, windows)
@@ -112,12 +114,14 @@ class Places:
     def _tell(self, epoch: int, windows: Windows) -> None:
         save_view_pairs(self.setup.output, self.setup.plan, self.setup.views, epoch=epoch, windows=windows)
         sides = windows[np.isfinite(windows[:, 2]), 2]
-        share = f"from epoch {epoch + 1} on {100 * self.views.place_share:g} % of the crops of {len(sides)} of"
-        words = f"views.place {self.views.place}: {share} {len(windows)} images"
+        place, hide = (f"{100 * share:g} % of the crops" for share in (self.views.place_share, self.views.hide_share))
+        words = f"views.place {self.views.place}: from epoch {epoch + 1} on, in {len(sides)} of {len(windows)} images,"
         if len(sides):
-            self.setup.reporter.note(f"{words} lie on windows of {sides.mean():.2f} of the side: see places.png")
+            done = [f"{place} lie on windows of {sides.mean():.2f} of the side"] * (self.views.place_share > 0)
+            done += [f"{hide} have a square of {HIDDEN_SIDE * sides.mean():.2f} hidden"] * (self.views.hide_share > 0)
+            self.setup.reporter.note(f"{words} {' and '.join(done)}: see places.png")
         else:
-            self.setup.reporter.warn(f"{words}, as the maps of all are flat: crops go on to lie anywhere")
+            self.setup.reporter.warn(f"{words} as the maps of all are flat: crops go on to lie anywhere")
 
     def _attend(self) -> Callable[[Tensor], Tensor]:
         """Feature map -> the map (N, H, W), not negative, by which zoom looks again as well."""

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from fgssl.views.device import BLUE, GREEN, LEAST_SIGMA, RED, blur_radius, blurred
-from fgssl.views.draw import CONTRAST, HUE, ORDERS, SATURATION, Views
+from fgssl.views.draw import CONTRAST, HIDDEN, HUE, ORDERS, SATURATION, Views
 
 Levels = NDArray[np.float32]
 _FILTERS = {name: Image.Resampling[name.upper()] for name in ("bilinear", "bicubic", "lanczos", "nearest")}
@@ -69,6 +69,8 @@ class Painter:
             levels = np.rint(levels)
             levels = np.minimum(levels, 255 - levels)  # inverts from 128 on
         np.rint(levels, out=out, casting="unsafe")
+        top, left, bottom, right = views.hidden[row].tolist()
+        out[:, top:bottom, left:right] = np.array(HIDDEN, out.dtype)[:, None, None]
 
     def jitter(self, levels: Levels, order: int, factors: list[float]) -> Levels:
         """Colour jitter of (3, S, S), changed in place or not; order and factors as in `Views`."""

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fgssl.views.draw import BRIGHTNESS, CONTRAST, HUE, ORDERS, SATURATION, Views
+from fgssl.views.draw import BRIGHTNESS, CONTRAST, HIDDEN, HUE, ORDERS, SATURATION, Views
 
 RED, GREEN, BLUE = 0.2989, 0.587, 0.114  # of the luminance, as torchvision has them
 SOLARIZE_THRESHOLD = 128
@@ -29,11 +29,12 @@ class PackedViews:
 
     pixels: Tensor  # uint8, all bytes of all pictures
     places: Tensor  # (M, 7) int64: first byte and width of the view's picture, crop's top, left, height, width; target
-    factors: Tensor  # (M, 8) float32: four of the jitter, then flip, grayscale, sigma, solarize
+    factors: Tensor  # (M, 12) float32: four of the jitter, then flip, grayscale, sigma, solarize, and what is hidden
     largest: tuple[int, int]  # height and width that hold every crop
     orders: tuple[tuple[int, int], ...]  # order of the jitter, and end of its rows
     strongest_blur: float
     any_solarized: bool
+    any_hidden: bool
     size: int
 
     def pin_memory(self) -> PackedViews:
@@ -60,6 +61,8 @@ class PackedViews:
         if self.any_solarized:
             inverted = torch.where(levels.round() >= SOLARIZE_THRESHOLD, 255 - levels, levels)
             levels = torch.where(solarize > 0, inverted, levels)
+        if self.any_hidden:
+            hide(levels, factors[:, 8:])
         out = torch.empty_like(levels, dtype=torch.uint8)
         return out.index_copy_(0, places[:, 6], levels.round_().to(torch.uint8))
 
@@ -77,12 +80,13 @@ def pack_views(
     sorted_views, sources = views.take(rows), sources[rows]
     places = np.column_stack([starts[sources], widths[sources], sorted_views.box, rows])
     switches = (sorted_views.flip, sorted_views.grayscale, sorted_views.sigma, sorted_views.solarize)
-    factors = np.column_stack([sorted_views.factors, *switches]).astype(np.float32)
+    factors = np.column_stack([sorted_views.factors, *switches, sorted_views.hidden]).astype(np.float32)
     ends = np.append(np.flatnonzero(np.diff(sorted_views.order)) + 1, len(rows))
     tensors = torch.from_numpy(pixels), torch.from_numpy(places), torch.from_numpy(factors)
     largest = (int(views.box[:, 2].max()), int(views.box[:, 3].max()))
     orders = tuple((int(sorted_views.order[end - 1]), int(end)) for end in ends)
-    return PackedViews(*tensors, largest, orders, float(views.sigma.max()), bool(views.solarize.any()), size)
+    whether = (bool(views.solarize.any()), bool(views.hidden.any()))
+    return PackedViews(*tensors, largest, orders, float(views.sigma.max()), *whether, size)
 
 
 def crop_resized(pixels: Tensor, places: Tensor, flip: Tensor, *, largest: tuple[int, int], size: int) -> Tensor:
@@ -126,6 +130,16 @@ def jitter(levels: Tensor, order: int, factors: Tensor) -> None:
             levels.mul_(factor).add_(gray).clamp_(0, 255)
         elif operation == HUE:
             shift_hue(levels, factor)
+
+
+def hide(levels: Tensor, patches: Tensor) -> None:
+    """Take the content of patches (N, 4), as in `Views`, out of views (N, 3, S, S), in place."""
+    top, left, bottom, right = patches.view(-1, 4, 1).unbind(1)  # (N, 1)
+    places = torch.arange(levels.shape[-1], device=levels.device)
+    within = [(places >= first) & (places < end) for first, end in ((top, bottom), (left, right))]  # (N, S)
+    inside = within[0][:, None, :, None] & within[1][:, None, None, :]
+    mean = torch.tensor(HIDDEN, dtype=levels.dtype, device=levels.device).view(3, 1, 1)
+    levels.copy_(torch.where(inside, mean, levels))
 
 
 def luminance(levels: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ ASPECT = (3 / 4, 4 / 3)  # of a random crop, as in torchvision's RandomResizedCr
 CROP_TRIES = 10
 DRAWS = 2 * CROP_TRIES + 13  # uniform numbers that one view takes, whatever is drawn
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+HIDDEN = (124, 116, 104)  # levels of what is hidden: ImageNet's mean, which normalising makes nearly nothing
 ORDERS = tuple(itertools.permutations(range(4)))  # of the jitter's operations
 
 
@@ -34,6 +35,7 @@ class Views(NamedTuple):
     grayscale: NDArray[np.bool_]  # (M,)
     sigma: NDArray[np.float32]  # (M,) of the blur, in output pixels; 0 = none
     solarize: NDArray[np.bool_]  # (M,)
+    hidden: NDArray[np.int64]  # (M, 4) first row and column of a patch without content, and the ends; 0 0 0 0: none
 
     def take(self, rows: NDArray[np.int64]) -> Views:
         """The views of some rows."""
@@ -48,11 +50,13 @@ def draw_views(
     widths: Sizes,
     size: int,
     windows: NDArray[np.float64] | None = None,
+    hidden: NDArray[np.float64] | None = None,
 ) -> Views:
     """Turn (M, DRAWS) uniform numbers into views, `size` pixels wide; distributions as torchvision's transforms.
 
     `windows` (M, 3), row and column of the middle and side in (0, 1) of the picture, are where the middle of a crop
     lies, as near as the picture's borders let it; NaN for one that lies anywhere. Nothing but its place depends on it.
+    What a crop shows of the windows `hidden`, of the same form, has its content taken away.
     """
     crops, strengths = randoms[:, : 2 * CROP_TRIES + 2], randoms[:, -6:-2]
     (flip, jitter, gray, blur, solarize), (order, sigma) = randoms[:, 2 * CROP_TRIES + 2 : -6].T, randoms[:, -2:].T
@@ -60,14 +64,18 @@ def draw_views(
     factors = (2 * strengths - 1) * ranges
     factors[:, :HUE] = np.maximum(0.0, 1.0 + factors[:, :HUE])  # multipliers, never negative; the hue is a shift
     low, high = config.blur_sigma_min, config.blur_sigma_max
+    box = _draw_crops(crops, config, heights.astype(np.int64), widths.astype(np.int64), windows)
+    flipped = flip < config.flip
+    nothing = np.zeros_like(box)
     return Views(
-        _draw_crops(crops, config, heights.astype(np.int64), widths.astype(np.int64), windows),
-        flip < config.flip,
+        box,
+        flipped,
         np.where(jitter < config.jitter, (order * len(ORDERS)).astype(np.int64), -1),
         factors.astype(np.float32),
         gray < config.grayscale,
         np.where(blur < config.blur, (low + sigma * (high - low)) * size / 224, 0.0).astype(np.float32),
         solarize < config.solarize,
+        nothing if hidden is None else _patches(hidden, box, flipped, np.stack([heights, widths], 1), size),
     )
 
 
@@ -109,3 +117,15 @@ def _starts(axis: int, side: Sizes, own: Sizes, windows: NDArray[np.float64] | N
     ends = (np.nan_to_num(middle + reach - own / 2).clip(0, most) for reach in (-half, half))
     first, last = (rounded(end).astype(np.int64) for rounded, end in zip((np.ceil, np.floor), ends, strict=True))
     return np.where(anywhere, 0, first), np.where(anywhere, most, np.maximum(first, last))
+
+
+def _patches(
+    windows: NDArray[np.float64], box: NDArray[np.int64], flip: NDArray[np.bool_], sides: Sizes, size: int
+) -> NDArray[np.int64]:
+    """(M, 3) windows of pictures of (M, 2) sides, as their crops show them in `size` pixels: (M, 4) as in `Views`."""
+    half = windows[:, 2:] / 2
+    ends = np.stack([(windows[:, :2] + reach) * sides for reach in (-half, half)])  # (2, M, 2) in the picture's pixels
+    shown = np.rint((ends - box[:, :2]) / box[:, 2:] * size).clip(0, size)
+    shown[:, flip, 1] = size - shown[::-1, flip, 1]
+    empty = np.isnan(windows[:, 2]) | (shown[0] >= shown[1]).any(1)
+    return np.where(empty[:, None], 0, np.nan_to_num(shown.transpose(1, 0, 2)).reshape(-1, 4)).astype(np.int64)

@@ -19,6 +19,7 @@ from fgssl.data.feed import (
     LOCAL_STREAM,
     Ahead,
     Key,
+    Place,
     StepSampler,
     ViewBatch,
     ViewDataset,
@@ -214,7 +215,7 @@ def test_a_share_of_the_crops_lies_on_the_place(local):
     store = PixelStore(ArrayImages([make_picture(0, width, height)]), Shrunk(height))
     settings = ViewsConfig(crop_max=0.3, place_share=share, local_count=2, local_size=8)
     dataset = ViewDataset(store, settings, size=SIZE, seed=0)
-    keys = [Key(epoch, 0, window) for epoch in range(epochs)]
+    keys = [Key(epoch, 0, Place(*window, 0.5, 0.5)) for epoch in range(epochs)]
     crops = dataset.local if local else dataset
     boxes = crops.draw([picture] * epochs, keys, 2).box
     chances = []
@@ -231,13 +232,20 @@ def test_a_share_of_the_crops_lies_on_the_place(local):
     placed = ViewDataset(store, whole, size=SIZE, seed=0)
     placed = placed.local if local else placed
     assert middles_inside(placed.draw([picture] * epochs, keys, 2).box, window, height, width).all()
+    assert not crops.draw([picture] * epochs, keys, 2).hidden.any()
+    hiding = ViewDataset(store, dataclasses.replace(settings, hide_share=0.6), size=SIZE, seed=0)
+    hidden = (hiding.local if local else hiding).draw([picture] * epochs, keys, 2)
+    shows = np.maximum(hidden.box[:, :2], [22.5, 30]) < np.minimum(hidden.box[:, :2] + hidden.box[:, 2:], [37.5, 50])
+    expected = (0.0 if local else 0.6) * shows.all(1).mean()  # some show less than half a pixel of the square
+    assert np.array_equal(hidden.box, boxes)
+    assert expected - 0.05 < (hidden.hidden[:, 2] > 0).mean() < expected + 0.03
     anywhere = crops.draw([picture] * epochs, [Key(epoch, 0) for epoch in range(epochs)], 2)
     assert np.array_equal(anywhere.box[:, 2:], boxes[:, 2:])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_places_reach_the_loader_processes_and_only_their_epochs(workers, pixels):
-    windows = np.tile([0.2, 0.8, 0.4], (COUNT, 1))
+    windows = np.tile([0.2, 0.8, 0.4, 0.2, 0.8], (COUNT, 1))
     windows[5] = np.nan
     told = [None, windows]
     placed = batches(pixels, workers=workers, stop=6, place=lambda epoch: told[epoch])
@@ -255,7 +263,7 @@ def test_places_reach_the_loader_processes_and_only_their_epochs(workers, pixels
         for place, index in enumerate(batch.index.tolist()):
             rng, image = np.random.default_rng([3, 1, index]), np.array(pixels[index])
             randoms, on_place = rng.random((2, DRAWS)), rng.random(2) < 0.5
-            window = np.where(on_place[:, None], windows[index], np.nan)
+            window = np.where(on_place[:, None], windows[index, :3], np.nan)
             height, width = (np.full(2, side) for side in image.shape[:2])
             views = draw_views(randoms, settings, heights=height, widths=width, size=SIZE, windows=window)
             assert torch.equal(batch.views[:, place].float(), make_views([image, image], views, SIZE).float())

@@ -24,7 +24,7 @@ from fgssl.config.defaults import Draft
 from fgssl.config.resolve import load_config
 from fgssl.config.schema import PretrainConfig, flatten
 from fgssl.data.cache.pixels import PixelStore
-from fgssl.data.feed import CropBatch
+from fgssl.data.feed import CropBatch, placed_key
 from fgssl.errors import SettingError, UnreadableImage
 from fgssl.runs.resume_state import load_state
 from fgssl.training.loop import Trainer
@@ -98,6 +98,7 @@ def test_windows_hold_the_brightest_place_of_the_whole_picture(squares, tmp_path
     assert np.isnan(windows[~found]).all() and windows[found, 2] == pytest.approx(SHARE)
     half = SHARE / 2 + 0.03  # a map has 8 places a side, and windows are at 40
     assert (np.abs(windows[found, :2] - middles[found]) <= half).all()
+    assert (np.abs(windows[found, 3:] - middles[found]) <= half / 2 + 0.03).all()  # of the smaller square likewise
     assert (tmp_path / "places.png").stat().st_size > 1000
 
 
@@ -109,12 +110,14 @@ def test_controls_have_the_windows_of_the_map_elsewhere(place: str, squares, tmp
         trainer = trainer_on(folder, tmp_path, place)
         control, later = (trainer.feed.places.at(epoch) for epoch in (2, 4))
     assert np.array_equal(told[:, 2], control[:, 2], equal_nan=True)
-    known = control[SEEN]
+    known, hidden = control[SEEN], control[SEEN, 3:]
     assert np.isnan(control[BLANK]).all()
-    assert (known[:, :2] - known[:, 2:] / 2 >= -1e-9).all() and (known[:, :2] + known[:, 2:] / 2 <= 1 + 1e-9).all()
+    half = known[:, 2:3] / 2
+    assert (known[:, :2] - half >= -1e-9).all() and (known[:, :2] + half <= 1 + 1e-9).all()
     if place == "middle":
-        assert (known[:, :2] == 0.5).all()
+        assert (known[:, [0, 1, 3, 4]] == 0.5).all()
     else:
+        assert (hidden >= SHARE / 4).all() and (hidden <= 1 - SHARE / 4).all() and len(np.unique(hidden)) == hidden.size
         assert len(np.unique(known[:, :2])) == known[:, :2].size and not np.array_equal(later, control, equal_nan=True)
 
 
@@ -163,19 +166,35 @@ def test_finer_maps_of_a_branch_that_has_them_say_where(precision: str, squares,
     assert seen == [trainer.plan.backbone.map_shapes[-1][1:]] and seen[0] > trainer.plan.backbone.map_size
 
 
+def test_what_is_known_is_hidden_in_a_share_of_the_crops(squares, tmp_path: Path) -> None:
+    """The white square is grey in both views of every picture, wherever they were cut."""
+    folder, _ = squares
+    plain = {"views.preset": "geometric", "views.jitter": 0.0, "views.blur": 0.0, "views.grayscale": 0.0}
+    shown = {"views.place_share": 0.0, "views.hide_share": 1.0, "views.crop_min": 0.9}
+    trainer = trainer_on(folder, tmp_path, "map", **plain, **shown)
+    views = trainer.setup.views
+    with bright():
+        places = trainer.feed.places.at(2)
+    pictures = [views.pixels[row] for row in range(10)]
+    for hidden, known in ((True, places), (False, None)):
+        made = views.make(pictures, [placed_key(2, row, known) for row in range(10)])[:, SEEN].float()
+        white = (made > 200).all(2).float().mean((2, 3))
+        assert (white < 0.005).all() if hidden else (white > 0.015).all()
+
+
 # ---- when
 
 
 def test_places_are_found_after_the_warmup_and_anew_after_as_long_again(squares, tmp_path: Path) -> None:
     folder, _ = squares
     places, found = trainer_on(folder, tmp_path, "map").feed.places, list[int]()
-    with bright(), mock.patch.object(places, "_find", lambda epoch: found.append(epoch) or np.full((10, 3), epoch)):
+    with bright(), mock.patch.object(places, "_find", lambda epoch: found.append(epoch) or np.full((10, 5), epoch)):
         seen = [places.at(epoch) for epoch in range(6)]
     assert found == [2, 4] and seen[:2] == [None, None]
     assert [window[0, 0] for window in seen[2:]] == [2, 2, 4, 4]
     assert places.known(3)[0, 0] == 2  # a line of the log may span both
     once = trainer_on(folder, tmp_path, "map", **{"views.place_warmup": 0}).feed.places
-    with mock.patch.object(once, "_find", lambda epoch: found.append(epoch) or np.zeros((10, 3))):
+    with mock.patch.object(once, "_find", lambda epoch: found.append(epoch) or np.zeros((10, 5))):
         assert all(once.at(epoch) is not None for epoch in range(6))
     assert found == [2, 4, 0]
 
@@ -207,7 +226,7 @@ def test_a_state_holds_the_windows_of_these_pictures_alone(squares, tmp_path: Pa
         second.restore(first.state()["places"])
         with mock.patch.object(second, "_find", side_effect=AssertionError):
             assert np.array_equal(second.at(3), windows, equal_nan=True)
-        second.restore({2: torch.zeros(7, 3)})  # of another split
+        second.restore({2: torch.zeros(7, 5)})  # of another split
         assert np.array_equal(second.at(3), windows, equal_nan=True)
 
 
@@ -220,7 +239,8 @@ def run(output: Path, *more: str) -> Path:
 
 
 @pytest.mark.parametrize(("step", "more"), [
-    (4, ()), (3, ()), (4, ("--accumulate", "2", "--cache", "off")), (5, ("--set", "views.place=random")),
+    (4, ()), (3, ()), (4, ("--accumulate", "2", "--cache", "off")),
+    (5, ("--set", "views.place=random", "--set", "views.hide_share=0.7")),
 ])  # fmt: skip
 def test_a_run_stopped_among_placed_epochs_is_as_one_left_alone(
     step: int, more: tuple[str, ...], tmp_path: Path
@@ -250,7 +270,7 @@ def test_loader_processes_and_a_cache_change_nothing_and_the_place_does(tmp_path
 def test_flat_maps_place_nothing_and_say_so(tmp_path: Path) -> None:
     with mock.patch("fgssl.rationale.windows.ABOVE_EVEN", 1e9):
         outcome = fgssl("pretrain", "--data", photos(), *TINY, *ON_PLACE, "--output", tmp_path / "run")
-    assert outcome.code == 0 and "of 0 of 24 images, as the maps of all are flat" in outcome.err
+    assert outcome.code == 0 and "in 0 of 24 images, as the maps of all are flat" in outcome.err
     assert_equal_encoders(tmp_path / "run", run(tmp_path / "anywhere", "--set", "views.place=anywhere"))
 
 
@@ -301,8 +321,10 @@ def test_trained_weights_are_trained_where_a_place_is_asked_for() -> None:
 @pytest.mark.parametrize(("options", "problem"), [
     (("--no-rationale",), "--no-rationale leaves views.place map no map to be found by; leave one out"),
     (("--freeze", "backbone"), "--freeze backbone has no use for views.place map; leave it out"),
+    (("--set", "views.place_share=0"), "views.place map has no use; raise views.place_share or views.hide_share"),
     (("--epochs", "1"), "views.place_warmup 1 leaves views.place nothing of a run of 1 epochs; lower it"),
-    (("--set", "views.place_share=0"), "views.place_share is 0.0; it must be above 0 and at most 1"),
+    (("--set", "views.hide_share=2"), "views.hide_share is 2.0; it must be at least 0 and at most 1"),
+    (("--set", "views.hide_share=1", "--set", "views.place=anywhere"), "views.hide_share without views.place; say"),
     (("--set", "views.place=centre"), "views.place cannot be 'centre'"),
 ])  # fmt: skip
 def test_contradictions_are_one_line(options: tuple[str, ...], problem: str) -> None:

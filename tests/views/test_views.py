@@ -97,7 +97,7 @@ def one_view(box: tuple[int, int, int, int], *, flip: bool = False, solarize: bo
     no = np.array([False])
     return Views(
         np.array([box]), np.array([flip]), np.array([-1]), np.ones((1, 4), np.float32), no,
-        np.zeros(1, np.float32), np.array([solarize]),
+        np.zeros(1, np.float32), np.array([solarize]), np.zeros((1, 4), np.int64),
     )  # fmt: skip
 
 
@@ -527,3 +527,59 @@ def test_a_picture_too_long_for_any_crop_keeps_its_middle_one() -> None:
     told = {"heights": np.array([10]), "widths": np.array([400]), "size": SIZE, "windows": window}
     box = draw_views(randoms, ViewsConfig(crop_min=0.9), **told).box
     assert np.array_equal(box, [[0, 193, 10, 13]])
+
+
+# ---- hidden patches
+
+
+def hidden_by_hand(window: tuple[float, float, float], box: list[int], flip: bool, sides: tuple[int, int], size: int):
+    """Pixel by pixel: whether its middle lies in the window of the picture, as a boolean (size, size)."""
+    found = torch.zeros(size, size, dtype=torch.bool)
+    for row in range(size):
+        for column in range(size):
+            place = (row + 0.5, (size - column - 0.5) if flip else column + 0.5)
+            in_picture = [(box[axis] + place[axis] * box[2 + axis] / size) / sides[axis] for axis in (0, 1)]
+            found[row, column] = all(abs(in_picture[axis] - window[axis]) <= window[2] / 2 for axis in (0, 1))
+    return found
+
+
+@pytest.mark.parametrize("make", [on_cpu, on_device])
+def test_what_a_crop_shows_of_a_hidden_window_is_grey(make) -> None:
+    """Of one that crops meet, leave out, and have at their border; of none of a picture without a window."""
+    count, sides, size = 24, (70, 90), 32
+    picture = torch.full((3, *sides), 255, dtype=torch.uint8)
+    random = np.random.default_rng(3)
+    windows = np.concatenate([random.random((count, 2)), random.uniform(0.1, 0.5, (count, 1))], 1)
+    windows[::6] = np.nan
+    config = ViewsConfig(jitter=0.0, blur=0.0, grayscale=0.0, crop_min=0.1)
+    views = draw_views(
+        random.random((count, NUMBERS)), config, heights=np.full(count, sides[0]), widths=np.full(count, sides[1]),
+        size=size, hidden=windows,
+    )  # fmt: skip
+    made, seen = make(picture, views, size), 0
+    for row, view in enumerate(made):
+        grey = (view == torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None]).all(0)
+        assert (grey | (view == 255).all(0)).all()
+        told = windows[row]
+        by_hand = hidden_by_hand(told, views.box[row].tolist(), bool(views.flip[row]), sides, size)
+        assert not grey.any() if np.isnan(told[2]) else (grey ^ by_hand).float().mean() <= 2 / size
+        edges = [grey.any(axis).nonzero() for axis in (0, 1)]
+        assert not grey.any() or grey.sum() == edges[0].numel() * edges[1].numel()  # a rectangle
+        seen += int(grey.any())
+    assert 5 < seen < count
+
+
+def test_hidden_patches_change_nothing_else() -> None:
+    """With all colours on, the pixels beside a patch are those of the same view without it."""
+    picture = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 60, 60), dtype=np.uint8))
+    numbers, sides = np.random.default_rng(1).random((16, NUMBERS)), np.full(16, 60)
+    plain = draw_views(numbers, ViewsConfig(), heights=sides, widths=sides, size=24)
+    hidden = draw_views(
+        numbers, ViewsConfig(), heights=sides, widths=sides, size=24, hidden=np.full((16, 3), (0.5, 0.5, 0.3))
+    )
+    for make in (on_cpu, on_device):
+        before, after = make(picture, plain, 24), make(picture, hidden, 24)
+        for row, (top, left, bottom, right) in enumerate(hidden.hidden.tolist()):
+            outside = torch.ones(24, 24, dtype=torch.bool)
+            outside[top:bottom, left:right] = False
+            assert torch.equal(before[row][:, outside], after[row][:, outside])
