@@ -18,7 +18,8 @@ from fgssl.config.schema import DataConfig
 from fgssl.data import available_splits, default_split, load_images
 from fgssl.data.images import Concatenated, ImageSet, Subset
 from fgssl.data.sources.files import PackedNames
-from fgssl.errors import FgsslError, UnreadableImage
+from fgssl.data.sources.open import open_source
+from fgssl.errors import FgsslError, SettingError, UnreadableImage
 from fgssl.runtime.text import shown
 
 
@@ -318,3 +319,15 @@ def test_a_million_names_stay_small() -> None:
     tracemalloc.stop()
     assert len(packed) == 200_000 and packed[123_456] == b"class_024/photo_0123456.jpg"
     assert peak < 20_000_000  # 100 bytes a name: a million are 100 MB at the very most
+
+
+@pytest.mark.parametrize("column", ["image_column", "label_column"])
+def test_a_column_of_a_source_without_any_is_refused(column: str, tmp_path: Path) -> None:
+    """Left unused it would not have been noticed."""
+    folder, listed = tmp_path / "photos", tmp_path / "list.txt"
+    (folder / "a").mkdir(parents=True)
+    Image.new("RGB", (20, 20)).save(folder / "a" / "0.png")
+    listed.write_text("photos/a/0.png\n")
+    for source in (folder, listed, "demo"):
+        with pytest.raises(SettingError, match=f"data.{column} species names nothing: .*; leave it out"):
+            open_source(DataConfig(source=str(source), **{column: "species"}))

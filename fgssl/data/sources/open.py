@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from fgssl.data.archives.names import Named, found_in, parse_named, require_folder
 from fgssl.data.sources.listing import files_ending, first_images, is_saved_table, shards_by_split, split_of
 from fgssl.data.sources.presets import DRAWN, PRESETS, DatasetPreset
-from fgssl.errors import FgsslError
+from fgssl.errors import FgsslError, SettingError
 from fgssl.registry import ARCHIVES
 from fgssl.runtime.reporting import remark
 from fgssl.runtime.text import shown
@@ -133,6 +133,7 @@ def open_source(data: DataConfig) -> Source:
     if source in DRAWN:
         from fgssl.data.demo.demo_set import SPLITS, DemoSet
 
+        _refuse_columns(data, "drawn, with its classes")
         return Source(SPLITS, functools.partial(DemoSet, wild=source == "demo:wild"))
     if source in PRESETS:
         preset = PRESETS[source]
@@ -250,6 +251,7 @@ def _open_folder(data: DataConfig, path: str) -> Source:
             return open_tars(data, path, tars, strays=pictures)
     from fgssl.data.sources.folder import FolderSource
 
+    _refuse_columns(data, "a folder of pictures, whose classes are its folders")
     folder = FolderSource(data.source, os.fsencode(path))
     return Source(folder.splits, folder.load, folder.remarks)
 
@@ -265,6 +267,7 @@ def _open_file(data: DataConfig, path: str) -> Source:
     if kind in _LISTS:
         from fgssl.data.sources.files import listed_images
 
+        _refuse_columns(data, "a list of paths, with classes behind tabs if at all")
         return Source(("all",), lambda _: listed_images(data.source, path))
     if kind == ".csv":
         from fgssl.data.sources.csv_list import csv_images
@@ -280,6 +283,14 @@ def _open_file(data: DataConfig, path: str) -> Source:
         raise FgsslError(f"{named} is an archive", f"unpack it and give the folder{shard}")
     remedy = "give a folder, a .txt or .csv list of paths, a .parquet file, a preset or a hub id"
     raise FgsslError(f"{named} is a file, not a set of images", remedy)
+
+
+def _refuse_columns(data: DataConfig, kind: str) -> None:
+    """Raises SettingError where columns are named of a source without any."""
+    for name in ("image_column", "label_column"):
+        if (column := getattr(data, name)) is not None:
+            problem = f"data.{name} {shown(column)} names nothing: {shown(data.source)} is {kind}"
+            raise SettingError(problem, "leave it out")
 
 
 def _unknown(source: str) -> FgsslError:
