@@ -136,11 +136,11 @@ def cell(arguments: argparse.Namespace, way: str, seed: int, data: Path, folder:
     if options is not None:
         choice = json.loads((run / "summary.json").read_text())["choice"]
         found["saved"] = "trained" if choice is None else choice["weights"]
-        agreement = {} if choice is None else choice["agreement"]
-        files = {one: (str(run / "candidates" / f"{one}.safetensors"), "--data", str(data)) for one in agreement}
+        judged = {} if choice is None else choice["standing_out"]
+        files = {one: (str(run / "candidates" / f"{one}.safetensors"), "--data", str(data)) for one in judged}
         found["candidates"] = {
-            one: {"agreement": value, **scores(files[one], arguments, gap_alone=True)}
-            for one, value in agreement.items()
+            one: {"standing_out": value, **scores(files[one], arguments, gap_alone=True)}
+            for one, value in judged.items()
         }
     folder.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(found, indent=2))
@@ -173,7 +173,7 @@ def judgement(cells: Sequence[dict[str, Any]]) -> str:
     distinct = {(name, one["rank1"], one["mAP"]): one for name, one in kept}.values()
     if len(distinct) < 3:
         return ""
-    told, true = ([one[key] for one in distinct] for key in ("agreement", "rank1"))
+    told, true = ([one[key] for one in distinct] for key in ("standing_out", "rank1"))
     lost = max(true) - true[told.index(max(told))]
     spearman = spearmanr(told, true).statistic
     return f"{len(distinct)} weights: Spearman {spearman:.2f}, {lost:.1f} rank-1 lost by choosing so"

@@ -7,8 +7,8 @@ they tell of a class, the closer a picture's nearest neighbour is. So the window
 neighbours are by windows than by whole pictures, whitened alike. And it is looked for by what all pictures share only
 where neighbours are closer by such windows than by those in the middle: where objects fill their pictures, what those
 share may be the sky. On seven sets of training photographs (groceries and cars, as they are and off the centre, by
-two networks) that took the better window in six, and the other where it was 1.6 rank-1 behind; whether crops agree
-(`view_agreement`) took it in four.
+two networks) that took the better window in six, and the other where it was 1.6 rank-1 behind; whether crops of one
+picture agree on its neighbours took it in four.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from fgssl.adaptation.whitening import BATCH, CHUNK, Progress, fit_whitening, sample_rows
+from fgssl.adaptation.neighbours import nearness
+from fgssl.adaptation.whitening import BATCH, Progress, fit_whitening, sample_rows
 from fgssl.data.cache.pixels import PixelStore
 from fgssl.encoder import WINDOW_WEIGHT, Encoder, evaluated
 from fgssl.errors import UnreadableImage
@@ -109,17 +109,3 @@ def _squares(centres: Tensor, share: float, random: torch.Generator) -> list[Ten
         shifts = (torch.rand(count, 2, generator=random) - 0.5) * (share - sides)[:, None]
         found.append(torch.cat([centres + shifts.to(centres.device), sides[:, None].to(centres.device)], 1))
     return found
-
-
-def nearness(features: Tensor) -> float:
-    """How much more similar a picture's nearest neighbour is than others are on average, in [0, 2].
-
-    Mean over the rows of (N, D) features of any length, N 3 or more; cosine similarity, a row itself left out.
-    """
-    unit, found = functional.normalize(features, dim=1), list[Tensor]()
-    for start in range(0, len(unit), CHUNK):
-        similarity = unit[start : start + CHUNK] @ unit.T
-        own = torch.arange(len(similarity))
-        similarity[own, own + start] = torch.nan
-        found.append(similarity.nan_to_num(-torch.inf).amax(1) - similarity.nanmean(1))
-    return float(torch.cat(found).mean())

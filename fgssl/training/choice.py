@@ -1,8 +1,8 @@
-"""What a run leaves as its encoder: of several weights those whose views agree best, judged without a label.
+"""What a run leaves as its encoder: of several weights those whose neighbours stand out, judged without a label.
 
 Training from trained weights can make them worse, and its loss does not tell. So the weights that the run began with,
 those of its last step, the moving average and the middle between start and end (Wortsman et al. 2022, WiSE-FT) are
-each whitened and judged by `view_agreement` on training pictures. The best is the run's encoder, the others lie beside
+each whitened and judged by `standing_out` on training pictures. The best is the run's encoder, the others lie beside
 it. Of a frozen backbone there is one candidate.
 """
 
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fgssl.adaptation import embed_views, fit_whitening, fit_windows, held_out_agreement, whiten
+from fgssl.adaptation import embed_views, fit_whitening, fit_windows, held_out_standing_out, whiten
 from fgssl.backbones import Backbone, merge_lora
 from fgssl.config.schema import flatten
 from fgssl.data.cache.pixels import PixelStore
@@ -30,7 +30,7 @@ from fgssl.training.model import KEYS_KEPT
 from fgssl.training.setup import Setup
 from fgssl.training.start import starts_trained
 
-LEAST, MOST = 4, 1000  # pictures that judge, whitened by one half of them and judged by the other
+LEAST, MOST = 6, 1000  # pictures that judge, whitened by one half of them and judged by the other
 TRAINED = "trained"
 Weights = dict[str, Tensor]  # of a timm model
 
@@ -40,16 +40,16 @@ class Choice(NamedTuple):
 
     encoder: Encoder
     name: str = TRAINED
-    agreement: Mapping[str, float] = MappingProxyType({})  # in [0, 1], of each candidate; empty where there was one
+    judged: Mapping[str, float] = MappingProxyType({})  # `standing_out` of each candidate; empty where there was one
 
     def sentence(self) -> str:
         """Which weights were taken, for whoever runs it."""
-        told = ", ".join(f"{name} {100 * value:.1f} %" for name, value in self.agreement.items())
-        saved = f"views of training pictures agree: {told}; {ENCODER_FILE} holds the {self.name} weights"
+        told = ", ".join(f"{name} {value:.2f}" for name, value in self.judged.items())
+        saved = f"{ENCODER_FILE} holds the {self.name} weights, whose nearest neighbours stand out most (by {told} sd)"
         if self.name != "start":
             return saved
         place = f"{CANDIDATES}/{TRAINED}.safetensors"
-        return f"{saved}: training did not better them; what was trained, maps included, is in {place}"
+        return f"{saved}: training did not better them, and what was trained, maps included, is in {place}"
 
 
 def candidate_path(output: Path, name: str) -> Path:
@@ -139,7 +139,7 @@ def _judged(setup: Setup, candidates: dict[str, Weights]) -> Choice:
     """The best; every candidate is written beside the encoder, whitened like it."""
     encoder, backbone, config = setup.model.encoder, setup.plan.backbone, setup.plan.config
     pixels, told = setup.views.pixels, setup.reporter.progress
-    stages, seed, agreement = config.backbone.stages or 1, config.training.seed, dict[str, float]()
+    stages, seed, judged = config.backbone.stages or 1, config.training.seed, dict[str, float]()
     for name, weights in candidates.items():
         backbone.model.load_state_dict(weights)
         show = functools.partial(told, f"judging the {name} weights")
@@ -149,15 +149,15 @@ def _judged(setup: Setup, candidates: dict[str, Weights]) -> Choice:
             backbone.model.load_state_dict(candidates[TRAINED])
             return Choice(encoder)
         finite = bool(torch.isfinite(views.features).all())
-        agreement[name] = held_out_agreement(views.features) if finite else 0.0
+        judged[name] = held_out_standing_out(views.features) if finite else 0.0
         own = _start_of(setup) if name == "start" else encoder
         if finite:
             own.whiten_by(fit_whitening(views.features), stages=stages)
         save_encoder(candidate_path(setup.output, name), own)
-    best = max(agreement, key=lambda name: agreement[name])
+    best = max(judged, key=lambda name: judged[name])
     chosen = load_encoder(str(candidate_path(setup.output, best))).to(encoder.device)
     if len(pixels) > MOST:  # by more pictures than it was judged on
         whiten(chosen, pixels, stages=stages, seed=seed, progress=functools.partial(told, "whitening"))
-    choice = Choice(chosen, best, agreement)
+    choice = Choice(chosen, best, judged)
     setup.reporter.note(choice.sentence())
     return choice

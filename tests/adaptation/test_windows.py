@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from fgssl.adaptation import fit_windows
+from fgssl.adaptation.neighbours import nearness
 from fgssl.adaptation.whitening import fit_whitening
-from fgssl.adaptation.windows import WEIGHTS, nearness
+from fgssl.adaptation.windows import WEIGHTS
 from fgssl.backbones import build_backbone
 from fgssl.data.cache.pixels import PixelStore
 from fgssl.data.images import ImageSet
