@@ -26,6 +26,8 @@ from typing import Any
 from bench.harness import markdown, report
 from scipy.stats import spearmanr
 
+from fgssl.adaptation import Judgement
+
 PLAIN = ("--no-rationale", "--set", "backbone.whitening=false")
 FROZEN = ("--freeze", "backbone", "--epochs", "1")
 TRAINED = ("--freeze", "none")  # whitened, and the best of its weights by the judgement without labels kept
@@ -136,11 +138,10 @@ def cell(arguments: argparse.Namespace, way: str, seed: int, data: Path, folder:
     if options is not None:
         choice = json.loads((run / "summary.json").read_text())["choice"]
         found["saved"] = "trained" if choice is None else choice["weights"]
-        judged = {} if choice is None else choice["standing_out"]
+        judged = {} if choice is None else choice["judged"]
         files = {one: (str(run / "candidates" / f"{one}.safetensors"), "--data", str(data)) for one in judged}
         found["candidates"] = {
-            one: {"standing_out": value, **scores(files[one], arguments, gap_alone=True)}
-            for one, value in judged.items()
+            one: {**value, **scores(files[one], arguments, gap_alone=True)} for one, value in judged.items()
         }
     folder.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(found, indent=2))
@@ -168,15 +169,17 @@ def scores(subject: Sequence[str], arguments: argparse.Namespace, *, gap_alone: 
 
 
 def judgement(cells: Sequence[dict[str, Any]]) -> str:
-    """How well the judgement without labels ranks all candidates of these cells, the start once, by rank-1."""
+    """How well each sign of the judgement without labels ranks all candidates, the start once, by rank-1."""
     kept = [(name, one) for found in cells for name, one in found.get("candidates", {}).items()]
     distinct = {(name, one["rank1"], one["mAP"]): one for name, one in kept}.values()
     if len(distinct) < 3:
         return ""
-    told, true = ([one[key] for one in distinct] for key in ("standing_out", "rank1"))
-    lost = max(true) - true[told.index(max(told))]
-    spearman = spearmanr(told, true).statistic
-    return f"{len(distinct)} weights: Spearman {spearman:.2f}, {lost:.1f} rank-1 lost by choosing so"
+    true, lines = [one["rank1"] for one in distinct], [f"{len(distinct)} weights"]
+    for sign in Judgement._fields:
+        told = [one[sign] for one in distinct]
+        lost = max(true) - true[told.index(max(told))]
+        lines.append(f"{sign}: Spearman {spearmanr(told, true).statistic:.2f}, {lost:.1f} rank-1 lost by it alone")
+    return "; ".join(lines)
 
 
 def fgssl(*arguments: str) -> str:

@@ -1,15 +1,20 @@
-"""How much features tell of classes, judged without a label: how far nearest neighbours stand out.
+"""How much features tell of classes, judged without a label by pictures' nearest neighbours among the others.
 
-Of features that tell classes apart, unrelated pictures' are at right angles, give or take, and the few of one class lie
-together. So a picture's nearest neighbour is more similar than the others are: by how much says which of two windows
-of one encoder tells more (`nearness`), and by how many standard deviations which of several encoders does
-(`standing_out`), whose features spread differently. Pictures are compared with others alone, never with views of
-themselves: that training makes views of one picture agree says nothing of its class (docs/trained-weights.md).
+Two signs, as either alone is fooled. Of features that tell classes apart a picture's nearest neighbour stands out from
+the others, which are at right angles, give or take (`standing_out`): but training that draws pictures together at
+large does so, too. And pictures of one class are near each other from either side, what is near by chance or to
+everything from one (`reciprocity`; k-reciprocal neighbours are trusted in retrieval for that reason, Qin et al., CVPR
+2011): but so are pictures that have no class at all. Of two windows of one encoder, whose similarities compare, the
+one with the closer neighbours tells more (`nearness`).
+
+Pictures are compared with others alone, never with views of themselves: that training makes views of one picture agree
+says nothing of its class (docs/trained-weights.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,11 +22,28 @@ from torch.nn import functional
 
 from fgssl.adaptation.whitening import CHUNK, fit_whitening
 
+START = "start"  # name of the weights that others are to better
 
-def held_out_standing_out(views: Tensor) -> float:
-    """`standing_out` of every other picture, whitened by what the rest tell; of views (V, N, D), N 6 or more."""
-    layer = fit_whitening(views[:, ::2])
-    return standing_out(layer(views[0, 1::2]))
+
+class Judgement(NamedTuple):
+    """What is said of an encoder's features, the more the better."""
+
+    standing_out: float = 0.0  # standard deviations, 0 or more
+    reciprocity: float = 0.0  # in [0, 1]
+
+
+def judge(views: Tensor) -> Judgement:
+    """Of each half of the pictures, whitened by what the other tells, on average; of views (V, N, D), N 6 or more."""
+    halves = (slice(0, None, 2), slice(1, None, 2))
+    whitened = [fit_whitening(views[:, one])(views[0, other]) for one, other in (halves, halves[::-1])]
+    return Judgement(*(sum(map(sign, whitened)) / len(whitened) for sign in (standing_out, reciprocity)))
+
+
+def best_of(judged: Mapping[str, Judgement]) -> str:
+    """The name of the best; that of the start, where it is among them, unless another is better by both signs."""
+    start = judged.get(START)
+    better = {name: told for name, told in judged.items() if start is None or all(map(float.__gt__, told, start))}
+    return max(better, key=lambda name: better[name].standing_out * better[name].reciprocity, default=START)
 
 
 def standing_out(features: Tensor) -> float:
@@ -37,6 +59,15 @@ def standing_out(features: Tensor) -> float:
         spread = (similarity - mean[:, None]).square().nanmean(1).sqrt()
         found.append((others.amax(1) - mean) / spread.clamp(min=1e-6))
     return float(torch.cat(found).mean())
+
+
+def reciprocity(features: Tensor) -> float:
+    """The share of pictures that are the nearest neighbour of their own nearest neighbour, in [0, 1].
+
+    By cosine similarity of (N, D) features of any length, N 3 or more; of equals the first is the nearest.
+    """
+    nearest = torch.cat([others.argmax(1) for _, others in _similarities(features)])
+    return float((nearest[nearest] == torch.arange(len(nearest))).double().mean())
 
 
 def nearness(features: Tensor) -> float:

@@ -1,9 +1,9 @@
-"""What a run leaves as its encoder: of several weights those whose neighbours stand out, judged without a label.
+"""What a run leaves as its encoder: of several weights the best, judged without a label.
 
 Training from trained weights can make them worse, and its loss does not tell. So the weights that the run began with,
 those of its last step, the moving average and the middle between start and end (Wortsman et al. 2022, WiSE-FT) are
-each whitened and judged by `standing_out` on training pictures. The best is the run's encoder, the others lie beside
-it. Of a frozen backbone there is one candidate.
+each whitened and judged on training pictures (`fgssl.adaptation.judge`). The best is the run's encoder, the others lie
+beside it. Of a frozen backbone there is one candidate.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fgssl.adaptation import embed_views, fit_whitening, fit_windows, held_out_standing_out, whiten
+from fgssl.adaptation import START, Judgement, best_of, embed_views, fit_whitening, fit_windows, judge, whiten
 from fgssl.backbones import Backbone, merge_lora
 from fgssl.config.schema import flatten
 from fgssl.data.cache.pixels import PixelStore
@@ -40,16 +40,19 @@ class Choice(NamedTuple):
 
     encoder: Encoder
     name: str = TRAINED
-    judged: Mapping[str, float] = MappingProxyType({})  # `standing_out` of each candidate; empty where there was one
+    judged: Mapping[str, Judgement] = MappingProxyType({})  # of each candidate; empty where there was one
 
     def sentence(self) -> str:
         """Which weights were taken, for whoever runs it."""
-        told = ", ".join(f"{name} {value:.2f}" for name, value in self.judged.items())
-        saved = f"{ENCODER_FILE} holds the {self.name} weights, whose nearest neighbours stand out most (by {told} sd)"
-        if self.name != "start":
-            return saved
+        told = "; ".join(
+            f"{name} {one.standing_out:.2f} and {100 * one.reciprocity:.1f} %" for name, one in self.judged.items()
+        )
+        judged = f"nearest neighbours stand out by (standard deviations) and are mutual in: {told}"
+        if self.name != START:
+            return f"{ENCODER_FILE} holds the {self.name} weights. {judged}"
         place = f"{CANDIDATES}/{TRAINED}.safetensors"
-        return f"{saved}: training did not better them, and what was trained, maps included, is in {place}"
+        why = f"no others are better by both signs, and what was trained, maps included, is in {place}"
+        return f"{ENCODER_FILE} holds the {START} weights: {why}. {judged}"
 
 
 def candidate_path(output: Path, name: str) -> Path:
@@ -60,14 +63,14 @@ def candidate_path(output: Path, name: str) -> Path:
 def keep_start(setup: Setup) -> None:
     """Write what the run begins with, where it may be what it ends with."""
     if setup.plan.config.training.choose:
-        path = candidate_path(setup.output, "start")
+        path = candidate_path(setup.output, START)
         path.parent.mkdir(exist_ok=True)
         save_encoder(path, _start_of(setup))
 
 
 def start_encoder(setup: Setup) -> Encoder | None:
     """The trained weights that the run began with, as they are used without it; None where they are not at hand."""
-    path = candidate_path(setup.output, "start")
+    path = candidate_path(setup.output, START)
     if path.is_file():
         return Encoder(load_encoder(str(path)).backbone).eval()
     frozen = setup.plan.backbone.frozen and starts_trained(flatten(setup.plan.config))
@@ -123,12 +126,12 @@ def _candidates(setup: Setup) -> dict[str, Weights]:
     found = {TRAINED: trained}
     if isinstance(objective, MomentumObjective) and isinstance(objective.key_backbone, Backbone):
         found["averaged"] = _weights(objective.key_backbone)
-    path = candidate_path(setup.output, "start")
+    path = candidate_path(setup.output, START)
     if not path.is_file():  # of a run begun before there was a choice
         return found
     start = {key: value.to(trained[key].device) for key, value in _weights(load_encoder(str(path)).backbone).items()}
     middle = {k: v.lerp(trained[k], 0.5) if v.is_floating_point() else trained[k] for k, v in start.items()}
-    return {"start": start, "interpolated": middle, **found}
+    return {START: start, "interpolated": middle, **found}
 
 
 def _weights(backbone: Backbone) -> Weights:
@@ -139,7 +142,7 @@ def _judged(setup: Setup, candidates: dict[str, Weights]) -> Choice:
     """The best; every candidate is written beside the encoder, whitened like it."""
     encoder, backbone, config = setup.model.encoder, setup.plan.backbone, setup.plan.config
     pixels, told = setup.views.pixels, setup.reporter.progress
-    stages, seed, judged = config.backbone.stages or 1, config.training.seed, dict[str, float]()
+    stages, seed, judged = config.backbone.stages or 1, config.training.seed, dict[str, Judgement]()
     for name, weights in candidates.items():
         backbone.model.load_state_dict(weights)
         show = functools.partial(told, f"judging the {name} weights")
@@ -149,12 +152,12 @@ def _judged(setup: Setup, candidates: dict[str, Weights]) -> Choice:
             backbone.model.load_state_dict(candidates[TRAINED])
             return Choice(encoder)
         finite = bool(torch.isfinite(views.features).all())
-        judged[name] = held_out_standing_out(views.features) if finite else 0.0
-        own = _start_of(setup) if name == "start" else encoder
+        judged[name] = judge(views.features) if finite else Judgement()
+        own = _start_of(setup) if name == START else encoder
         if finite:
             own.whiten_by(fit_whitening(views.features), stages=stages)
         save_encoder(candidate_path(setup.output, name), own)
-    best = max(judged, key=lambda name: judged[name])
+    best = best_of(judged)
     chosen = load_encoder(str(candidate_path(setup.output, best))).to(encoder.device)
     if len(pixels) > MOST:  # by more pictures than it was judged on
         whiten(chosen, pixels, stages=stages, seed=seed, progress=functools.partial(told, "whitening"))

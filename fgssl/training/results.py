@@ -117,7 +117,9 @@ def finish_run(setup: Setup, choice: Choice, progress: dict[str, Any], last: dic
         "last": last,
         "signals": start_and_end(last),
         "retrieval": rows,
-        "choice": {"weights": choice.name, "standing_out": dict(choice.judged)} if choice.judged else None,
+        "choice": {"weights": choice.name, "judged": {name: one._asdict() for name, one in choice.judged.items()}}
+        if choice.judged
+        else None,
         "against_start": beside,
         "zoom": {"window": decided_by(encoder, "zoom") or "middle", "weight": round(encoder.look_weight, 3)},
         "retrieval_protocol": "leave-one-out in the test split" if rows else None,

@@ -11,6 +11,7 @@ from running import fgssl, finished_run, photos
 from safetensors.torch import load_file
 from tiny_trainer import tiny_trainer
 
+from fgssl.adaptation import Judgement, best_of
 from fgssl.runs.encoder_file import load_encoder
 from fgssl.training.choice import candidate_path, choose_encoder, keep_start
 
@@ -38,10 +39,10 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_the_encoder_is_the_candidate_whose_neighbours_stand_out_most(adapted: Path) -> None:
+def test_the_encoder_is_the_candidate_that_is_judged_best(adapted: Path) -> None:
     choice = json.loads((adapted / "summary.json").read_text())["choice"]
-    assert set(choice["standing_out"]) == {"start", "interpolated", "trained", "averaged"}
-    assert choice["weights"] == max(choice["standing_out"], key=choice["standing_out"].__getitem__)
+    assert set(choice["judged"]) == {"start", "interpolated", "trained", "averaged"}
+    assert choice["weights"] == best_of({name: Judgement(**told) for name, told in choice["judged"].items()})
     saved, chosen = load_file(adapted / "encoder.safetensors"), load_file(candidate_path(adapted, choice["weights"]))
     looks = {
         key for key in saved if key.startswith(("colocalizer.", "window_whitening."))
@@ -99,7 +100,7 @@ def test_broken_weights_are_not_kept(tmp_path: Path) -> None:
         for parameter in trainer.model.objective.backbone.parameters():
             parameter.normal_(std=3.0)
     choice = choose_encoder(trainer.setup)
-    assert choice.judged["start"] > choice.judged["trained"] and choice.name != "trained"
+    assert choice.judged["start"].standing_out > choice.judged["trained"].standing_out and choice.name != "trained"
     assert choice.encoder.whitening is not None
 
 
@@ -115,4 +116,4 @@ def test_from_scratch_and_frozen_there_is_nothing_to_choose() -> None:
 def test_a_finished_run_goes_on_from_the_trained_weights_not_from_the_chosen(adapted: Path) -> None:
     longer = fgssl("pretrain", "--resume", adapted, "--epochs", "3", "--allow-changes", "--quiet")
     assert longer.code == 0, longer.err
-    assert json.loads((adapted / "summary.json").read_text())["choice"]["standing_out"].keys() >= {"start", "trained"}
+    assert json.loads((adapted / "summary.json").read_text())["choice"]["judged"].keys() >= {"start", "trained"}
