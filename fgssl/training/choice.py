@@ -44,15 +44,17 @@ class Choice(NamedTuple):
 
     def sentence(self) -> str:
         """Which weights were taken, for whoever runs it."""
-        told = "; ".join(
-            f"{name} {one.standing_out:.2f} and {100 * one.reciprocity:.1f} %" for name, one in self.judged.items()
+        told = ", ".join(
+            f"{name} {one.standing_out:.2f} sd and {100 * one.reciprocity:.1f} %" for name, one in self.judged.items()
         )
-        judged = f"nearest neighbours stand out by (standard deviations) and are mutual in: {told}"
+        judged = f"How far nearest neighbours stand out, and how many are mutual: {told}"
+        saved = f"{ENCODER_FILE} holds the {self.name} weights"
         if self.name != START:
-            return f"{ENCODER_FILE} holds the {self.name} weights. {judged}"
+            return f"{saved}. {judged}"
         place = f"{CANDIDATES}/{TRAINED}.safetensors"
-        why = f"no others are better by both signs, and what was trained, maps included, is in {place}"
-        return f"{ENCODER_FILE} holds the {START} weights: {why}. {judged}"
+        return (
+            f"{saved}, as no others are better by both signs; what was trained, maps included, is in {place}. {judged}"
+        )
 
 
 def candidate_path(output: Path, name: str) -> Path:
