@@ -7,32 +7,27 @@ import functools
 import hashlib
 import json
 import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 import fgssl
-from fgssl.data.cache.folder import cache_folder, cache_label, remove_unused
+from fgssl.data.cache.folder import cache_folder, cache_label
 from fgssl.data.cache.pixels import RETRIED_FAULTS, Fault, PixelStore
+from fgssl.data.cache.tensors import keep_tensors
 from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder, Pool
-from fgssl.errors import FgsslError
 from fgssl.evaluation.embed import Embeddings, autocast_type, rows_of
 from fgssl.runs.encoder_file import identity
-from fgssl.runtime.files import atomic_path
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
 FORMAT = "fgssl-kept-features-2"
-UNUSED_DAYS = 14  # after which a file is removed when another one is made
 LEAST_KEPT = 64  # images; fewer are embedded anew in no time
-SHARE = 0.25  # of the free disk, that a file may take
 
 
 class KeptEmbeddings:
@@ -73,16 +68,11 @@ class KeptEmbeddings:
         tensors = {"features": found.features.contiguous(), "positions": torch.from_numpy(found.positions)}
         notes = {"format": FORMAT, "faults": json.dumps([asdict(fault) for fault in found.faults])}
         path = self._path(pool)
-        with contextlib.suppress(FgsslError, OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if found.features.nbytes > SHARE * shutil.disk_usage(path.parent).free:
-                return
-            with atomic_path(path) as temporary:
-                save_file(tensors, temporary, metadata=notes)
+        if keep_tensors(path, tensors, notes):
             for former in path.parent.glob(f"*-{path.name.split('-')[-2]}-*"):
-                if former != path:
-                    former.unlink(missing_ok=True)
-            remove_unused(path.parent, "*.safetensors", days=UNUSED_DAYS)
+                with contextlib.suppress(OSError):
+                    if former != path:
+                        former.unlink(missing_ok=True)
 
     def _keeps(self, pool: Pool) -> bool:
         """Nobody says whether the masks that windows come from have changed."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +42,11 @@ class Choice(NamedTuple):
     name: str = TRAINED
     judged: Mapping[str, Judgement] = MappingProxyType({})  # of each candidate; empty where there was one
 
+    def to_dict(self) -> dict[str, Any] | None:
+        """For the summary; None where there was nothing to choose."""
+        judged = {name: one._asdict() for name, one in self.judged.items()}
+        return {"weights": self.name, "judged": judged} if judged else None
+
     def sentence(self) -> str:
         """Which weights were taken, for whoever runs it."""
         told = ", ".join(
@@ -51,10 +56,8 @@ class Choice(NamedTuple):
         saved = f"{ENCODER_FILE} holds the {self.name} weights"
         if self.name != START:
             return f"{saved}. {judged}"
-        place = f"{CANDIDATES}/{TRAINED}.safetensors"
-        return (
-            f"{saved}, as no others are better by both signs; what was trained, maps included, is in {place}. {judged}"
-        )
+        trained = f"what was trained, maps included, is in {CANDIDATES}/{TRAINED}.safetensors"
+        return f"{saved}, as no others are better by both signs; {trained}. {judged}"
 
 
 def candidate_path(output: Path, name: str) -> Path:

@@ -117,9 +117,7 @@ def finish_run(setup: Setup, choice: Choice, progress: dict[str, Any], last: dic
         "last": last,
         "signals": start_and_end(last),
         "retrieval": rows,
-        "choice": {"weights": choice.name, "judged": {name: one._asdict() for name, one in choice.judged.items()}}
-        if choice.judged
-        else None,
+        "choice": choice.to_dict(),
         "against_start": beside,
         "zoom": {"window": decided_by(encoder, "zoom") or "middle", "weight": round(encoder.look_weight, 3)},
         "retrieval_protocol": "leave-one-out in the test split" if rows else None,
@@ -200,7 +198,8 @@ def _view_pairs(
             made = views.make([pixels], [key])[:, 0].permute(0, 2, 3, 1).numpy()
             whole = Image.fromarray(np.array(pixels))
             if key.place is not None:
-                row, column, half = *key.place[:2], key.place[2] / 2
+                row, column, side = key.place.window
+                half = side / 2
                 whole = outlined(whole, Window(column - half, row - half, column + half, row + half))
             drawn.append((_name(plan.train, index), (whole, Image.fromarray(made[0]), Image.fromarray(made[1]))))
         if len(drawn) == VIEW_PAIRS:

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import itertools
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -19,16 +18,16 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fgssl.adaptation import ViewFeatures, embed_views, fit_whitening
 from fgssl.adaptation.whitening import Progress, sample_rows
 from fgssl.config.defaults import Draft
-from fgssl.data.cache.folder import cache_folder, cache_label, remove_unused
-from fgssl.data.cache.map_store import FREE_SPACE_SHARE, UNUSED_DAYS
+from fgssl.data.cache.folder import cache_folder, cache_label
 from fgssl.data.cache.pixels import PixelStore
+from fgssl.data.cache.tensors import keep_tensors
 from fgssl.data.images import ImageSet
 from fgssl.encoder import Encoder
 from fgssl.errors import FgsslError, SettingError
@@ -36,7 +35,6 @@ from fgssl.evaluation.embed import embed
 from fgssl.objectives import OBJECTIVES
 from fgssl.objectives.relations import Relations
 from fgssl.runs.encoder_file import identity, load_encoder
-from fgssl.runtime.files import atomic_path
 from fgssl.runtime.reporting import HangDetector
 
 if TYPE_CHECKING:
@@ -138,7 +136,7 @@ def _relations(
                 found = make_targets(encoder, pixels, stages=stages or _stages(encoder), seed=seed, progress=progress)
             if stages is None:  # the whitening, which may be large, is for a student without a projector
                 found = {"targets": found["targets"]}
-            if not _kept(path, found):
+            if not keep_tensors(path, found, {"format": FORMAT}):
                 detector.warn(f"the teacher's features cannot be kept in '{path.parent}': they would be made again")
     if is_main:
         detector.at(place)
@@ -197,16 +195,3 @@ def _read(path: Path, images: int) -> dict[str, Tensor] | None:
             os.utime(path)
             return found
     return None
-
-
-def _kept(path: Path, found: dict[str, Tensor]) -> bool:
-    """Whether they could be: a disk that is full or cannot be written must not stop the run."""
-    with contextlib.suppress(OSError, FgsslError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_unused(path.parent, "*.safetensors", days=UNUSED_DAYS)
-        room = FREE_SPACE_SHARE * shutil.disk_usage(path.parent).free
-        if sum(tensor.nbytes for tensor in found.values()) <= room:
-            with atomic_path(path) as temporary:
-                save_file(found, temporary, metadata={"format": FORMAT})
-            return True
-    return False

@@ -66,7 +66,6 @@ def draw_views(
     low, high = config.blur_sigma_min, config.blur_sigma_max
     box = _draw_crops(crops, config, heights.astype(np.int64), widths.astype(np.int64), windows)
     flipped = flip < config.flip
-    nothing = np.zeros_like(box)
     return Views(
         box,
         flipped,
@@ -75,7 +74,7 @@ def draw_views(
         gray < config.grayscale,
         np.where(blur < config.blur, (low + sigma * (high - low)) * size / 224, 0.0).astype(np.float32),
         solarize < config.solarize,
-        nothing if hidden is None else _patches(hidden, box, flipped, np.stack([heights, widths], 1), size),
+        np.zeros_like(box) if hidden is None else _patches(hidden, box, flipped, np.stack([heights, widths], 1), size),
     )
 
 

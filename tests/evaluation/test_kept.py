@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 from running import fgssl, finished_run, make_photos, photos
 
+from fgssl.data.cache import tensors
 from fgssl.encoder import Encoder
 from fgssl.evaluation import kept
 
@@ -88,6 +89,6 @@ def test_few_pictures_are_embedded_each_time(tmp_path: Path, monkeypatch: pytest
 
 
 def test_embeddings_that_are_large_for_the_disk_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "SHARE", 0.0)
+    monkeypatch.setattr(tensors, "FREE_SPACE_SHARE", 0.0)
     embedded("retrieve", finished_run()[0], "--cache", tmp_path)
     assert not list((tmp_path / "features").iterdir())

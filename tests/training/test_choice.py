@@ -1,4 +1,4 @@
-"""Which weights a run leaves: the best by their views, the others beside them, and what is said of the start."""
+"""Which weights a run leaves: those judged best, the others beside them, and what is said of the start."""
 
 from __future__ import annotations
 
